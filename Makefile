@@ -1,0 +1,32 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything lives in .venv and ./workspace.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PROFILE ?= smoke
+
+.PHONY: demo test lint type bench clean
+
+demo: $(INSTALLED)  ## run the whole pipeline on the embedded corpus and print the report's path
+	$(BIN)/flextok run --profile $(PROFILE)
+
+test: lint type  ## lint, types, then every test
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED)
+	$(BIN)/pyright flextok
+
+bench: $(INSTALLED)  ## measure on this machine and write docs/benchmarks.md
+	$(BIN)/python -m flextok.bench docs/benchmarks.md
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## remove the environment; workspaces stay
+	rm -rf $(VENV) build *.egg-info

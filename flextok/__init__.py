@@ -1,0 +1,26 @@
+"""FlexTok: train image tokenizers, tokenize corpora, train priors and judge the result."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flextok.version import __version__
+
+if TYPE_CHECKING:
+    from flextok.data.tokens import TokenStore
+    from flextok.model.checkpoint import load_tokenizer
+    from flextok.model.prior import load_prior
+
+__all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
+
+# Found on first use, so that `import flextok` costs no torch.
+_HOMES = {
+    "TokenStore": "flextok.data.tokens",
+    "load_prior": "flextok.model.prior",
+    "load_tokenizer": "flextok.model.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flextok' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

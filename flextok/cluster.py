@@ -1,0 +1,46 @@
+"""One way to reach Ray: start it on this machine, or join the cluster at an address."""
+
+import logging
+import os
+
+from flextok.errors import FlextokError
+
+# Ray warns about each of these once a second or once a process; none needs an action of a user.
+QUIET = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
+    """Connect this process to Ray, once; a second call finds the first one's session.
+
+    `address` is "local" (start here, ended by `stop_ray` or the process), "auto" or a cluster's address.
+    Raises FlextokError when Ray cannot be started or reached.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:
+        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise FlextokError(
+            f"expected to {'start Ray on this machine' if address == 'local' else f'reach Ray at {address}'}, "
+            f"found: {first_line}; check `ray status` and compute.address"
+        ) from error
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def stop_ray() -> None:
+    """Leave Ray, and end it if `ensure_ray` started it here."""
+    import ray
+
+    ray.shutdown()

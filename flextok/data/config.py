@@ -1,0 +1,134 @@
+"""Configuration of a corpus: where pictures come from, which are kept, and how they are sharded."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from flextok.config import Config
+from flextok.data.scenes import ScenesConfig
+
+SourceFormat = Literal["auto", "scenes", "imagenet", "folder", "captions", "webdataset", "parquet"]
+Split = Literal["train", "val", "all"]
+
+SCENES = "scenes"
+
+
+class SourceConfig(Config):
+    """One of several sources of a corpus."""
+
+    url: str = Field(description='Path or fsspec URL of a folder or file, or "scenes" for the built-in drawn corpus.')
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="Prefix of its samples' names; default: last part of the URL.",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="Sampling weight, recorded in the manifest (see Corpus.sample_weights)."
+    )
+    format: SourceFormat = Field(default="auto", description="How to read it; auto looks at the content.")
+
+
+class ImageLimits(Config):
+    """Which pictures are fit for training; anything else is rejected with a reason."""
+
+    min_side: int = Field(default=16, ge=1, description="Shortest allowed side in pixels.")
+    max_aspect: float = Field(default=16.0, ge=1, description="Largest allowed ratio of the long to the short side.")
+    max_pixels: int = Field(
+        default=64 * 2**20,
+        ge=1,
+        le=170_000_000,
+        description="Largest allowed width x height, checked on the header before decoding.",
+    )
+    max_bytes: int = Field(
+        default=64 * 2**20, ge=1, le=2**30, description="Largest allowed file; larger ones are not read."
+    )
+
+
+class CorpusConfig(ImageLimits):
+    """A corpus and its shards. The same settings and the same source give the same digest.
+
+    A folder of classes with its own labels: `source: /data/birds, format: imagenet`.
+    Captioned pictures on S3: `source: s3://bucket/coco, format: captions`.
+    """
+
+    name: str = Field(
+        default="corpus", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the corpus and its folder."
+    )
+    source: str = Field(
+        default=SCENES, description='"scenes" (the built-in drawn corpus), or path or fsspec URL of a folder or file.'
+    )
+    format: SourceFormat = Field(default="auto", description="How to read `source`; auto looks at the content.")
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="Several sources at once; takes the place of `source`."
+    )
+    scenes: ScenesConfig = Field(
+        default_factory=lambda: ScenesConfig.model_validate({}), description="The built-in drawn corpus."
+    )
+
+    label_csv: str | None = Field(
+        default=None, description="CSV with the labels; a path relative to the source, or a path or URL."
+    )
+    label_key: str = Field(default="key", description="Its column with class folder, file name or sample key.")
+    label_id: str | None = Field(
+        default=None, description="Its column with class ids 0..n-1; default: rank of the class name."
+    )
+    label_name: str = Field(default="label", description="Its column with class names.")
+
+    captions_file: str | None = Field(
+        default=None, description="Captions file inside the source; default: found by name."
+    )
+    image_column: str | None = Field(
+        default=None, description="Column of the file name (CSV) or the image (Parquet); default: found."
+    )
+    text_column: str | None = Field(
+        default=None, description="Column of the caption(s) in CSV, JSON lines or Parquet; default: found."
+    )
+    label_column: str | None = Field(default=None, description="Column of the class in Parquet; default: found.")
+
+    val_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of samples put in the val split, by a hash of their name, where the source has no splits.",
+    )
+    shard_samples: int = Field(default=1000, ge=1, description="Most samples in a shard.")
+    shard_bytes: int = Field(
+        default=512 * 2**20, ge=1, description="Most bytes of input in a shard (one input may exceed it)."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the shuffle that mixes the shards.")
+
+    max_reject_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="More rejects than this share of the inputs is a failure."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="Pictures with equal bytes: count them, or drop all but one."
+    )
+    near_duplicates: bool = Field(
+        default=False, description="Report pictures that look alike (near_duplicates.parquet); none is dropped."
+    )
+    resize_short_side: int | None = Field(
+        default=None,
+        ge=16,
+        description="Re-encode larger pictures to this short side; default: keep the original bytes.",
+    )
+
+    @model_validator(mode="after")
+    def _source_names_are_unique(self) -> "CorpusConfig":
+        names = [source_name(source) for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources need different names, found {names}; set `name` for each")
+        return self
+
+    def limits(self) -> ImageLimits:
+        """The limits on single pictures alone."""
+        return ImageLimits(**{field: getattr(self, field) for field in ImageLimits.model_fields})
+
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The sources as a list, be it one or several."""
+        return self.sources or (SourceConfig(url=self.source, format=self.format),)
+
+
+def source_name(source: SourceConfig) -> str:
+    """The name of one source among several: as given, or the last part of its URL made safe."""
+    last = source.url.rstrip("/").rpartition("/")[2].partition(".")[0]
+    return source.name or "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in last) or "source"

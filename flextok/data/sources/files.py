@@ -1,0 +1,66 @@
+"""Reading of single files and of byte ranges, local or remote, bounded and with retries."""
+
+import time
+from dataclasses import dataclass
+
+from flextok import storage
+from flextok.data.sources.base import InputError, RawInput, redact
+
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.1
+
+
+def read_range(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes [start, end) of `url`, all without them; a failing store is asked up to five times. Raises OSError."""
+    if storage.is_local(url):
+        with storage.local_path(url).open("rb") as file:
+            file.seek(start or 0)
+            return file.read() if end is None else file.read(end - (start or 0))
+    fs, path = storage.filesystem(url)
+    for attempt in range(ATTEMPTS):
+        try:
+            content = fs.cat_file(path, start=start, end=end)
+            assert isinstance(content, bytes)
+            return content
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - stores raise their own kinds: aiohttp, botocore, timeouts
+            if attempt == ATTEMPTS - 1:
+                raise OSError(redact(str(error))) from None
+            time.sleep(FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads whole files of a folder; the class is the first folder of a name when `classes` is set."""
+
+    url: str
+    remote: bool
+    classes: bool
+    split_prefixes: tuple[str, ...] = ()
+
+    def read(self, name: str, size: int, where: str | None, max_bytes: int) -> RawInput:
+        """See Reader."""
+        image = read_file(self.url, name, size, max_bytes)
+        inner = self._inner(name)
+        folder, _, file_name = inner.rpartition("/")
+        keys = (folder.rpartition("/")[2], folder, name, inner, file_name, file_name.rpartition(".")[0])
+        label = inner.partition("/")[0] if self.classes and folder else None
+        return RawInput(image, label, tuple(key for key in keys if key))
+
+    def _inner(self, name: str) -> str:
+        first, _, rest = name.partition("/")
+        return rest if first in self.split_prefixes and rest else name
+
+
+def read_file(url: str, name: str, size: int, max_bytes: int) -> bytes:
+    """The file `name` below `url`; raises InputError when it is too large or cannot be read."""
+    if size > max_bytes:
+        raise InputError("too_many_bytes", f"{size} bytes, allowed {max_bytes}")
+    try:
+        return (
+            read_range(storage.join(url, name), 0, max_bytes + 1) if size == 0 else read_range(storage.join(url, name))
+        )
+    except OSError as error:
+        raise InputError("unreadable", redact(error.strerror or str(error))) from None

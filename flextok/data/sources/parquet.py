@@ -1,0 +1,203 @@
+"""Parquet tables of pictures: as Hugging Face datasets writes them, or with the bytes in a plain binary column."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flextok import storage
+from flextok.data.config import CorpusConfig
+from flextok.data.rejects import Reject
+from flextok.data.sources.base import LISTING_SCHEMA, InputError, Listing, RawInput, redact
+from flextok.data.sources.containers import Container, list_containers
+from flextok.data.sources.files import read_range
+from flextok.data.sources.staging import Staging
+from flextok.digests import canonical_json, digest_of
+from flextok.errors import UsageError
+
+ENDINGS = (".parquet",)
+ROWS_AT_ONCE = 32
+TEXT_COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "sentences_raw", "prompt")
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "coarse_label")
+REJECTS_KEY = b"flextok.rejects"
+LISTING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table mean what, and the names of its classes."""
+
+    image: str
+    text: str | None
+    label: str | None
+    classes: list[str] | None
+
+
+@dataclass(frozen=True)
+class StagedReader:
+    """Reads pictures that were copied out of Parquet files."""
+
+    folder: str
+    remote: bool = False
+
+    def read(self, name: str, size: int, where: str | None, max_bytes: int) -> RawInput:
+        """See Reader."""
+        note = json.loads(where or "{}")
+        path = storage.join(self.folder, note["file"])
+        try:
+            image = read_range(path, note["offset"], note["offset"] + size)
+        except OSError as error:
+            raise InputError("unreadable", redact(str(error))) from None
+        label = note["label"]
+        keys = (note["path"], *([str(label)] if label is not None else []), name)
+        return RawInput(image, label, tuple(key for key in keys if key), tuple(note["captions"]), note["metadata"])
+
+
+def list_parquet(url: str, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+    """The rows of all Parquet files of a split, their pictures copied to the staging folder. Raises UsageError."""
+    containers, rejects, has_splits = list_containers(url, split, ENDINGS)
+    frames: list[pl.DataFrame] = []
+    classes: list[str] | None = None
+    for container in containers:
+        try:
+            frame, bad, names = _staged(container, config, staging)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            rejects.append(Reject(container.name, "bad_container", redact(_one_line(error))))
+            continue
+        if classes is not None and names is not None and names != classes:
+            raise UsageError(
+                f"expected the same class names in all files of {redact(url)}, found others in {container.name}"
+            )
+        classes = classes or names
+        frames.append(frame)
+        rejects += bad
+    frame = pl.concat(frames) if frames else pl.DataFrame(schema=LISTING_SCHEMA)
+    return Listing(frame, StagedReader(str(staging.folder)), rejects, classes, has_splits)
+
+
+def find_columns(schema: pa.Schema, config: CorpusConfig) -> Columns:
+    """The columns of a table, by the options, its Hugging Face metadata, types and usual names; raises UsageError."""
+    features = _features(schema)
+    names = schema.names
+    for option in ("image_column", "text_column", "label_column"):
+        wanted = getattr(config, option)
+        if wanted is not None and wanted not in names:
+            raise UsageError(f"corpus.{option}: expected one of {', '.join(names)}, found {wanted!r}")
+    marked = [name for name in names if features.get(name, {}).get("_type") == "Image"]
+    structs = [
+        name for name in names if pa.types.is_struct(schema.field(name).type) and _has_bytes(schema.field(name).type)
+    ]
+    image = config.image_column or next(iter([*marked, *structs]), None)
+    if image is None:
+        raise UsageError(f"expected a column of pictures, found {', '.join(names)}; set corpus.image_column")
+    label = config.label_column or _first(
+        [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"],
+        [name for name in LABEL_COLUMNS if name in names],
+    )
+    text = config.text_column or _first([name for name in TEXT_COLUMNS if name in names])
+    classes = features.get(label, {}).get("names") if label else None
+    return Columns(image, text, label, [str(name) for name in classes] if isinstance(classes, list) else None)
+
+
+def _staged(
+    container: Container, config: CorpusConfig, staging: Staging
+) -> tuple[pl.DataFrame, list[Reject], list[str] | None]:
+    """Listing, rejects and class names of one file; its pictures are copied unless they have been before."""
+    if container.size == 0:
+        raise ValueError("0 bytes: an unfinished download?")
+    goal = staging.file(container)
+    asked = [LISTING_VERSION, config.image_column, config.text_column, config.label_column, config.max_bytes]
+    listing_file = goal.with_name(f"{goal.name}-{digest_of(asked)[:8]}.parquet")
+    with storage.open_read(container.url) as file:
+        table = pq.ParquetFile(file)
+        columns = find_columns(table.schema_arrow, config)
+        if not listing_file.exists():
+            _copy(table, container, columns, config.max_bytes, goal, listing_file)
+    stored = pq.read_table(listing_file)
+    rejects = [Reject(*row) for row in json.loads(stored.schema.metadata[REJECTS_KEY])]
+    frame = pl.from_arrow(stored.replace_schema_metadata(None))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.cast(dict(LISTING_SCHEMA)), rejects, columns.classes
+
+
+def _copy(
+    table: pq.ParquetFile, container: Container, columns: Columns, max_bytes: int, goal: Path, listing_file: Path
+) -> None:
+    """Pictures to `goal`, one behind the other, then the listing of where they are, which commits them."""
+    rows: list[tuple[Any, ...]] = []
+    rejects: list[Reject] = []
+    base = container.name.removesuffix(".parquet")
+    with storage.atomic_write(str(goal)) as file:
+        offset = 0
+        for number, row in enumerate(_rows(table, columns)):
+            name = f"{container.name}/{number:07d}"
+            try:
+                image, path = _image(row[columns.image], max_bytes)
+                note = {"file": goal.name, "offset": offset, "path": path, **_texts(row, columns)}
+            except InputError as error:
+                rejects.append(Reject(name, error.reason, error.detail))
+                continue
+            file.write(image)
+            rows.append((name, f"{base}_{number:07d}", len(image), container.stamp, canonical_json(note)))
+            offset += len(image)
+    if not rows and not rejects:
+        rejects.append(Reject(container.name, "empty_container", "a table without rows"))
+    listing = pl.DataFrame(rows, schema=LISTING_SCHEMA, orient="row").to_arrow()
+    with storage.atomic_write(str(listing_file)) as file:
+        pq.write_table(listing.replace_schema_metadata({REJECTS_KEY: canonical_json(rejects)}), file)
+
+
+def _rows(table: pq.ParquetFile, columns: Columns) -> Iterator[dict[str, Any]]:
+    wanted = [name for name in (columns.image, columns.text, columns.label) if name is not None]
+    for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(dict.fromkeys(wanted))):
+        yield from batch.to_pylist()
+
+
+def _image(value: Any, max_bytes: int) -> tuple[bytes, str | None]:
+    path = value.get("path") if isinstance(value, dict) else None
+    image = value.get("bytes") if isinstance(value, dict) else value
+    if image is None:
+        raise InputError("missing_image", f"no bytes, only the path {path!r}" if path else "null")
+    if not isinstance(image, bytes):
+        raise InputError("bad_metadata", f"expected bytes in the image column, found {type(image).__name__}")
+    if len(image) > max_bytes:
+        raise InputError("too_many_bytes", f"{len(image)} bytes, allowed {max_bytes}")
+    return image, path
+
+
+def _texts(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    text = row.get(columns.text) if columns.text else None
+    captions = [text] if isinstance(text, str) else [item for item in text or [] if isinstance(item, str)]
+    label = row.get(columns.label) if columns.label else None
+    if label is not None and not isinstance(label, int | str):
+        raise InputError(
+            "bad_metadata", f"expected a class id or name in {columns.label}, found {type(label).__name__}"
+        )
+    if isinstance(label, int) and label < 0:  # Hugging Face's mark for a hidden label
+        label = None
+    return {"captions": captions, "label": label, "metadata": {}}
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+
+
+def _first(*groups: list[str]) -> str | None:
+    return next((name for group in groups for name in group), None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

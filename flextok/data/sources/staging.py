@@ -1,0 +1,62 @@
+"""Local copies of inputs that cannot be read at random: compressed tars and the pictures inside Parquet.
+
+They are read once in a stream into the staging folder, which is what lets their samples be mixed over all
+shards; the folder is removed when the corpus is finished, and used again by a run that goes on.
+"""
+
+import bz2
+import gzip
+import lzma
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flextok import storage
+from flextok.data.sources.containers import Container
+from flextok.digests import digest_of
+
+LARGEST_EXPANSION = 100
+SLACK_BYTES = 64 * 2**20
+BLOCK = 1 << 16
+OPENERS = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A local folder for copies, made when the first one is needed."""
+
+    folder: Path
+
+    def file(self, container: Container) -> Path:
+        """Where the copy of `container` belongs; its name changes when the container does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / digest_of([container.name, container.size, container.stamp])[:24]
+
+    def remove(self) -> None:
+        """Delete all copies."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def decompressed(url: str, size: int, goal: Path) -> Path:
+    """A decompressed copy of the file `url` at `goal`, written in a stream and once.
+
+    Of a damaged file everything before the damage is kept. Raises OSError, or ValueError when nothing could be
+    kept or the copy grows beyond what pictures do.
+    """
+    if goal.exists():
+        return goal
+    most = size * LARGEST_EXPANSION + SLACK_BYTES
+    with storage.open_read(url) as packed, storage.atomic_write(str(goal)) as file:
+        written = 0
+        plain = OPENERS[url.rpartition(".")[2].lower()](packed, "rb")
+        try:
+            while chunk := plain.read(BLOCK):
+                written += len(chunk)
+                if written > most:
+                    raise ValueError(f"grows to more than {LARGEST_EXPANSION} times its size: not pictures")
+                file.write(chunk)
+        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+            if written == 0:
+                raise ValueError(f"does not decompress: {error}") from None
+    return goal

@@ -1,0 +1,83 @@
+"""Settings of the evaluation: what is decoded, how, and with what it is compared."""
+
+from pydantic import Field, model_validator
+
+from flextok.config import Config
+from flextok.errors import UsageError
+
+
+class SamplesConfig(Config):
+    """What is drawn from the prior. Its guidance steers the ids; the decoder's own stands in EvaluationConfig."""
+
+    num: int = Field(default=256, gt=0, description="Images to sample, as equally over the classes as can be.")
+    keep: tuple[int, ...] | None = Field(
+        default=None, description="Token counts to decode each sample at; null: as reconstructions."
+    )
+    temperature: float = Field(default=1.0, ge=0, description="Divides the logits; 0 takes the likeliest id.")
+    top_k: int | None = Field(default=None, gt=0, description="Keep only the k likeliest ids; null keeps all.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Keep the fewest ids whose probability reaches p; null: all."
+    )
+    guidance: float = Field(default=1.0, ge=0, description="Classifier-free guidance of the prior; 1 is none.")
+
+
+class EvaluationConfig(Config):
+    """How reconstructions and samples are made and measured. Every field stands in the numbers' protocol."""
+
+    keep: tuple[int, ...] | None = Field(
+        default=None, description="Token counts K to decode at; null: 1, 2, 4, ... and all."
+    )
+    steps: int = Field(default=25, gt=0, description="Euler steps of the flow decoder.")
+    guidance: float = Field(default=7.5, ge=0, description="Guidance of the flow decoder; 1 is none and twice as fast.")
+    norm_guidance: bool = Field(default=True, description="Adaptive projected guidance rather than plain guidance.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the decoder's noise, the prior's draws and the random-token baseline."
+    )
+    max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
+    distance_images: int | None = Field(
+        default=None,
+        gt=1,
+        description="Images of each set that enter the distribution distance; null: all that are decoded.",
+    )
+    batch_size: int = Field(
+        default=64, gt=0, description="Images decoded at once; decides memory and speed, not results."
+    )
+    extractor: str = Field(
+        default="efficientnet_lite0", description="Feature extractor of the distance, by torch-fidelity name."
+    )
+    extractor_input_px: int | None = Field(
+        default=None,
+        gt=0,
+        description="Side that efficientnet_lite0 resizes to (multiple of 32); null: 224. Less is faster.",
+    )
+    grid_images: int = Field(default=10, ge=0, description="Reconstructions kept as pictures for the report.")
+    samples: SamplesConfig = Field(default_factory=SamplesConfig, description="What is drawn from the prior.")
+
+    @model_validator(mode="after")
+    def _positive_keep(self) -> "EvaluationConfig":
+        for name, keep in (("keep", self.keep), ("samples.keep", self.samples.keep)):
+            if keep is not None and (not keep or min(keep) < 1):
+                raise ValueError(f"{name}: expected token counts of at least 1, found {keep}")
+        return self
+
+
+class ReportConfig(Config):
+    """What the report shows beyond the numbers; changes no number."""
+
+    title: str = Field(default="FlexTok report", min_length=1, description="Title of the page.")
+    samples_per_class: int = Field(default=6, gt=0, description="Samples shown for each class.")
+    max_classes: int = Field(default=16, gt=0, description="Classes shown in the grid of samples.")
+
+
+def keep_counts(keep: tuple[int, ...] | None, num_tokens: int) -> list[int]:
+    """The token counts to decode at, ascending: `keep`, or 1, 2, 4, ... and `num_tokens` itself.
+
+    Raises UsageError for a count beyond `num_tokens`.
+    """
+    from flextok.model.keep import nested_lengths
+
+    if keep is None:
+        return nested_lengths(num_tokens).tolist()
+    if max(keep) > num_tokens:
+        raise UsageError(f"expected evaluation.keep within 1..{num_tokens}, the tokenizer's tokens, found {max(keep)}")
+    return sorted(set(keep))

@@ -1,0 +1,30 @@
+"""Tokens to 8-bit images with the settings of an evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flextok.data.images import to_uint8
+from flextok.evaluate.config import EvaluationConfig
+from flextok.model.tokenizer import Tokenizer
+
+
+@torch.inference_mode()
+def decode_ids(
+    tokenizer: Tokenizer, ids: torch.Tensor, keep: int, keys: Sequence[str], config: EvaluationConfig
+) -> np.ndarray:
+    """Images [B, H, W, 3] uint8 of the first `keep` tokens of `ids` [B, L] or [B, L, C].
+
+    The noise of an image is drawn from the seed and its key, so it is the same at every K and in every batch.
+    """
+    images = tokenizer.detokenize(
+        ids,
+        keep=keep,
+        steps=config.steps,
+        guidance=config.guidance,
+        norm_guidance=config.norm_guidance,
+        seed=config.seed,
+        sample_ids=keys,
+    )
+    return to_uint8(images)

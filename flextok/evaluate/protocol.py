@@ -1,0 +1,79 @@
+"""The protocol record: what must be equal for two numbers to be comparable. It stands beside every number.
+
+The parts follow the questions that break comparisons in practice: which images, against which reference, cropped how,
+decoded how, looked at by which network, computed with what.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flextok.digests import digest_of
+from flextok.evaluate.config import EvaluationConfig
+from flextok.version import __version__
+
+UINT8_RULE = "clamp(round((x + 1) * 127.5), 0, 255) of model output in [-1, 1]"
+IN_MEMORY = "none: uint8 in memory"
+SAME_IMAGES = "same images, after the same crop"
+
+
+def images_record(name: str, digest: str, keys: Sequence[str], available: int) -> dict[str, Any]:
+    """Which images of a data set entered: its name and digest, their number, and a hash of their keys."""
+    selection = "all" if len(keys) == available else "those with the smallest sha256 of their key"
+    return {
+        "name": name,
+        "digest": digest,
+        "images": len(keys),
+        "rows": digest_of(sorted(keys)),
+        "selection": selection,
+    }
+
+
+def decoder_record(config: EvaluationConfig) -> dict[str, Any]:
+    """How tokens became pixels."""
+    variant = "adaptive projected" if config.norm_guidance else "classifier-free"
+    return {
+        "solver": "euler",
+        "steps": config.steps,
+        "decoder_guidance": config.guidance,
+        "decoder_guidance_variant": variant if config.guidance != 1 else "none",
+        "seed": config.seed,
+        "noise": "a stream of its own for each image, from the seed and the image's key",
+        "uint8": UINT8_RULE,
+    }
+
+
+def environment_record(device: str) -> dict[str, str]:
+    """What computed the number: device, precision, library versions."""
+    return {
+        "device": device,
+        "dtype": "float32",
+        "flextok": __version__,
+        "torch": torch.__version__,
+        "torch_fidelity": importlib.metadata.version("torch-fidelity"),
+    }
+
+
+def distance_record(extractor: dict[str, Any], images: int, reference: dict[str, Any]) -> dict[str, Any]:
+    """How a distribution distance was measured, with `small_sample` where it is biased upwards.
+
+    Fewer images than twice the features' width leave the covariance poorly known; such a distance only compares
+    with one over the same number of images.
+    """
+    needed = 2 * extractor["width"]
+    return {
+        "definition": "Fréchet distance of Gaussians fitted to features (Heusel et al. 2017), by torch-fidelity",
+        "extractor": extractor,
+        "images": images,
+        "reference": reference,
+        "images_needed": needed,
+        "small_sample": min(images, reference["images"]) < needed,
+        "statistics": "float64 sums, sample covariance",
+    }
+
+
+def evaluation_device() -> str:
+    """The device evaluations run on: the first GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,180 @@
+"""Images drawn from the prior: token rows in the token-shard schema, and their pictures at each K."""
+
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flextok import storage
+from flextok.data.tokens import (
+    ContentHash,
+    TokenMeta,
+    token_schema,
+    token_table,
+    write_token_manifest,
+    write_token_shard,
+)
+from flextok.digests import digest_rows
+from flextok.errors import UsageError
+from flextok.evaluate.config import EvaluationConfig, keep_counts
+from flextok.evaluate.decoding import decode_ids
+from flextok.evaluate.images import read_png, to_png
+from flextok.evaluate.protocol import decoder_record, evaluation_device
+from flextok.model.checkpoint import load_tokenizer
+from flextok.model.prior import Prior, load_prior
+from flextok.progress import track
+from flextok.provenance import artifact_input, read_provenance
+
+SHARD = "000000"
+FILE_THREADS = 8
+
+
+@dataclass(frozen=True)
+class SamplesResult:
+    """Stored samples: a token store at `url`, with pictures in `images/k<K>/<key>.png`."""
+
+    url: str
+    digest: str
+    num: int
+    keep: list[int]
+
+
+def sample_images(
+    prior_url: str,
+    tokenizer_url: str,
+    parent_url: str,
+    config: EvaluationConfig,
+    class_names: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+) -> SamplesResult:
+    """Draw `config.samples.num` token rows and decode each at every K, into `parent_url/<digest>/`.
+
+    A class-conditional prior gets class i % C for image i, so that classes are equally frequent; a text-conditional
+    one gets `texts` in turn. The ids of one draw are decoded at every K: a shorter sequence is a prefix of a longer
+    one. The digest covers the ids and all that decides the pictures.
+    """
+    device = evaluation_device()
+    prior = load_prior(prior_url, device)
+    tokenizer = load_tokenizer(tokenizer_url, device)
+    if prior.config.tokenizer not in ("", tokenizer.digest):
+        raise UsageError(
+            f"expected the tokenizer {prior.config.tokenizer[:12]} that prior {prior_url} was trained for, "
+            f"found {tokenizer.digest[:12]}; train the prior on this tokenizer's tokens"
+        )
+    settings = config.samples
+    keeps = keep_counts(settings.keep or config.keep, prior.config.num_tokens)
+    condition = _Condition.of(prior, settings.num, class_names, texts)
+    keys = [f"{index:06d}" for index in range(settings.num)]
+    with track("sample", settings.num, "images") as task:
+        parts = []
+        for rows in _batches(settings.num, config.batch_size):
+            parts.append(_generate(prior, condition, rows, config))
+            task.advance(len(rows))
+    ids = np.concatenate(parts)
+
+    recipe = {
+        "keep": keeps,
+        "decoder": decoder_record(config),
+        "sampler": {
+            **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
+            "prior_guidance": settings.guidance,
+            "seed": config.seed,
+            "labels": condition.rule,
+        },
+    }
+    meta = TokenMeta(
+        tokenizer=tokenizer.digest,
+        vocab_size=prior.config.vocab_size,
+        num_tokens=prior.config.num_tokens,
+        codebooks=prior.config.codebooks,
+        preprocess={"size": tokenizer.config.image_size, "sampled": {"prior": prior.digest, **recipe}},
+    )
+    sides = [tokenizer.config.image_size] * settings.num
+    columns = {"key": keys, "label": condition.labels, "text": condition.texts, "width": sides, "height": sides}
+    table = token_table(token_schema(meta), ids, columns)
+    content = ContentHash(meta)
+    content.update(table)
+    url = storage.join(parent_url, digest_rows([(SHARD, len(keys), content.hexdigest())]))
+    with (
+        track("decode samples", settings.num * len(keeps), "images") as task,
+        concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool,
+    ):
+        for rows in _batches(settings.num, config.batch_size):
+            names = [keys[row] for row in rows]
+            for keep in keeps:
+                batch_ids = torch.from_numpy(ids[rows])
+                images = decode_ids(tokenizer, batch_ids, keep, names, config)
+                goals = [image_url(url, keep, name) for name in names]
+                list(pool.map(storage.write_bytes, goals, map(to_png, images)))
+                task.advance(len(names))
+    record = write_token_shard(storage.join(url, f"{SHARD}.parquet"), table.schema, [table])
+    inputs = [artifact_input(prior_url), artifact_input(tokenizer_url)]
+    digest = write_token_manifest(url, "samples", [record], meta, inputs, recipe)
+    return SamplesResult(url, digest, settings.num, keeps)
+
+
+def open_samples(url: str) -> tuple[SamplesResult, dict[str, Any]]:
+    """Stored samples and the settings they were drawn with; raises UsageError when the folder holds something else."""
+    block = read_provenance(url)
+    if block["kind"] != "samples":
+        raise UsageError(f"expected samples in {url}, found {block['kind']}")
+    rows = storage.read_json(storage.join(url, "manifest.json"))["counts"]["rows"]
+    return SamplesResult(url, block["digest"], rows, block["recipe"]["keep"]), block["recipe"]
+
+
+def image_url(url: str, keep: int, key: str) -> str:
+    """Where the picture of sample `key` at `keep` tokens stands."""
+    return storage.join(url, "images", f"k{keep:03d}", f"{key}.png")
+
+
+def read_images(url: str, keep: int, keys: Sequence[str]) -> np.ndarray:
+    """The pictures of samples at `keep` tokens, uint8 [B, H, W, 3]."""
+    with concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool:
+        return np.stack(list(pool.map(lambda key: read_png(storage.read_bytes(image_url(url, keep, key))), keys)))
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """What steers each sample, and how it was chosen."""
+
+    rule: str
+    labels: list[int | None]
+    texts: list[str | None]
+
+    @classmethod
+    def of(cls, prior: Prior, num: int, class_names: Sequence[str] | None, texts: Sequence[str] | None) -> "_Condition":
+        if prior.config.condition == "class":
+            labels = [index % prior.config.num_classes for index in range(num)]
+            names = list(class_names or [])
+            found = [names[label] if label < len(names) else None for label in labels]
+            return cls("class i % C for image i: equally frequent", [*labels], found)
+        if prior.config.condition == "text":
+            if not texts:
+                raise UsageError("expected texts for a prior conditioned on captions, found none; give some captions")
+            return cls("the given texts in turn", [None] * num, [texts[index % len(texts)] for index in range(num)])
+        return cls("no condition", [None] * num, [None] * num)
+
+
+@torch.inference_mode()
+def _generate(prior: Prior, condition: _Condition, rows: range, config: EvaluationConfig) -> np.ndarray:
+    settings = config.samples
+    ids = prior.generate(
+        labels=[label or 0 for label in condition.labels[rows.start : rows.stop]],
+        text=[text or "" for text in condition.texts[rows.start : rows.stop]],
+        num=len(rows),
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        guidance=settings.guidance,
+        seed=config.seed,
+        sample_ids=rows,
+    )
+    return ids.cpu().numpy()
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -1,0 +1,104 @@
+"""What token shards say about the tokenizer without any model: usage of the codebook, entropy, rate."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flextok.data.tokens import TokenStore
+from flextok.evaluate.config import keep_counts
+from flextok.evaluate.results import Metric, Series
+
+# Ids seen less often only reflect how many images there were.
+ZIPF_MIN_COUNT = 5
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Counts of each id at each position: `counts_NV` int64 [L * C, V], from `rows` images."""
+
+    store: TokenStore
+    rows: int
+    counts_NV: np.ndarray
+
+    def entropy_by_position(self) -> np.ndarray:
+        """Entropy in bits of the ids at each position [L]; over several codebooks the sum of theirs."""
+        each = np.array([entropy_bits(row) for row in self.counts_NV])
+        return each.reshape(self.store.num_tokens, self.store.codebooks).sum(axis=1)
+
+    def metrics(self) -> list[Metric]:
+        """`codebook_usage`, `codebook_perplexity`, `zipf_slope`, and by K `bits_per_image`, `entropy_bits_per_image`."""
+        pooled = self.counts_NV.sum(axis=0)
+        protocol = self._protocol()
+        total, vocabulary = int(pooled.sum()), self.store.vocab_size
+        usage = {
+            **protocol,
+            "definition": "distinct ids / vocabulary",
+            "tokens_counted": total,
+            "largest_possible": min(1.0, total / vocabulary),
+        }
+        perplexity = {**protocol, "definition": "2^entropy of all ids together", "tokens_counted": total}
+        zipf = {**protocol, "definition": f"slope of log count over log rank, ids with count >= {ZIPF_MIN_COUNT}"}
+        found = [
+            Metric("codebook_usage", float(np.count_nonzero(pooled)) / vocabulary, usage),
+            Metric("codebook_perplexity", 2 ** entropy_bits(pooled), perplexity),
+            Metric("zipf_slope", zipf_slope(pooled), zipf),
+        ]
+        raw_bits = math.log2(vocabulary) * self.store.codebooks
+        coded_bits = np.cumsum(self.entropy_by_position())
+        for keep in keep_counts(None, self.store.num_tokens):
+            plain = {**protocol, "definition": "sum of log2(vocabulary) over kept positions", "keep": keep}
+            coded = {**protocol, "definition": "sum of entropies over kept positions, each coded alone", "keep": keep}
+            found.append(Metric("bits_per_image", raw_bits * keep, plain, keep))
+            found.append(Metric("entropy_bits_per_image", float(coded_bits[keep - 1]), coded, keep))
+        return found
+
+    def series(self) -> list[Series]:
+        """`token_entropy_by_position` in bits and `codebook_usage_by_position`."""
+        used = np.count_nonzero(self.counts_NV, axis=1).reshape(self.store.num_tokens, -1).mean(axis=1)
+        entropy = {**self._protocol(), "unit": "bits", "definition": "entropy of the histogram of ids at each position"}
+        usage = {**self._protocol(), "definition": "distinct ids / vocabulary at each position"}
+        places = range(1, self.store.num_tokens + 1)
+        return [
+            Series("token_entropy_by_position", "position", places, self.entropy_by_position().tolist(), entropy),
+            Series("codebook_usage_by_position", "position", places, (used / self.store.vocab_size).tolist(), usage),
+        ]
+
+    def _protocol(self) -> dict:
+        return {
+            "tokens": self.store.digest,
+            "corpus": self.store.meta.corpus,
+            "tokenizer": self.store.tokenizer,
+            "images": self.rows,
+            "vocabulary": self.store.vocab_size,
+            "positions": self.store.num_tokens,
+            "codebooks": self.store.codebooks,
+        }
+
+
+def token_statistics(tokens_url: str) -> TokenStatistics:
+    """Counts over all rows of the token store at `tokens_url`; memory holds the counts and one row group."""
+    store = TokenStore.open(tokens_url)
+    counts = np.zeros((store.meta.ids_per_row, store.vocab_size), np.int64)
+    for index, shard in enumerate(store.shards):
+        for group in range(len(shard.row_groups)):
+            column = store.read_row_group(index, group, ["tokens"])["tokens"].combine_chunks()
+            ids = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, store.meta.ids_per_row)
+            for place in range(store.meta.ids_per_row):
+                counts[place] += np.bincount(ids[:, place], minlength=store.vocab_size)
+    return TokenStatistics(store, len(store), counts)
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Entropy in bits of the empirical distribution of `counts`; 0 when nothing was counted."""
+    present = counts[counts > 0]
+    share = present / present.sum()
+    return float(-(share * np.log2(share)).sum()) if len(present) else 0.0
+
+
+def zipf_slope(counts: np.ndarray) -> float:
+    """Least-squares slope of log count over log rank; -1 is Zipf's law, 0 uniform use or too few ids to tell."""
+    ordered = np.sort(counts[counts >= ZIPF_MIN_COUNT])[::-1]
+    if len(ordered) < 2:
+        return 0.0
+    return float(np.polyfit(np.log(np.arange(1, len(ordered) + 1)), np.log(ordered), 1)[0])

@@ -1,0 +1,59 @@
+"""The encoder: latents to a sequence of register outputs, of which every prefix stands on its own."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from flextok.model.config import TokenizerConfig
+from flextok.model.initialize import learned_vectors, xavier_linear, zero_linear
+from flextok.model.layers import Block, layer_norm
+from flextok.model.patching import PatchEmbedding
+
+
+@functools.lru_cache(maxsize=16)
+def causal_last_mask(patches: int, registers: int, device: torch.device) -> Tensor:
+    """Boolean [N,N], True where row may look at column: all see the patches, registers also earlier registers.
+
+    Patches never see registers and register i never sees i+1, so a prefix of registers does not depend on the rest.
+    """
+    index = torch.arange(patches + registers, device=device)
+    return (index[None] < patches) | (index[None] <= index[:, None])
+
+
+class Encoder(nn.Module):
+    """Patches and learned registers through a transformer; register outputs projected to the quantizer's width."""
+
+    def __init__(self, config: TokenizerConfig, out_dim: int):
+        super().__init__()
+        trunk = config.encoder
+        self.patches = PatchEmbedding(
+            config.latents.latent_channels, config.patch_size, trunk.width, config.grid, config.posemb_scaling
+        )
+        self.registers = learned_vectors(config.registers, trunk.width)
+        self.blocks = nn.ModuleList(Block(trunk) for _ in range(trunk.depth))
+        self.head = nn.Linear(trunk.width, out_dim)
+        xavier_linear(self.patches.proj)
+        zero_linear(self.head)
+
+    def embed(self, z_BCHW: Tensor) -> Tensor:
+        """[B,C,H,W] -> [B,P+L,D]: patches, then registers."""
+        patches = self.patches(z_BCHW)
+        return torch.cat([patches, self.registers.expand(patches.shape[0], -1, -1)], dim=1)
+
+    def trunk(self, x_BND: Tensor) -> Tensor:
+        """Embedded sequence -> register outputs [B,L,D]."""
+        count = self.registers.shape[0]
+        patches = x_BND.shape[1] - count
+        mask = causal_last_mask(patches, count, x_BND.device)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x_BND = block(x_BND, mask)
+        return last(x_BND, mask, rows=slice(patches, None))
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        """Scaled latents [B,C,H,W] -> unquantized codes [B,L,d] in float32."""
+        registers = self.trunk(self.embed(z_BCHW))
+        # what is rounded next must not be rounded to bfloat16 first
+        with torch.autocast(registers.device.type, enabled=False):
+            return self.head(layer_norm(registers.float()))

@@ -1,0 +1,29 @@
+"""Random numbers of a sample: decided by a seed and the sample's id alone, whatever batch it stands in."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normal_for(seed: int, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
+    """Standard normal draws [len(sample_ids), *shape], float32 on the CPU (the same on every machine with one)."""
+    draws = torch.empty(len(sample_ids), *shape)
+    for row, sample_id in zip(draws, sample_ids, strict=True):
+        torch.randn(row.shape, generator=generator_for(seed, sample_id), out=row)
+    return draws
+
+
+def uniform_for(seed: int, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
+    """Uniform draws in [0,1), [len(sample_ids), *shape], float32 on the CPU."""
+    draws = torch.empty(len(sample_ids), *shape)
+    for row, sample_id in zip(draws, sample_ids, strict=True):
+        torch.rand(row.shape, generator=generator_for(seed, sample_id), out=row)
+    return draws
+
+
+def generator_for(seed: int, sample_id: int | str) -> torch.Generator:
+    """A CPU generator of its own for one sample."""
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,156 @@
+"""Files on local disk or any fsspec URL. Everything appears whole or not at all.
+
+Local files are written beside their goal under a temporary name, synced and renamed; on object stores a
+file is uploaded in one put, which is atomic there. Readers and writers elsewhere use only these helpers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from flextok.errors import FlextokError, UsageError
+
+CHUNK_BYTES = 1 << 20
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path on this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path of a local `url`; raises UsageError for a remote one."""
+    if not is_local(url):
+        raise UsageError(f"expected a local path, found {url}")
+    return Path(url.removeprefix("file://"))
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/...` for paths and URLs alike."""
+    return posixpath.join(base.rstrip("/") or "/", *parts)
+
+
+def absolute(url: str) -> str:
+    """`url` such that it means the same in every process (Ray workers have another working directory)."""
+    return str(local_path(url).expanduser().resolve()) if is_local(url) else url.rstrip("/")
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of `url` and the path inside it."""
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"cannot open {url}: {error}") from None
+    return fs, path
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there (asked anew, never from a listing cache)."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    return fs.exists(path)
+
+
+def list_names(url: str) -> list[str]:
+    """Sorted names directly under a folder, temporary files left out; empty when it does not exist."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        found = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    names = {posixpath.basename(str(name).rstrip("/")) for name in found}
+    return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
+
+
+def open_read(url: str) -> IO[bytes]:
+    """A binary stream of `url`; raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    return fs.open(path, "rb")
+
+
+def read_bytes(url: str) -> bytes:
+    """All bytes of `url`."""
+    with open_read(url) as file:
+        return file.read()
+
+
+def read_json(url: str) -> Any:
+    """The JSON document at `url`."""
+    try:
+        return json.loads(read_bytes(url))
+    except json.JSONDecodeError as error:
+        raise FlextokError(f"expected JSON in {url}, found something else ({error}); make it again") from None
+
+
+@contextlib.contextmanager
+def atomic_write(url: str) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `url` when the block ends well, and leaves no trace otherwise."""
+    if is_local(url):
+        goal = local_path(url)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        temporary = goal.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    else:
+        temporary = Path(tempfile.gettempdir()) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if is_local(url):
+            temporary.replace(local_path(url))
+        else:
+            fs, path = filesystem(url)
+            fs.put_file(str(temporary), path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Put `content` at `url`, atomically."""
+    with atomic_write(url) as file:
+        file.write(content)
+
+
+def write_json(url: str, value: Any) -> None:
+    """Put `value` at `url` as indented JSON, atomically."""
+    write_bytes(url, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextlib.contextmanager
+def as_local_file(url: str) -> Iterator[Path]:
+    """A local path with the content of `url`, for libraries that read only local files."""
+    if is_local(url):
+        yield local_path(url)
+        return
+    fs, path = filesystem(url)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / posixpath.basename(path)
+        fs.get_file(path, str(copy))
+        yield copy
+
+
+def sha256_file(url: str) -> str:
+    """Hex sha256 of a file's bytes, read in a stream."""
+    sha = hashlib.sha256()
+    with open_read(url) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def remove(url: str) -> None:
+    """Delete a file or a whole folder; nothing happens when it is not there."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)

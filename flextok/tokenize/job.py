@@ -1,0 +1,347 @@
+"""Bulk tokenization on Ray Data: the shards of a corpus are the rows, actors holding the tokenizer map them.
+
+Each row comes back as one Parquet file of the token store, visible when it is whole; the manifest is written last, when
+every shard is there. A run that ends early, however it ends, is gone on with by the same command.
+
+For a given batch size the ids do not depend on actors, threads or timing: batches are cut within a shard and always
+have one shape. Another batch size, machine or library may round a latent that lies on the edge of two ids the other
+way; the store's digest would show it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flextok import storage
+from flextok.cluster import ensure_ray
+from flextok.data.corpus import Corpus
+from flextok.data.lock import locked
+from flextok.data.rejects import Reject, describe_rejects
+from flextok.data.token_writer import MANIFEST
+from flextok.data.tokens import ShardRecord, read_manifest, read_shard_footer, write_token_manifest
+from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.progress import track
+from flextok.provenance import artifact_input
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.plan import (
+    ShardTask,
+    TokenizerSpec,
+    check_destination,
+    finished_records,
+    shard_tasks,
+    task_to_json,
+    tokenizer_spec,
+)
+from flextok.tokenize.worker import SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
+from flextok.train.config import ComputeConfig
+
+DEFAULT_BATCH = 32
+IMAGES_FOR_AN_ACTOR = 5000
+TRIES_AFTER_A_CRASH = 5
+LISTED_FAULTS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeSummary:
+    """What a finished tokenization made: `rows + rejects * views == images * views` of the corpus."""
+
+    url: str
+    digest: str
+    rows: int
+    shards: int
+    skipped: int
+    """Shards that were finished already."""
+    rejects: int
+    images_per_s: float
+    """Of this run, from the first shard's start to the last one's end; 0 when nothing was to do."""
+    start_s: float
+    """Seconds until the first actor began: Ray's start and the loading of the tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The actors of a job."""
+
+    fewest: int
+    most: int
+    cpus: float
+    gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Where an actor's tokenizer lives."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def tokenize_corpus(
+    corpus_url: str,
+    tokenizer_url: str,
+    dest: str,
+    config: TokenizeConfig,
+    compute: ComputeConfig,
+    progress: bool = True,
+) -> TokenizeSummary:
+    """Tokenize every shard of the corpus into `dest`; finished shards are kept, whatever else is there is made again.
+
+    Raises UsageError where corpus, tokenizer, settings or destination cannot be used; FlextokError when another job
+    works on `dest`, a shard could not be tokenized, or more than the allowed share of images could not be decoded. The
+    shards that were finished then stay, without a manifest, and the same command goes on with the rest.
+    """
+    dest = storage.absolute(dest)
+    corpus = Corpus.open(corpus_url)
+    spec = tokenizer_spec(storage.absolute(tokenizer_url) if storage.exists(tokenizer_url) else tokenizer_url)
+    with _destination_errors(dest), locked(dest):
+        check_destination(dest, spec)
+        return _tokenize(corpus, spec, dest, config, compute, progress)
+
+
+def _tokenize(
+    corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig, compute: ComputeConfig, progress: bool
+) -> TokenizeSummary:
+    begun = time.time()
+    _clear_leftovers(dest)
+    batch_size = config.batch_size or DEFAULT_BATCH
+    tasks = shard_tasks(corpus, spec, dest, config, batch_size)
+    finished = finished_records(tasks)
+    todo = [task for task in tasks if task.name not in finished]
+    if todo:
+        # A manifest must never stand over shards that are about to change.
+        storage.remove(storage.join(dest, MANIFEST))
+    outcomes = _run(todo, spec, config, compute, batch_size, progress, corpus.num_samples)
+    _clear_leftovers(dest)
+    _tell_warnings(outcomes)
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    if failed:
+        listed = "; ".join(f"{outcome.shard}: {outcome.error}" for outcome in failed[:LISTED_FAULTS])
+        raise FlextokError(
+            f"expected all {len(tasks)} shards of {corpus.url} to be tokenized, found {len(failed)} that could not be: "
+            f"{listed}; mend them and run the same command again (finished shards are kept)"
+        )
+    results = {**finished, **{outcome.shard: (outcome.record, outcome.rejects) for outcome in outcomes}}
+    records = [record for record, _ in results.values() if record is not None]
+    rejects = sorted(reject for _, shard_rejects in results.values() for reject in shard_rejects)
+    _judge_rejects(config, corpus, rejects)
+    _check_counts(tasks, records, len(config.views))
+    _check_no_mix(tasks)
+    _remove_strangers(dest, tasks)
+    digest = _commit(corpus, spec, dest, config, tasks, records, rejects, changed=bool(todo))
+    encoded = sum(outcome.record.rows for outcome in outcomes if outcome.record) / len(config.views)
+    first = min((outcome.started for outcome in outcomes), default=begun)
+    last = max((outcome.ended for outcome in outcomes), default=begun)
+    return TokenizeSummary(
+        url=dest,
+        digest=digest,
+        rows=sum(record.rows for record in records),
+        shards=len(records),
+        skipped=len(finished),
+        rejects=len(rejects),
+        images_per_s=encoded / (last - first) if outcomes else 0.0,
+        start_s=first - begun,
+    )
+
+
+def choose_workers(tasks: list[ShardTask], compute: ComputeConfig, cluster_cpus: float) -> Workers:
+    """How many actors to ask for, and what each one holds.
+
+    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More than the
+    cluster has now may be asked for: Ray Data starts them when resources come.
+    """
+    images = sum(task.source.samples for task in tasks)
+    fewest, most = compute.tokenize_actors
+    fewest = max(1, min(fewest, len(tasks)))
+    most = max(fewest, min(most, len(tasks), 1 + images // IMAGES_FOR_AN_ACTOR))
+    threads = compute.threads or max(1, int(cluster_cpus) // most)
+    cpus = threads if not compute.gpus_per_worker or compute.threads else 1
+    return Workers(fewest, most, min(cpus, max(1.0, cluster_cpus)), compute.gpus_per_worker, threads)
+
+
+def _run(
+    tasks: list[ShardTask],
+    spec: TokenizerSpec,
+    config: TokenizeConfig,
+    compute: ComputeConfig,
+    batch_size: int,
+    progress: bool,
+    total: int,
+) -> list[ShardOutcome]:
+    """Outcomes of all tasks, in the order in which they ended."""
+    if not tasks:
+        return []
+    ensure_ray(compute.address, compute.num_cpus)
+    import ray
+
+    resources = ray.cluster_resources()
+    if compute.gpus_per_worker and compute.address == "local" and resources.get("GPU", 0) < compute.gpus_per_worker:
+        raise UsageError(
+            f"expected {compute.gpus_per_worker:g} GPUs for an actor (compute.gpus_per_worker), found "
+            f"{resources.get('GPU', 0):g} on this machine; set it to 0 or join a cluster with --address"
+        )
+    workers = choose_workers(tasks, compute, resources.get("CPU", 1))
+    outcomes = []
+    with track("tokenizing", total, "images") if progress else contextlib.nullcontext() as shown:
+        if shown and (skipped := total - sum(task.source.samples for task in tasks)):
+            shown.advance(skipped)
+        samples = {task.name: task.source.samples for task in tasks}
+        for outcome in _outcomes(tasks, spec, config, batch_size, workers):
+            outcomes.append(outcome)
+            if shown:
+                failed = sum(1 for other in outcomes if other.record is None)
+                shown.advance(samples[outcome.shard], f"{failed} shards failed" if failed else "")
+    return outcomes
+
+
+def _outcomes(
+    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers
+) -> Iterator[ShardOutcome]:
+    import ray.data
+    from ray.exceptions import RayError
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.data.dataset"):  # its import sets the level anew
+        logging.getLogger(name).setLevel(logging.ERROR)
+    constructor: dict[str, Any] = {
+        "tokenizer_url": spec.url,
+        "digest": spec.digest,
+        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "threads": workers.threads,
+        "device": workers.device,
+    }
+    # Two calls at once let an actor read and decode the next shard while the model is at work on this one.
+    pool = ray.data.ActorPoolStrategy(
+        min_size=workers.fewest,
+        max_size=workers.most,
+        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
+        max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+    rows = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
+    # Ray 2.64 will have another way to say how often a call is tried again; 2.60 has only this one.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    outcomes = rows.map(
+        ShardTokenizer,  # pyright: ignore[reportArgumentType]
+        fn_constructor_kwargs=constructor,
+        compute=pool,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+        # A lost actor comes back as often as nodes are lost; a shard that kills its actor every time ends the job.
+        max_restarts=-1,
+        max_task_retries=TRIES_AFTER_A_CRASH,
+    )
+    try:
+        for row in outcomes.iter_rows():
+            yield ShardOutcome.from_json(row["outcome"])
+    except RayError as error:
+        raise FlextokError(
+            f"expected Ray to finish the job, found: {_cause(error)}; run the same command again (finished shards are kept)"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a Ray error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
+
+
+def _clear_leftovers(dest: str) -> None:
+    """Remove what killed writers left; only the job that holds the lock does this."""
+    if storage.is_local(dest):
+        for path in Path(storage.local_path(dest)).glob(f"{storage.TEMPORARY_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+
+def _tell_warnings(outcomes: list[ShardOutcome]) -> None:
+    for outcome in outcomes:
+        if outcome.warning:
+            print(f"warning: {outcome.warning}", file=sys.stderr)
+
+
+def _judge_rejects(config: TokenizeConfig, corpus: Corpus, rejects: list[Reject]) -> None:
+    """Raises FlextokError when too many images could not be decoded; the reasons go to stderr before."""
+    if rejects:
+        for line in describe_rejects(rejects):
+            print(f"rejected: {line}", file=sys.stderr)
+    if len(rejects) > config.max_reject_fraction * corpus.num_samples:
+        raise FlextokError(
+            f"expected at most {config.max_reject_fraction:.1%} undecodable images, found {len(rejects)} of "
+            f"{corpus.num_samples}: {', '.join(reject.source for reject in rejects[:LISTED_FAULTS])}; "
+            "mend the corpus, or allow more with max_reject_fraction (finished shards are kept and list them all)"
+        )
+
+
+def _check_counts(tasks: list[ShardTask], records: list[ShardRecord], views: int) -> None:
+    by_name = {record.shard: record for record in records}
+    for task in tasks:
+        record = by_name[task.name]
+        if record.rows + record.rejects * views != task.source.samples * views:
+            raise IntegrityError(
+                f"expected {task.source.samples} images in {task.dest}, found {record.rows // views} and "
+                f"{record.rejects} rejects; run the same command again"
+            )
+
+
+def _check_no_mix(tasks: list[ShardTask]) -> None:
+    """The last look before the commit: an actor of an earlier, killed job may have written after we had checked."""
+    for task in tasks:
+        if read_shard_footer(task.dest).meta.fingerprint != task.meta.fingerprint:
+            raise IntegrityError(f"found {task.dest} written over by another job; run the same command again")
+
+
+def _remove_strangers(dest: str, tasks: list[ShardTask]) -> None:
+    """Remove token shards of a corpus shard that is no more."""
+    wanted = {f"{task.name}.parquet" for task in tasks}
+    for name in storage.list_names(dest):
+        if name.endswith(".parquet") and name not in wanted:
+            storage.remove(storage.join(dest, name))
+
+
+def _commit(
+    corpus: Corpus,
+    spec: TokenizerSpec,
+    dest: str,
+    config: TokenizeConfig,
+    tasks: list[ShardTask],
+    records: list[ShardRecord],
+    rejects: list[Reject],
+    changed: bool,
+) -> str:
+    """Write the manifest, unless the one that is there says the same; gives the digest of the store."""
+    if not changed and storage.exists(storage.join(dest, MANIFEST)):
+        manifest = read_manifest(dest)
+        entries = [dataclasses.asdict(record) for record in sorted(records, key=lambda record: record.shard)]
+        if manifest["shards"] == entries and manifest["tokens"]["corpus"] == corpus.digest:
+            return manifest["digest"]
+    inputs = [artifact_input(corpus.url), _tokenizer_input(spec)]
+    recipe = config.model_dump(mode="json")
+    return write_token_manifest(dest, "tokens", records, tasks[0].meta, inputs, recipe, rejects)
+
+
+def _tokenizer_input(spec: TokenizerSpec) -> dict[str, str]:
+    try:
+        return artifact_input(spec.url)
+    except UsageError:  # the official layout has no provenance of ours
+        return {"kind": "tokenizer", "digest": spec.digest, "uri": spec.url}
+
+
+@contextlib.contextmanager
+def _destination_errors(dest: str) -> Iterator[None]:
+    """Turns failures of the destination into one clear line."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UsageError(f"expected a destination that can be written, found {dest}: {error.strerror}") from None
+    except OSError as error:
+        wish = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk or the store"
+        raise FlextokError(
+            f"could not write {dest}: {error}; {wish}, then run the same command again (finished shards are kept)"
+        ) from None

@@ -1,0 +1,174 @@
+"""The actor of a bulk tokenization: holds the tokenizer, turns one shard after another into a Parquet file."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from flextok import storage
+from flextok.data.corpus import Sample, iter_shard
+from flextok.data.rejects import Reject
+from flextok.data.shard_builder import index_url
+from flextok.data.tokens import ShardRecord, write_token_shard
+from flextok.errors import FlextokError, IntegrityError
+from flextok.model.checkpoint import load_tokenizer
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.encoder import Encoder
+from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
+
+ATTEMPTS = 4
+LASTING_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+SHARDS_AT_ONCE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardOutcome:
+    """What became of one task: a record, or an error in one line. Times are seconds since the epoch."""
+
+    shard: str
+    record: ShardRecord | None
+    rejects: list[Reject]
+    error: str
+    warning: str
+    started: float
+    ended: float
+
+    def to_json(self) -> str:
+        """As it travels through Ray Data."""
+        values = dataclasses.asdict(self)
+        values["rejects"] = [reject._asdict() for reject in self.rejects]
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ShardOutcome":
+        """What `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        values["record"] = ShardRecord(**values["record"]) if values["record"] else None
+        values["rejects"] = [Reject(**reject) for reject in values["rejects"]]
+        return cls(**values)
+
+
+class ShardTokenizer:
+    """Callable for Ray Data: a row `{task}` in, a row `{outcome}` out. A fault of one shard is told, not raised.
+
+    Ray calls it for two shards at once: while one has the model, the other's pictures are read and decoded ahead.
+    """
+
+    def __init__(
+        self, tokenizer_url: str, digest: str, config: dict[str, Any], batch_size: int, threads: int, device: str
+    ):
+        torch.set_num_threads(threads)
+        settings = TokenizeConfig(**config)
+        tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
+        if tokenizer.digest != digest:
+            raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
+        self._encoder = Encoder(tokenizer, settings, batch_size, max(2, threads))
+        self._model_turn = threading.Lock()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        task = task_from_json(row["task"])
+        started = time.time()
+        record, rejects, error, warning = None, list[Reject](), "", ""
+        try:
+            record, rejects, warning = self._tokenize(task)
+        except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
+            error = _one_line(fault)
+        return {"outcome": ShardOutcome(task.name, record, rejects, error, warning, started, time.time()).to_json()}
+
+    def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
+        # An actor may die between committing a shard and saying so.
+        if (finished := finished_record(task)) is not None:
+            return *finished, ""
+        far = not (storage.is_local(task.source.url) and storage.is_local(task.dest))
+        for attempt in range(ATTEMPTS if far else 1):
+            try:
+                return self._attempt(task)
+            except Exception as fault:
+                if attempt == ATTEMPTS - 1 or not far or _lasting(fault):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _attempt(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
+        """Tokenize from the first byte on: a stream that broke is never gone on with."""
+        seen = _Counter()
+        try:
+            return *self._write(task, seen.count(iter_shard(task.corpus, task.source))), ""
+        except IntegrityError:
+            if seen.samples != task.source.samples:
+                raise
+        # All samples are there, but not all bytes are the manifest's. Damaged pictures are rejects like others, as
+        # long as all that is kept is what the corpus' index says. The shard records what it was really made from, so
+        # that it is made again when the corpus is mended.
+        found = storage.sha256_file(task.source.url)
+        damaged = dataclasses.replace(
+            task,
+            source=dataclasses.replace(task.source, sha256=found),
+            meta=dataclasses.replace(task.meta, source_sha256=found),
+        )
+        record, rejects = self._write(damaged, _like_the_index(damaged, iter_shard(task.corpus, damaged.source)))
+        warning = (
+            f"shard {task.name}: its bytes ({found[:12]}) are not the corpus manifest's ({task.source.sha256[:12]})"
+        )
+        return record, rejects, warning
+
+    def _write(self, task: ShardTask, samples: Iterable[Sample]) -> tuple[ShardRecord, list[Reject]]:
+        rejects: list[Reject] = []
+        with (
+            self._encoder.batches(samples, rejects) as batches,
+            contextlib.closing(self._in_turn(batches, task)) as tables,
+        ):
+            record = write_token_shard(task.dest, task.schema, tables, rejects)
+        return record, rejects
+
+    def _in_turn(self, batches: Iterable[Any], task: ShardTask) -> Generator[pa.Table, None, None]:
+        """Rows of a shard. The model is free again when they are encoded, while the file's end is still on its way."""
+        with self._model_turn:
+            yield from self._encoder.tables(batches, task.schema)
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def count(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            self.samples += 1
+            yield sample
+
+
+def _like_the_index(task: ShardTask, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """`samples`, each with the key, label and text that the corpus' index has in its place."""
+    with storage.open_read(index_url(task.corpus, task.source.name)) as file:
+        rows = pq.read_table(file, columns=["key", "label", "text", "sha256"]).to_pylist()
+    for row, sample in zip(rows, samples, strict=True):
+        found = {"key": sample.key, "label": sample.label, "text": sample.text, "sha256": sample.meta.get("sha256")}
+        if found != row:
+            raise IntegrityError(
+                f"expected sample {row['key']} as in the index of {task.source.url}, found {sample.key} with another "
+                "label, text or hash; run `flextok verify` on the corpus, then shard again"
+            )
+        yield sample
+
+
+def _lasting(fault: Exception) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(fault, FileNotFoundError | PermissionError):
+        return True
+    if isinstance(fault, OSError):
+        return fault.errno in LASTING_FAULTS
+    return isinstance(fault, FlextokError) and not isinstance(fault, IntegrityError)
+
+
+def _one_line(fault: Exception) -> str:
+    text = " ".join(str(fault).split())
+    if isinstance(fault, FlextokError):
+        return text
+    return f"{type(fault).__name__}: {text}"[:500]

@@ -1,0 +1,115 @@
+"""Training samples by index: crops of a corpus, the latents of crops, rows of a token store."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flextok.data import images
+from flextok.data.corpus import Corpus, read_at
+from flextok.data.tokens import TokenStore
+from flextok.errors import IntegrityError
+from flextok.train.world import World
+
+CACHE_BYTES = 2 << 30
+ENCODE_BATCH = 64
+
+
+class CorpusImages:
+    """uint8 crops [B,3,size,size] of a corpus, read at random; kept in memory when all of them fit in `cache_bytes`."""
+
+    def __init__(self, corpus: Corpus, size_px: int, cache_bytes: int = CACHE_BYTES):
+        index = corpus.index()
+        shard_urls = {shard.name: shard.url for shard in corpus.shards}
+        self._urls = [shard_urls[name] for name in index["shard"]]
+        self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
+        self._keys = index["key"].to_list()
+        self._size_px = size_px
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+        self.in_memory = len(self) * self.bytes_each <= cache_bytes
+        count = len(self) if self.in_memory else 0
+        self._crops = np.empty((count, size_px, size_px, 3), np.uint8)
+        self._have = np.zeros(count, bool)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @property
+    def bytes_each(self) -> int:
+        """Memory of one crop."""
+        return self._size_px * self._size_px * 3
+
+    def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """`images`: the crops at `indices`."""
+        if not self.in_memory:
+            crops = np.stack(list(self._pool.map(self._load, indices)))
+        else:
+            missing = np.unique(indices[~self._have[indices]])
+            for index, crop in zip(missing, self._pool.map(self._load, missing), strict=True):
+                self._crops[index] = crop
+            self._have[missing] = True
+            crops = self._crops[indices]
+        return {"images": torch.from_numpy(crops).permute(0, 3, 1, 2)}
+
+    def _load(self, index: int) -> np.ndarray:
+        raw = read_at(self._urls[index], int(self._offsets[index]), int(self._sizes[index]))
+        try:
+            return images.center_crop(images.decode(raw).rgb, self._size_px)
+        except images.ImageError as error:
+            raise IntegrityError(
+                f"expected the picture {self._keys[index]} in {self._urls[index]}, found {error}; "
+                "run `flextok verify` on the corpus and shard it again"
+            ) from None
+
+
+def model_images(images_uint8: Tensor) -> Tensor:
+    """uint8 [B,3,H,W] as float32 in [-1, 1]: `images.to_model` for a batch that is already on its device."""
+    return images_uint8.float() / 127.5 - 1
+
+
+class CachedLatents:
+    """Latents [B,c,h,w] of every crop, computed once: stage 0 is frozen and gives the same latents each time."""
+
+    in_memory = True
+
+    def __init__(self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: World):
+        # In batches that do not depend on the number of workers, whose shares add up to the whole.
+        self._latents = torch.zeros(len(crops), *shape)
+        starts = range(0, len(crops), ENCODE_BATCH)
+        for start in starts[world.part(len(starts))]:
+            stop = min(start + ENCODE_BATCH, len(crops))
+            batch = crops.fetch(np.arange(start, stop))["images"].to(world.device)
+            self._latents[start:stop] = encode(model_images(batch)).float().cpu()
+        on_device = self._latents.to(world.device)
+        self._latents.copy_(world.sum(on_device))
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """`latents` at `indices`."""
+        return {"latents": self._latents[torch.from_numpy(indices)]}
+
+
+class TokenRows:
+    """Rows of a token store: `ids` int64 [B,L] or [B,L,C], `labels` int64 [B] (-1 where there is none)."""
+
+    in_memory = True
+
+    def __init__(self, store: TokenStore):
+        self._ids = store.ids()
+        self._labels = store.labels()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """The rows at `indices`; `rows` are the indices themselves."""
+        return {
+            "ids": torch.from_numpy(self._ids[indices].astype(np.int64)),
+            "labels": torch.from_numpy(self._labels[indices]),
+            "rows": torch.from_numpy(indices),
+        }

@@ -1,0 +1,83 @@
+"""A training job: what `launch.run_training` runs, in this process or on many machines."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from flextok import storage
+from flextok.config import ConfigT, parse_config
+from flextok.digests import digest_of
+from flextok.model.checkpoint import SavedCheckpoint
+from flextok.provenance import read_provenance
+from flextok.train.config import TrainConfig
+from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.state import HistoryRow
+from flextok.train.world import World
+from flextok.version import __version__
+
+RUNS = ".runs"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: where its checkpoint lies, and the last value of each name in its history."""
+
+    url: str
+    digest: str
+    metrics: dict[str, float]
+
+
+class TrainJob(Protocol):
+    """One training job. It travels to the workers, so it holds settings and URLs, never tensors."""
+
+    label: str
+    parent_url: str
+
+    @property
+    def train_config(self) -> TrainConfig: ...
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the result: a killed run is found again by it."""
+        ...
+
+    def build(self, world: World) -> tuple[Objective, Objective | None]:
+        """The objective, and one on held-out samples (of the same model) if there are any."""
+        ...
+
+    def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
+        """Write the trained model's checkpoint under `parent_url`."""
+        ...
+
+
+def run_url(job: TrainJob) -> str:
+    """Where the job keeps its training states until its checkpoint is written."""
+    return storage.join(job.parent_url, RUNS, job.fingerprint()[:32])
+
+
+def run_member(job: TrainJob, world: World, on_progress: OnProgress) -> TrainResult | None:
+    """Train as one member of `world`; the first one writes the checkpoint and gives back the result."""
+    objective, validation = job.build(world)
+    history = train(objective, job.train_config, world, run_url(job), validation, on_progress)
+    if not world.is_first:
+        return None
+    saved = job.save(objective, history_table(history))
+    return TrainResult(saved.url, saved.digest, {name: value for _, name, value in history})
+
+
+def history_table(rows: list[HistoryRow]) -> pa.Table:
+    """The history as a table of `step, name, value`."""
+    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=schema)
+
+
+def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:
+    """Hash of a job's kind, settings, inputs' content and code version."""
+    inputs = [read_provenance(url)["digest"] for url in input_urls]
+    return digest_of([label, settings, inputs, __version__])
+
+
+def config_or_usage_error(model: type[ConfigT], values: dict[str, object]) -> ConfigT:
+    """`values`, some of them from the inputs, as a `model`; UsageError when recipe and inputs do not go together."""
+    return parse_config(model, values, "recipe and inputs do not go together")

@@ -1,0 +1,225 @@
+"""Running a training job: in this process, on Ray Train's workers, or as a member of a torchrun group.
+
+A job's states lie under `<parent>/.runs/<fingerprint>`, which all workers must be able to reach; the same job started
+again goes on from there, and the folder goes when the checkpoint is written.
+"""
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from flextok import storage
+from flextok.cluster import ensure_ray
+from flextok.errors import FlextokError, UsageError
+from flextok.progress import track
+from flextok.train.config import ComputeConfig
+from flextok.train.job import TrainJob, TrainResult, run_member, run_url
+from flextok.train.loop import OnProgress
+from flextok.train.world import World
+
+PROGRESS, ERROR = "progress.json", "error.json"
+POLL_S = 1.0
+STALL_TIMEOUT_S = 1800  # longest wait for another worker, as when it encodes its part of a corpus
+CONTROLLER_FAILURES = 1  # times that Ray Train may fail to start its workers before it gives up
+
+
+def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
+    """Train `job` to its end where `compute` says, showing progress on stderr.
+
+    Under torchrun every member calls this and gets the result. A FlextokError of a worker is raised here as it is.
+    """
+    if dist.is_torchelastic_launched():
+        result = _run_in_torchrun(job, compute)
+    elif compute.train_workers == 0:
+        result = _run_here(job, World.joined(compute.gpus_per_worker > 0), compute)
+        assert result is not None  # a world of one is its own first member
+    else:
+        result = _run_on_ray(job, compute)
+    return result
+
+
+def _run_here(job: TrainJob, world: World, compute: ComputeConfig) -> TrainResult | None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(compute.threads or threads)
+    try:
+        if not world.is_first:
+            return run_member(job, world, lambda step, note: None)
+        with _shown(job) as show:
+            result = run_member(job, world, show)
+        storage.remove(run_url(job))
+        return result
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_in_torchrun(job: TrainJob, compute: ComputeConfig) -> TrainResult:
+    use_gpu = compute.gpus_per_worker > 0
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(seconds=STALL_TIMEOUT_S))
+    try:
+        results = [_run_here(job, World.joined(use_gpu), compute)]
+        dist.broadcast_object_list(results, src=0)
+    finally:
+        dist.destroy_process_group()
+    assert results[0] is not None  # the first member's
+    return results[0]
+
+
+def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(compute.start_timeout_s))
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    ensure_ray(compute.address, compute.num_cpus)
+    _require_room(compute)
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    run = run_url(job)
+    for name in (PROGRESS, ERROR):
+        storage.remove(storage.join(run, name))
+    interrupt = signal.getsignal(signal.SIGINT)
+    # Ray keeps records of its own, which nothing here reads: the states under `run` are what a run goes on from.
+    with tempfile.TemporaryDirectory(prefix="flextok-ray-train-") as scratch, _shown_from(job, run):
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"job": job, "compute": compute},
+            torch_config=TorchConfig(backend="nccl" if compute.gpus_per_worker else "gloo", timeout_s=STALL_TIMEOUT_S),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=compute.train_workers,
+                use_gpu=compute.gpus_per_worker > 0,
+                resources_per_worker=_worker_resources(compute),
+            ),
+            run_config=ray.train.RunConfig(
+                name=job.label,
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=compute.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+                ),
+            ),
+        )
+        try:
+            result = trainer.fit().return_value
+        except SystemExit:
+            # Ray Train answers Ctrl-C by ending its workers and then this process; callers expect the usual exception.
+            raise KeyboardInterrupt from None
+        except ray.train.TrainingFailedError as error:
+            _raise_recorded(run)
+            raise FlextokError(_one_line(error)) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
+    _raise_recorded(run)
+    if not isinstance(result, TrainResult):
+        raise FlextokError(f"expected a trained {job.label} from the first worker, found {result!r}")
+    storage.remove(run)
+    return result
+
+
+def _ray_worker(spec: dict) -> TrainResult | None:
+    """What each of Ray Train's workers runs.
+
+    A FlextokError would be the same on every attempt, but Ray Train restarts its workers after any exception. So the
+    error is written down, and the workers of the next attempt end at once.
+    """
+    import ray.train
+
+    job: TrainJob = spec["job"]
+    compute: ComputeConfig = spec["compute"]
+    error_url = storage.join(run_url(job), ERROR)
+    if storage.exists(error_url):
+        return None
+    here = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(compute.threads or max(1, (compute.num_cpus or os.cpu_count() or 1) // here))
+    world = World.joined(compute.gpus_per_worker > 0)
+    try:
+        return run_member(job, world, _ProgressFile(storage.join(run_url(job), PROGRESS)) if world.is_first else _quiet)
+    except FlextokError as error:
+        storage.write_json(error_url, {"usage": isinstance(error, UsageError), "message": str(error)})
+        raise
+
+
+def _worker_resources(compute: ComputeConfig) -> dict[str, float]:
+    return {"CPU": 1, "GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {"CPU": 1}
+
+
+def _require_room(compute: ComputeConfig) -> None:
+    """Refuse at once what Ray would wait for without end: more workers than the cluster can ever hold."""
+    import ray
+
+    wanted = _worker_resources(compute)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(node.get(name, 0) / amount) for name, amount in wanted.items()) for node in nodes)
+    if room < compute.train_workers:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        raise UsageError(
+            f"expected a cluster with room for {compute.train_workers} training workers of {each} each, found room "
+            f"for {room}; lower compute.train_workers or compute.gpus_per_worker, or raise compute.num_cpus"
+        )
+
+
+def _raise_recorded(run: str) -> None:
+    error_url = storage.join(run, ERROR)
+    if storage.exists(error_url):
+        error = storage.read_json(error_url)
+        raise (UsageError if error["usage"] else FlextokError)(error["message"])
+
+
+def _one_line(error: Exception) -> str:
+    """What ended a training, from the deepest cause that Ray names."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), getattr(error, "controller_failure", error))
+    lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
+    return f"training failed: {lines[-1] if lines else type(cause).__name__}; run the same command to go on"
+
+
+class _ProgressFile:
+    """Progress written where the driver sees it, at most once a POLL_S."""
+
+    def __init__(self, url: str):
+        self.url, self._next = url, 0.0
+
+    def __call__(self, step: int, note: str) -> None:
+        if time.monotonic() >= self._next:
+            storage.write_json(self.url, {"step": step, "note": note})
+            self._next = time.monotonic() + POLL_S
+
+
+def _quiet(step: int, note: str) -> None:
+    """Only the first worker tells its progress."""
+
+
+@contextlib.contextmanager
+def _shown(job: TrainJob) -> Iterator[OnProgress]:
+    """A bar or lines on stderr while the block runs."""
+    with track(f"train {job.label}", job.train_config.steps, "steps") as task:
+        yield task.update
+
+
+@contextlib.contextmanager
+def _shown_from(job: TrainJob, run: str) -> Iterator[None]:
+    """The same for workers elsewhere, from their progress file."""
+    ended = threading.Event()
+
+    def poll(show: OnProgress) -> None:
+        url = storage.join(run, PROGRESS)
+        while not ended.wait(POLL_S):
+            # Progress is a courtesy: what goes wrong with it must not end a training.
+            with contextlib.suppress(Exception):
+                if storage.exists(url):
+                    found = storage.read_json(url)
+                    show(found["step"], found["note"])
+
+    with _shown(job) as show:
+        thread = threading.Thread(target=poll, args=(show,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

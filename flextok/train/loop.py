@@ -1,0 +1,282 @@
+"""The one training loop under stage 0, tokenizer and prior: plain torch, the same in one process and in many.
+
+The gradient is the mean over the global batch whatever the number of workers; what is saved are the averaged (EMA)
+weights. A run goes on exactly where its last state was written: weights, average, optimizer moments and step are
+stored, sample order and random draws follow from them (see draws.py).
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flextok.errors import FlextokError, UsageError
+from flextok.train.config import OptimizerConfig, TrainConfig
+from flextok.train.draws import Draws, sample_indices
+from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
+from flextok.train.world import World, autocast_dtype
+
+Batch = dict[str, Tensor]
+OnProgress = Callable[[int, str], None]
+VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
+READ_AHEAD = 3  # batches
+
+
+class Source(Protocol):
+    """Training samples by index."""
+
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: np.ndarray) -> Batch:
+        """The samples at `indices`, stacked, on the CPU. May be called from another thread."""
+        ...
+
+
+class Objective(nn.Module):
+    """A model and the samples it is trained on; `forward(batch, draws)` gives the loss of each sample, [B]."""
+
+    def __init__(self, model: nn.Module, source: Source):
+        super().__init__()
+        self.model = model
+        self.source = source
+
+    def interval_metrics(self, world: World) -> dict[str, float]:
+        """What else belongs in the history since the last call; called by all members alike."""
+        return {}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer changes, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def train(
+    objective: Objective,
+    config: TrainConfig,
+    world: World,
+    run_url: str,
+    validation: Objective | None = None,
+    on_progress: OnProgress = lambda step, note: None,
+) -> list[HistoryRow]:
+    """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
+
+    Goes on from the newest state under `run_url`. All members of `world` call it with equal arguments; only the
+    first writes. Raises FlextokError when the loss or the gradient is not finite.
+    """
+    if len(objective.source) == 0:
+        raise UsageError("expected samples to train on, found none")
+    if config.batch_size < world.size:
+        raise UsageError(
+            f"expected a batch of at least one sample a worker, found batch_size {config.batch_size} "
+            f"for {world.size} workers; raise train.batch_size or lower compute.train_workers"
+        )
+    return _Run(objective, config, world, run_url, validation).run(on_progress)
+
+
+class _Run:
+    def __init__(
+        self, objective: Objective, config: TrainConfig, world: World, run_url: str, validation: Objective | None
+    ):
+        self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
+        self.validation = validation.to(world.device) if validation is not None else None
+        self.named = objective.trained()
+        self.parameters = list(self.named.values())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = _optimizer(self.parameters, config.optimizer)
+        self.dtype = autocast_dtype(config.precision, world.device)
+        self.history: list[HistoryRow] = []
+        # Sums since the last row of the history: loss, gradient norm.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self.summed_steps = 0
+
+    def run(self, on_progress: OnProgress) -> list[HistoryRow]:
+        first_step = self._resume()
+        forward = self.objective
+        if self.world.size > 1:
+            forward = DistributedDataParallel(self.objective, gradient_as_bucket_view=True, broadcast_buffers=False)
+        self.objective.train()
+        logged_at, note = time.monotonic(), ""
+        on_progress(first_step, note)
+        for step, batch, draws in self._batches(first_step):
+            self._step(forward, step, batch, draws)
+            done = step + 1
+            if self._is_due(done, self.config.log_every):
+                rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
+                logged_at = time.monotonic()
+                note = self._log(done, rate)
+            if self.validation is not None and self._is_due(done, self.config.validate_every):
+                self._validate(done, self.validation)
+            if done % self.config.checkpoint_every == 0 and done < self.config.steps:
+                self._save(done)
+            on_progress(done, note)
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        self.objective.eval()
+        return self.history
+
+    def _step(self, forward: nn.Module, step: int, batch: Batch, draws: Draws) -> None:
+        config, world = self.config, self.world
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        # Dropout's masks: the same after a resume, different for each worker.
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
+        with self._autocast():
+            losses_B = forward(batch, draws)
+        # DistributedDataParallel averages over workers, which may hold unequal parts of the batch.
+        (losses_B.sum() * (world.size / config.batch_size)).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # A long average forgets the random start of a short run only with a warm-up.
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.sums[0] += losses_B.detach().sum()
+        self.sums[1] += norm / world.size
+        self.summed_steps += 1
+
+    def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, Draws]]:
+        """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
+        source, config = self.objective.source, self.config
+
+        def fetch(step: int) -> tuple[int, Batch, Draws]:
+            part = self.world.part(config.batch_size)
+            places = range(step * config.batch_size + part.start, step * config.batch_size + part.stop)
+            batch = source.fetch(sample_indices(config.seed, len(source), places))
+            return step, batch, Draws(config.seed, places)
+
+        steps = range(first_step, config.steps)
+        for step, batch, draws in map(fetch, steps) if source.in_memory else _ahead(fetch, steps):
+            yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, draws
+
+    def _log(self, done: int, images_per_s: float) -> str:
+        loss, norm = self._means(done)
+        values = {
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/images_per_s": images_per_s,
+            **self.objective.interval_metrics(self.world),
+        }
+        self.history += [(done, name, float(value)) for name, value in values.items()]
+        return f"loss {loss:.4f}"
+
+    def _means(self, done: int) -> tuple[float, float]:
+        """Mean loss and gradient norm since the last call."""
+        loss_sum, norm_sum = self.world.sum(self.sums).tolist()
+        means = loss_sum / (self.summed_steps * self.config.batch_size), norm_sum / self.summed_steps
+        self.sums.zero_()
+        self.summed_steps = 0
+        self._check_finite(done, *means)
+        return means
+
+    def _is_due(self, done: int, every: int | None) -> bool:
+        return every is not None and (done % every == 0 or done == self.config.steps)
+
+    def _check_finite(self, done: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise FlextokError(
+            f"expected a finite loss and gradient, found loss {loss:.4g} and gradient norm {norm:.4g} by step {done}; "
+            "lower train.optimizer.lr, or take precision float32"
+        )
+
+    def _validate(self, done: int, validation: Objective) -> None:
+        """The averaged weights' mean loss on the same held-out samples with the same draws each time."""
+        count = min(len(validation.source), self.config.validation_samples)
+        part = self.world.part(count)
+        total = torch.zeros(1, dtype=torch.float64, device=self.world.device)
+        validation.eval()
+        with torch.no_grad(), self._averaged_weights(), self._autocast():
+            for start in range(part.start, part.stop, self.config.batch_size):
+                places = range(start, min(start + self.config.batch_size, part.stop))
+                batch = validation.source.fetch(np.arange(places.start, places.stop))
+                on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
+                total += validation(on_device, Draws(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
+        self.objective.train()
+        self.history.append((done, "val/loss", self.world.sum(total).item() / count))
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        current = [p.detach().clone() for p in self.parameters]
+        torch._foreach_copy_(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self.parameters, current)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the training state by name, as it lies in memory."""
+        named = {}
+        for (name, parameter), average in zip(self.named.items(), self.average, strict=True):
+            moments = self.optimizer.state[parameter]
+            named |= {f"model.{name}": parameter.data, f"average.{name}": average}
+            named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        return named
+
+    def _save(self, done: int) -> None:
+        """Write the training state, unless it is already spoiled by a loss that is not finite."""
+        self._check_finite(done, *self.world.sum(self.sums.clone()).tolist())
+        if self.world.is_first:
+            tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
+            save_state(self.run_url, TrainState(done, tensors, self.history))
+
+    def _resume(self) -> int:
+        """Take over the newest state, which only the first member needs to see; gives back the steps done."""
+        state = load_latest_state(self.run_url) if self.world.is_first else None
+        done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
+        if done == 0:
+            return 0
+        for parameter in self.parameters:
+            step = torch.tensor(float(done), device=parameter.device)
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": step, **moments}
+        for name, tensor in self._tensors().items():
+            if state is not None:
+                tensor.copy_(state.tensors[name])
+            self.world.from_first(tensor)
+        self.history = list(state.history) if state else []
+        return done
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear from 0 over the warm-up, then a half cosine down to `final_lr_fraction` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
+    floor = config.final_lr_fraction
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _ahead(fetch: Callable[[int], tuple[int, Batch, Draws]], steps: range) -> Iterator[tuple[int, Batch, Draws]]:
+    """`map(fetch, steps)` with the next few computed meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [pool.submit(fetch, step) for step in steps[:READ_AHEAD]]
+        try:
+            for step in steps:
+                result = waiting.pop(0).result()
+                if step + READ_AHEAD < steps.stop:
+                    waiting.append(pool.submit(fetch, step + READ_AHEAD))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()

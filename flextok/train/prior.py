@@ -1,0 +1,122 @@
+"""Training the autoregressive prior on a token store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from flextok.data.tokens import TokenStore
+from flextok.errors import UsageError
+from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
+from flextok.model.prior import Prior
+from flextok.model.prior_config import PriorConfig
+from flextok.model.text import TextFeatures
+from flextok.provenance import artifact_input
+from flextok.train.config import ComputeConfig, PriorRecipe, TrainConfig
+from flextok.train.data import TokenRows
+from flextok.train.draws import Draws
+from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
+from flextok.train.launch import run_training
+from flextok.train.loop import Batch, Objective
+from flextok.train.world import World
+
+
+def train_prior(
+    recipe: PriorRecipe, train_tokens_url: str, val_tokens_url: str | None, parent_url: str, compute: ComputeConfig
+) -> TrainResult:
+    """Train a prior on the tokens at `train_tokens_url` and save it under `parent_url`.
+
+    With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) stands in the history.
+    """
+    return run_training(PriorJob(recipe, train_tokens_url, val_tokens_url, parent_url), compute)
+
+
+@dataclass(frozen=True)
+class PriorJob:
+    """The arguments of `train_prior` as a job."""
+
+    recipe: PriorRecipe
+    train_tokens_url: str
+    val_tokens_url: str | None
+    parent_url: str
+    label = "prior"
+
+    @property
+    def train_config(self) -> TrainConfig:
+        return self.recipe.train
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.label, self.recipe.model_dump(mode="json"), [self.train_tokens_url])
+
+    def build(self, world: World) -> tuple["PriorObjective", "PriorObjective | None"]:
+        store = TokenStore.open(self.train_tokens_url)
+        prior = Prior.create(prior_config(self.recipe, store), self.recipe.train.seed).to(world.device)
+        validation = None
+        if self.val_tokens_url is not None and self.recipe.train.validate_every is not None:
+            held_out = TokenStore.open(self.val_tokens_url)
+            if held_out.tokenizer != store.tokenizer:
+                raise UsageError(
+                    f"expected train and val tokens of one tokenizer, found {store.tokenizer[:12]} and "
+                    f"{held_out.tokenizer[:12]}; tokenize both splits again"
+                )
+            validation = PriorObjective(prior, held_out)
+        return PriorObjective(prior, store), validation
+
+    def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
+        prior = objective.model
+        assert isinstance(prior, Prior)
+        inputs = [artifact_input(self.train_tokens_url)]
+        settings = self.recipe.model_dump(mode="json")
+        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, settings, history)
+
+
+def prior_config(recipe: PriorRecipe, store: TokenStore) -> PriorConfig:
+    """The architecture of `recipe` for the tokens in `store`; UsageError where these lack its condition."""
+    num_classes = 0
+    if recipe.model.condition == "class":
+        labels = store.labels()
+        if len(labels) == 0 or labels.min() < 0:
+            raise UsageError(
+                f"expected a label on every row for a class-conditional prior, found {int((labels < 0).sum())} of "
+                f"{len(labels)} rows without; label the corpus or set prior.model.condition to text or none"
+            )
+        num_classes = int(labels.max()) + 1
+    if recipe.model.condition == "text" and not any(store.texts()):
+        raise UsageError(
+            "expected captions for a text-conditional prior, found none; set prior.model.condition to class"
+        )
+    values = {
+        "num_tokens": store.num_tokens,
+        "codebooks": store.codebooks,
+        "vocab_size": store.vocab_size,
+        "num_classes": num_classes,
+        "tokenizer": store.tokenizer,
+    }
+    return config_or_usage_error(PriorConfig, {**recipe.model.model_dump(), **values})
+
+
+class PriorObjective(Objective):
+    """Negative log-likelihood a token, in nats, the condition dropped now and then."""
+
+    model: Prior
+
+    def __init__(self, prior: Prior, store: TokenStore):
+        super().__init__(prior, TokenRows(store))
+        self._texts = store.texts() if prior.config.condition == "text" else []
+
+    def forward(self, batch: Batch, draws: Draws) -> Tensor:
+        """Loss [B]; while not training, nothing is dropped."""
+        config = self.model.config
+        drop_B = None
+        if self.training:
+            drop_B = (draws.uniform("drop") < config.condition_dropout).to(batch["ids"].device)
+        labels_B = batch["labels"] if config.condition == "class" else None
+        context = self._context(batch["rows"].tolist()) if config.condition == "text" else None
+        return self.model.loss(batch["ids"], labels_B, context, drop_B).flatten(1).mean(dim=1)
+
+    @torch.no_grad()
+    def _context(self, rows: Sequence[int]) -> TextFeatures:
+        texts = [self._texts[row] or "" for row in rows]
+        return self.model.text_encoder.encode(texts).to(self.model.start.device)

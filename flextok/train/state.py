@@ -1,0 +1,50 @@
+"""Training states: what a killed run goes on from. Safetensors and JSON in `<run>/step_N/`, the JSON last."""
+
+from dataclasses import dataclass
+
+import safetensors.torch
+from torch import Tensor
+
+from flextok import storage
+
+FORMAT = "flextok.training-state/1"
+TENSORS, RECORD = "state.safetensors", "state.json"
+HistoryRow = tuple[int, str, float]
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training: `step` steps are done; all else follows from the step and the seed."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    history: list[HistoryRow]
+
+
+def save_state(run_url: str, state: TrainState) -> None:
+    """Write `state` under `run_url`, then remove the older ones; at every moment one complete state is there."""
+    name = f"step_{state.step:09d}"
+    with storage.atomic_write(storage.join(run_url, name, TENSORS)) as file:
+        safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, file.name)
+    record = {"format": FORMAT, "step": state.step, "history": state.history}
+    storage.write_json(storage.join(run_url, name, RECORD), record)
+    for other in _step_names(run_url):
+        if other != name:
+            storage.remove(storage.join(run_url, other))
+
+
+def load_latest_state(run_url: str) -> TrainState | None:
+    """The newest complete state under `run_url`, on the CPU; None when there is none."""
+    for name in reversed(_step_names(run_url)):
+        folder = storage.join(run_url, name)
+        if storage.exists(storage.join(folder, RECORD)):
+            record = storage.read_json(storage.join(folder, RECORD))
+            with storage.as_local_file(storage.join(folder, TENSORS)) as path:
+                tensors = safetensors.torch.load_file(path)
+            history = [(int(step), str(key), float(value)) for step, key, value in record["history"]]
+            return TrainState(int(record["step"]), tensors, history)
+    return None
+
+
+def _step_names(run_url: str) -> list[str]:
+    return [name for name in storage.list_names(run_url) if name.startswith("step_")]

@@ -1,0 +1,1 @@
+"""The asset graph: thin bodies of paths in, one library call, result out."""

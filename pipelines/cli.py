@@ -1,0 +1,79 @@
+"""The `flextok` command: exit code 0 done, 1 the work failed, 2 wrong usage; the last line of stderr says why."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+# Set before Dagster is imported anywhere.
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+
+import typer
+
+from flextok.errors import FlextokError
+from pipelines.commands import artifacts, jobs, pipeline
+
+app = typer.Typer(
+    name="flextok",
+    help="Train image tokenizers, tokenize corpora, train priors and judge the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (pipeline.run, pipeline.status, pipeline.refresh, pipeline.ui):
+    app.command()(command)
+for command in (jobs.shard, jobs.train, jobs.tokenize, jobs.encode, jobs.decode, jobs.generate):
+    app.command()(command)
+for command in (jobs.evaluate, jobs.report):
+    app.command()(command)
+app.command("import-checkpoint")(artifacts.import_checkpoint)
+for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and give back its exit code."""
+    debug = "--debug" in arguments
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        code = app(args=list(arguments), standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _fail("interrupted; what was finished is kept, `flextok refresh` goes on from there", 1, error, debug)
+    except FlextokError as error:
+        return _fail(str(error), error.exit_code, error, debug)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail("expected room on the disk, found it full; free some and repeat the command", 1, error, debug)
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1, error, debug)
+    except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
+        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+            return _fail(f"{error.format_message()}; see `flextok --help`", 2, error, debug)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int, error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Commands that do one job of the library, without Dagster."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from flextok import provenance, storage
+from flextok.config import parse_config
+from flextok.errors import UsageError
+from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, Profile, Sets, WorkspaceUrl
+from pipelines.execute import say
+from pipelines.recipe import DEFAULT_PROFILE, load_recipe
+from pipelines.workspace import Workspace
+
+TokenizerPath = Annotated[
+    str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
+]
+
+
+class Part(StrEnum):
+    """What `flextok train` trains."""
+
+    tokenizer = "tokenizer"
+    prior = "prior"
+    vae = "vae"
+
+
+def shard(
+    places: Annotated[
+        list[str], typer.Argument(metavar="SOURCE... DEST", help="Folders, tars, tables; then the goal.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="How to read the sources; auto looks at them.")] = "auto",
+    split: Annotated[str, typer.Option("--split", help="train, val or all.")] = "all",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same for any.")] = 1,
+    shard_samples: Annotated[int, typer.Option("--shard-samples", min=1, help="Most samples in a shard.")] = 1000,
+    max_reject_fraction: Annotated[
+        float, typer.Option("--max-reject-fraction", min=0, max=1, help="More rejects than this are a failure.")
+    ] = 0.05,
+    debug: Debug = False,
+) -> None:
+    """Any supported corpus as WebDataset shards with a manifest."""
+    from flextok.data.config import CorpusConfig, SourceConfig, source_name
+    from flextok.data.shards import shard_corpus
+
+    if len(places) < 2:
+        raise UsageError(f"expected SOURCE... DEST, found only {places[0]}")
+    if split not in ("train", "val", "all"):
+        raise UsageError(f"expected --split train, val or all, found {split}")
+    *sources, dest = places
+    first = SourceConfig(url=sources[0])
+    values = {
+        "name": source_name(first),
+        "format": format,
+        "shard_samples": shard_samples,
+        "max_reject_fraction": max_reject_fraction,
+        **(
+            {"source": sources[0]}
+            if len(sources) == 1
+            else {"sources": [{"url": url, "format": format} for url in sources]}
+        ),
+    }
+    made = shard_corpus(parse_config(CorpusConfig, values, "flextok shard"), split, dest, workers)
+    say(f"{made.samples:,} samples in {made.shards} shards, {made.rejects} rejects, digest {made.digest[:12]}")
+    print(made.url)
+
+
+def train(
+    part: Annotated[Part, typer.Argument(help="What to train.")],
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006 - typer reads it, nothing writes it
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    debug: Debug = False,
+) -> None:
+    """One training job of the profile on what the workspace holds, without Dagster."""
+    recipe = load_recipe(profile, sets)
+    place = Workspace(workspace)
+    shards = place.corpus(recipe.corpus.name, "train")
+    if part is Part.vae:
+        from flextok.train.vae import train_latents
+
+        made = train_latents(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
+    elif part is Part.tokenizer:
+        from flextok.train.tokenizer import train_tokenizer
+
+        latents = _newest(place.checkpoints("vae"), "flextok train vae")
+        made = train_tokenizer(
+            recipe.tokenizer, latents, shards, recipe.image_size, place.checkpoints("tokenizer"), recipe.compute
+        )
+    else:
+        from flextok.train.prior import train_prior
+
+        train_tokens, val_tokens = (
+            _newest(place.url("tokens", recipe.corpus.name, split), "flextok tokenize") for split in ("train", "val")
+        )
+        made = train_prior(recipe.prior, train_tokens, val_tokens, place.checkpoints("prior"), recipe.compute)
+    say(f"{part.value} {made.digest[:12]}")
+    print(made.url)
+
+
+def tokenize(
+    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder of a corpus split.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder for the token shards.")],
+    tokenizer: TokenizerPath,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Tokens stored for each image; default all.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    address: Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Bulk tokenization of shards into Parquet token shards."""
+    from flextok.tokenize.config import TokenizeConfig
+    from flextok.tokenize.job import plan_tokenization, tokenize_corpus
+    from flextok.train.config import ComputeConfig
+
+    config = parse_config(TokenizeConfig, {"keep": keep, "dtype": dtype}, "flextok tokenize")
+    compute = ComputeConfig(address=address)
+    if dry_run:
+        for line in plan_tokenization(shards, tokenizer, dest, config, compute):
+            print(line)
+        return
+    made = tokenize_corpus(shards, tokenizer, dest, config, compute)
+    say(f"{made.rows:,} rows in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}")
+    print(made.url)
+
+
+def encode(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="FILE.parquet", help="Where the tokens go.")],
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Tokens stored for each image; default all.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Pictures as tokens."""
+    from flextok.tokenize.files import encode_images
+
+    encode_images(images, tokenizer, keep, out)
+    print(out)
+
+
+def decode(
+    tokens: Annotated[str, typer.Argument(metavar="FILE.parquet", help="A token file.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the PNG files.")],
+    keep: Annotated[
+        list[int], typer.Option("--keep", min=1, help="Tokens to decode with; repeat it for several.")
+    ] = [],  # noqa: B006
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the flow decoder.")] = 25,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Guidance of the flow decoder.")] = 7.5,
+    debug: Debug = False,
+) -> None:
+    """Tokens as PNG files."""
+    from flextok.tokenize.files import decode_tokens
+
+    decode_tokens(tokens, tokenizer, out, keep or None, steps, guidance)
+    print(out)
+
+
+def generate(
+    prior: Annotated[str, typer.Option("--prior", metavar="CKPT", help="Prior checkpoint.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the PNG files.")],
+    label: Annotated[int | None, typer.Option("--label", min=0, help="Class to draw; default all in turn.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Caption to draw.")] = None,
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Tokens of each image; default all.")] = None,
+    num: Annotated[int, typer.Option("--num", min=1, help="Number of images.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives other images.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Images drawn from a prior, as PNG files."""
+    from flextok.data.images import to_uint8
+    from flextok.evaluate.images import to_png
+    from flextok.model.checkpoint import load_tokenizer
+    from flextok.model.prior import load_prior
+
+    model, decoder = load_prior(prior), load_tokenizer(tokenizer)
+    condition = model.config.condition
+    given = {"class": label, "text": text}
+    for name, value in given.items():
+        if value is not None and name != condition:
+            raise UsageError(f"expected a {condition} for this prior, found a {name}; it was not trained on any")
+    if condition == "text" and text is None:
+        raise UsageError("expected --text for a prior that reads captions, found none")
+    classes = max(model.config.num_classes, 1)
+    if label is not None and label >= classes:
+        raise UsageError(f"expected --label within 0..{classes - 1}, found {label}")
+    if keep is not None and keep > model.config.num_tokens:
+        raise UsageError(f"expected --keep within 1..{model.config.num_tokens}, found {keep}")
+    labels = [index % classes if label is None else label for index in range(num)]
+    ids = model.generate(
+        labels=labels if condition == "class" else None,
+        text=[text] * num if condition == "text" and text is not None else None,
+        keep=keep,
+        seed=seed,
+        num=num if condition == "none" else None,
+    )
+    images = to_uint8(decoder.detokenize(ids, seed=seed))
+    for index, (image, drawn) in enumerate(zip(images, labels, strict=True)):
+        stem = f"{index:04d}_class{drawn:04d}" if condition == "class" else f"{index:04d}"
+        storage.write_bytes(storage.join(out, f"{stem}.png"), to_png(image))
+    print(out)
+
+
+def evaluate(
+    tokenizer: TokenizerPath,
+    shards: Annotated[str, typer.Option("--shards", metavar="SHARDS", help="Held-out corpus split.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The result goes to DIR/<digest>.")],
+    samples: Annotated[
+        str | None, typer.Option("--samples", metavar="DIR", help="Measure these samples, not reconstructions.")
+    ] = None,
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Numbers with their protocol, by the profile's evaluation settings."""
+    config = load_recipe(profile, sets).evaluation
+    if samples is None:
+        from flextok.evaluate.reconstruction import evaluate_reconstruction
+
+        made = evaluate_reconstruction(tokenizer, shards, out, config)
+    else:
+        from flextok.evaluate.generation import evaluate_generation
+
+        made = evaluate_generation(samples, shards, tokenizer, out, config)
+    for item in made.metrics:
+        at = "" if item["k"] is None else f" at K={item['k']}"
+        say(f"{item['name']}{at}: {item['value']:.6g}")
+    print(storage.join(made.url, "metrics.json"))
+
+
+def report(
+    reconstructions: Annotated[str, typer.Argument(metavar="RECONSTRUCTIONS", help="Evaluation of reconstructions.")],
+    generation: Annotated[str, typer.Argument(metavar="GENERATION", help="Evaluation of samples.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The report goes to DIR/<digest>.")],
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """The HTML report about two evaluations; the models and data behind them are found by their lineage."""
+    from flextok.evaluate.report import ReportInputs, write_report
+
+    made_from = _by_kind(provenance.lineage(generation)) | _by_kind(provenance.lineage(reconstructions))
+    corpora = {split: _only(made_from, "corpus", split) for split in ("train", "val")}
+    tokens = {split: _only(made_from, "tokens", split) for split in ("train", "val")}
+    made = write_report(
+        ReportInputs(
+            reconstruction_url=reconstructions,
+            generation_url=generation,
+            samples_url=_only(made_from, "samples"),
+            tokenizer_url=_only(made_from, "tokenizer"),
+            prior_url=_only(made_from, "prior"),
+            train_tokens_url=tokens["train"],
+            val_tokens_url=tokens["val"],
+            train_url=corpora["train"],
+            val_url=corpora["val"],
+            latents_url=_only(made_from, "vae"),
+        ),
+        out,
+        load_recipe(profile, sets).report,
+    )
+    print(made.html_path)
+
+
+def _newest(parent: str, made_by: str) -> str:
+    """The artifact made last among those in the folder `parent`."""
+    found: list[tuple[str, str]] = []
+    for name in storage.list_names(parent):
+        url = storage.join(parent, name)
+        if not name.startswith(".") and storage.exists(storage.join(url, "config.yaml")) | storage.exists(
+            storage.join(url, "manifest.json")
+        ):
+            found.append((provenance.read_provenance(url)["created"], url))
+    if not found:
+        raise UsageError(f"expected an artifact in {parent}, found none; make it with `{made_by}`")
+    newest = max(found)[1]
+    say(f"uses {newest}")
+    return newest
+
+
+def _by_kind(node: dict[str, Any]) -> dict[str, str]:
+    """URL -> kind of a lineage tree's artifacts that are still there."""
+    here = {node["uri"]: node["kind"]} if node["found"] else {}
+    for item in node["inputs"]:
+        here |= _by_kind(item)
+    return here
+
+
+def _only(kinds: dict[str, str], kind: str, split: str | None = None) -> str:
+    """The one artifact of a kind (and split)."""
+    urls = [url for url, found in kinds.items() if found == kind and (split is None or f"/{split}" in url)]
+    if len(urls) != 1:
+        raise UsageError(f"expected one {kind} {split or ''} behind these evaluations, found {len(urls)}; give others")
+    return urls[0]

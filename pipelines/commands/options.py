@@ -1,0 +1,22 @@
+"""Options that commands share."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+Profile = Annotated[str, typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file.")]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as in tokenizer.train.steps=100.")
+]
+WorkspaceUrl = Annotated[str, typer.Option("--workspace", metavar="DIR|URL", help="Where all artifacts lie.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+DEFAULT_WORKSPACE = "./workspace"
+PIPE_WIDTH = 240  # no folding where another program or a file reads a table
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -1,0 +1,175 @@
+"""Commands on a whole pipeline: run, status, refresh, ui."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from flextok.errors import FlextokError
+from pipelines import stale
+from pipelines.commands.options import (
+    DEFAULT_WORKSPACE,
+    PIPE_WIDTH,
+    AsJson,
+    Debug,
+    Profile,
+    Sets,
+    WorkspaceUrl,
+    print_json,
+)
+from pipelines.execute import Executor, open_executor, say
+from pipelines.recipe import DEFAULT_PROFILE, load_recipe
+from pipelines.workspace import PROJECT, Workspace
+
+STYLES = {"fresh": "green", "stale": "yellow", "missing": "red"}
+
+
+def run(
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006 - typer reads it, nothing writes it
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="SELECTION", help="Assets, as in 'tokenizer+' or 'prior,report'.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Build the profile's assets in order, in this process; prints where the report is."""
+    recipe = load_recipe(profile, sets)
+    if dry_run:
+        from pipelines.plan import make_plan, print_plan
+
+        with open_executor(recipe, workspace, remember=False) as executor:
+            print_plan(make_plan(recipe, [stale.label(key, None) for key in executor.select(select)]))
+        return
+    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), _ray_ended():
+        executor.run(executor.select(select))
+        _print_report(executor)
+
+
+def status(
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Every asset and partition: missing, stale or fresh, and why."""
+    recipe = load_recipe(profile, sets)
+    with open_executor(recipe, workspace) as executor:
+        states = executor.survey()
+    if as_json:
+        document = {
+            "profile": recipe.name,
+            "workspace": executor.workspace.root,
+            "assets": [
+                {
+                    "asset": state.key.path[-1],
+                    "partition": state.partition,
+                    "status": state.status,
+                    "reasons": list(state.reasons),
+                    "waits_for": list(state.waits_for),
+                    "digest": state.digest,
+                    "uri": state.uri,
+                }
+                for state in states
+            ],
+        }
+        print_json(document)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("asset", "status", "digest", "why"):
+        table.add_column(column, overflow="fold")
+    for state in states:
+        why = "; ".join(state.reasons) or (f"waits for {', '.join(state.waits_for)}" if state.waits_for else "")
+        shown = Text(state.status, style=STYLES[state.status])
+        table.add_row(Text(state.label), shown, Text((state.digest or "")[:12]), Text(why))
+    console = Console()
+    Console(width=None if console.is_terminal else PIPE_WIDTH).print(table)
+
+
+def refresh(
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    debug: Debug = False,
+) -> None:
+    """Build again only what is out of date, until nothing is."""
+    recipe = load_recipe(profile, sets)
+    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), _ray_ended():
+        done = executor.refresh()
+        if done:
+            say(f"refreshed {len(done)}: {', '.join(done)}")
+        else:
+            say("nothing to do: every asset is fresh")
+        _print_report(executor)
+
+
+def ui(
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
+    debug: Debug = False,
+) -> None:
+    """Dagster's UI and daemon for this workspace, on 127.0.0.1, until Ctrl-C."""
+    import subprocess
+
+    load_recipe(profile, sets)
+    place = Workspace(workspace)
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(place.prepare_dagster_home()),
+        "FLEXTOK_PROFILE": profile,
+        "FLEXTOK_SET": "\n".join(sets),
+        "FLEXTOK_WORKSPACE": place.root,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "pipelines.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    say(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    # Its processes get the terminal's Ctrl-C themselves; this one only waits for them to end.
+    process = subprocess.Popen(command, env=environment)
+    while process.poll() is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()
+    if process.returncode not in (0, 130, -2, -15):
+        raise FlextokError(
+            f"expected Dagster's UI to run, found it ended with {process.returncode}; see its lines above"
+        )
+
+
+@contextlib.contextmanager
+def _ray_ended() -> Iterator[None]:
+    """Ends the Ray session that jobs of this command may have started."""
+    try:
+        yield
+    finally:
+        if "ray" in sys.modules:
+            from flextok.cluster import stop_ray
+
+            stop_ray()
+
+
+def _print_report(executor: Executor) -> None:
+    path = executor.report_path()
+    if path:
+        say("report:")
+        print(path, flush=True)

@@ -1,0 +1,185 @@
+"""Running assets in this process, one at a time, with one line for each: shared by `run` and `refresh`."""
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from flextok.errors import FlextokError, UsageError
+from pipelines import lineage, stale
+from pipelines.partitions import split_of
+from pipelines.recipe import Recipe
+from pipelines.stale import AssetState
+from pipelines.workspace import Workspace
+
+QUIET_LOGS = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+MAX_WAVES = 32
+
+
+class Executor:
+    """Materializes assets of one profile in one workspace, and knows what is out of date there."""
+
+    def __init__(
+        self,
+        defs: dg.Definitions,
+        instance: dg.DagsterInstance,
+        settings: Callable[[str], dict[str, Any]],
+        workspace: Workspace,
+        list_source: Callable[[str], str],
+    ):
+        self.defs, self.instance, self.workspace = defs, instance, workspace
+        self._settings = settings
+        self._list_source = list_source
+        self._job = defs.resolve_implicit_global_asset_job_def()
+        self.graph = defs.resolve_asset_graph()
+
+    def survey(self) -> list[AssetState]:
+        """The state of every asset and partition."""
+        return stale.survey(self.defs, self.instance, self._settings, self.workspace, self._list_source)
+
+    def select(self, expression: str | None) -> list[dg.AssetKey]:
+        """The selected assets in an order in which they can be built; raises UsageError for an unknown name."""
+        keys = list(self.graph.toposorted_asset_keys)
+        if expression is None:
+            return keys
+        names = {key.path[-1]: key for key in keys}
+        try:
+            chosen = dg.AssetSelection.from_string(_qualify(expression, names)).resolve(self.graph)
+        except Exception as error:  # noqa: BLE001 - the selection language raises its parser's own kinds
+            raise UsageError(
+                f"expected a selection of the assets {', '.join(names)} (such as 'tokenizer+' or 'token_shards,prior'), "
+                f"found {expression!r}: {str(error).splitlines()[0]}"
+            ) from None
+        if not chosen:
+            raise UsageError(f"expected a selection of the assets {', '.join(names)}, found none in {expression!r}")
+        return [key for key in keys if key in chosen]
+
+    def run(self, keys: list[dg.AssetKey]) -> None:
+        """Materialize `keys`, partition after partition; stops at the first failure."""
+        self._close_dead_runs()
+        for key in keys:
+            self._require_inputs(key)
+            for partition in stale.partitions_of(self.graph, key):
+                self._materialize(key, partition)
+
+    def refresh(self) -> list[str]:
+        """Materialize what is out of date, in waves, until nothing is; the labels of what ran."""
+        self._close_dead_runs()
+        done: list[str] = []
+        for _ in range(MAX_WAVES):
+            work = [state for state in self.survey() if state.must_run]
+            if not work:
+                return done
+            keys = {state.key for state in work}
+            for state in work:
+                # What has an ancestor in this wave is judged anew in the next one: it may turn out to be fresh.
+                if self.graph.get_ancestor_asset_keys(state.key, include_self=False) & keys:
+                    continue
+                say(f"{state.label}: {'; '.join(state.reasons)}")
+                self._materialize(state.key, state.partition)
+                done.append(state.label)
+        raise FlextokError(
+            f"expected the graph to settle in {MAX_WAVES} waves, found it still stale; see `flextok status`"
+        )
+
+    def report_path(self) -> str | None:
+        """The page of the latest report, None when there is none."""
+        key = next(key for key in self.graph.toposorted_asset_keys if key.path[-1] == "report")
+        return stale.metadata_of(stale.latest_record(self.instance, key, None)).get("html")
+
+    def _require_inputs(self, key: dg.AssetKey) -> None:
+        for parent in sorted(self.graph.get(key).parent_keys):
+            if not self.instance.get_latest_materialization_event(parent):
+                raise FlextokError(
+                    f"expected {stale.label(parent, None)} to be there for {stale.label(key, None)}, found it was never "
+                    f"made; use `--select '+{stale.label(key, None)}'` or `flextok refresh`"
+                )
+
+    def _materialize(self, key: dg.AssetKey, partition: str | None) -> None:
+        name = stale.label(key, partition)
+        say(f"{name}: start")
+        started = time.monotonic()
+        try:
+            result = self._job.execute_in_process(
+                instance=self.instance,
+                asset_selection=[key],
+                partition_key=partition,
+                run_config=QUIET_LOGS,
+                tags={lineage.IN_PROCESS_TAG: "true"},
+                raise_on_error=True,
+            )
+        except BaseException as error:
+            lineage.emit_failure(self.instance, self.workspace, self.graph, key, partition, str(error))
+            if isinstance(error, dg.DagsterExecutionInterruptedError):
+                raise KeyboardInterrupt from error
+            if isinstance(error, Exception) and not isinstance(error, FlextokError | OSError):
+                raise FlextokError(f"{name} failed: {_one_line(error)}") from error
+            raise
+        lineage.emit_run(self.instance, self.workspace, self.graph, result.run_id)
+        record = stale.latest_record(self.instance, key, partition)
+        for check in result.get_asset_check_evaluations():
+            if not check.passed:
+                say(f"warning: {name}: {check.description}")
+        say(f"{name}: done in {time.monotonic() - started:.0f} s, {_summary(record)}")
+
+    def _close_dead_runs(self) -> None:
+        """Mark runs of killed commands as failed: the caller holds the workspace's lock, so none is alive."""
+        unfinished = dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING], tags={lineage.IN_PROCESS_TAG: "true"}
+        )
+        for run in self.instance.get_runs(unfinished):
+            self.instance.report_run_failed(run, "its process ended before it did")
+
+
+@contextlib.contextmanager
+def open_executor(recipe: Recipe, workspace_url: str, remember: bool = True) -> Iterator[Executor]:
+    """The executor of a profile in a workspace; `remember` false leaves no trace of it, for a plan."""
+    # Dagster's definitions import the assets, which say how they are run: hence not at the top.
+    from pipelines.definitions import build_definitions
+
+    workspace = Workspace(workspace_url)
+    defs = build_definitions(recipe, workspace.root)
+
+    def listing(partition: str) -> str:
+        from flextok.data.sources.catalog import source_digest
+
+        return source_digest(recipe.corpus, split_of(partition))
+
+    kept = workspace.instance() if remember else dg.DagsterInstance.ephemeral()
+    with kept as instance:
+        yield Executor(defs, instance, recipe.settings, workspace, listing)
+
+
+def say(text: str) -> None:
+    """One line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
+
+
+def _qualify(expression: str, names: dict[str, dg.AssetKey]) -> str:
+    """Asset names as full keys (they carry the profile's name), and commas as `or`."""
+
+    def full(match: re.Match[str]) -> str:
+        return f'key:"{names[match[1]].to_user_string()}"'
+
+    pattern = r"(?<![\w/:\"])(?:key:)?\"?(" + "|".join(map(re.escape, names)) + r")\"?(?![\w/\"])"
+    return re.sub(pattern, full, expression.replace(",", " or "))
+
+
+def _summary(record: Any) -> str:
+    """The digest and the numbers an asset put in its metadata."""
+    parts = [f"digest {(stale.data_version(record) or '')[:12]}"]
+    for name, value in stale.metadata_of(record).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        parts.append(f"{name.removeprefix('dagster/')} {shown}")
+    return ", ".join(parts)

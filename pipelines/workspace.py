@@ -1,0 +1,99 @@
+"""A workspace: one folder or URL with every artifact, and the Dagster home that remembers how they came to be."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+
+from flextok import storage
+from flextok.errors import FlextokError, UsageError
+
+# The terminal keeps its own stdout and stderr: capturing them would hide progress bars behind a log file.
+NO_CAPTURE = {
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+}
+# The project's own folder: profiles and infrastructure files lie beside the code (editable install).
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Workspace:
+    """Paths of the artifacts below `root` (a folder or any fsspec URL)."""
+
+    def __init__(self, root: str):
+        self.root = storage.absolute(root)
+        if storage.is_local(self.root) and Path(self.root).exists() and not Path(self.root).is_dir():
+            raise UsageError(
+                f"expected a folder for the workspace, found the file {self.root}; give another --workspace"
+            )
+
+    def url(self, *parts: str) -> str:
+        """The URL of `parts` below the workspace."""
+        return storage.join(self.root, *parts)
+
+    def corpus(self, corpus: str, split: str) -> str:
+        """Folder of one split's image shards."""
+        return self.url("corpora", corpus, split)
+
+    def checkpoints(self, kind: str) -> str:
+        """Folder that holds the checkpoints of a kind: "vae", "tokenizer" or "prior"."""
+        return self.url("checkpoints", kind)
+
+    def tokens(self, corpus: str, split: str, tokenizer_digest: str) -> str:
+        """Folder of one split's token shards made by one tokenizer."""
+        return self.url("tokens", corpus, split, tokenizer_digest)
+
+    def relative(self, url: str) -> str:
+        """`url` below the workspace as a relative path, so that a moved workspace still finds it."""
+        return url.removeprefix(self.root).strip("/") if url.startswith(self.root) else url
+
+    def resolve(self, path: str) -> str:
+        """The inverse of `relative`."""
+        return path if path.startswith("/") or "://" in path else self.url(path)
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own records: always on local disk, also for a workspace on an object store."""
+        if storage.is_local(self.root):
+            return storage.local_path(self.root) / "dagster"
+        return Path("workspace/dagster").resolve() / hashlib.sha256(self.root.encode()).hexdigest()[:12]
+
+    def prepare_dagster_home(self) -> Path:
+        """The Dagster home, made with its settings if it is not there yet."""
+        home = self.dagster_home
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            settings = home / "dagster.yaml"
+            if not settings.exists():
+                storage.write_bytes(str(settings), (PROJECT / "infra" / "dagster" / "dagster.yaml").read_bytes())
+        except OSError as error:
+            raise UsageError(
+                f"expected a workspace that can be written, found {error}; give another --workspace"
+            ) from None
+        return home
+
+    @contextlib.contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """Dagster's instance for work in this process."""
+        home = self.prepare_dagster_home()
+        os.environ["DAGSTER_HOME"] = str(home)
+        with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)) as instance:
+            yield instance
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one `run` or `refresh` at a time: two would write the same shards and train twice."""
+        path = self.prepare_dagster_home() / "flextok.lock"
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FlextokError(
+                    f"expected this command to be the only one at work in {self.root}, found another run or refresh; "
+                    "wait for it, or give another --workspace"
+                ) from None
+            yield

@@ -1,0 +1,174 @@
+"""The autoregressive prior: what it may look at, how it samples, what a condition does."""
+
+import math
+
+import pytest
+import torch
+
+from flextok.errors import IntegrityError, UsageError
+from flextok.model.checkpoint import save_checkpoint
+from flextok.model.prior import Prior, load_prior, sample_id
+from flextok.model.prior_config import PriorConfig
+from flextok.model.text import text_encoder
+
+TINY = {"width": 32, "depth": 2, "head_dim": 16, "num_tokens": 6, "vocab_size": 11}
+CONFIGS = {
+    "class": PriorConfig(**TINY, condition="class", num_classes=3),
+    "text": PriorConfig(**TINY, condition="text"),
+    "none": PriorConfig(**TINY, condition="none", codebooks=2),
+}
+CONDITION = {
+    "class": {"labels": [0, 2, 1]},
+    "text": {"text": ["a red disk", "", "two blue rings on gray"]},
+    "none": {"num": 3},
+}
+
+
+def make_prior(kind: str) -> Prior:
+    """A prior with weights large enough that every input matters."""
+    prior = Prior.create(CONFIGS[kind], seed=0).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return prior
+
+
+def losses(prior: Prior, kind: str, ids: torch.Tensor, drop: list[bool] | None = None) -> torch.Tensor:
+    labels = torch.tensor(CONDITION[kind]["labels"]) if kind == "class" else None
+    context = prior.text_encoder.encode(CONDITION[kind]["text"]) if kind == "text" else None
+    with torch.no_grad():
+        return prior.loss(ids, labels, context, torch.tensor(drop) if drop else None)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_new_prior_knows_nothing(kind: str) -> None:
+    prior = Prior.create(CONFIGS[kind], seed=0)
+    ids = prior.generate(**CONDITION[kind])
+    assert losses(prior, kind, ids).mean().item() == pytest.approx(math.log(TINY["vocab_size"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_id_depends_on_earlier_ids_only(kind: str) -> None:
+    prior = make_prior(kind)
+    ids = prior.generate(**CONDITION[kind])
+    changed = ids.clone()
+    changed.view(3, -1)[:, 3] = (changed.view(3, -1)[:, 3] + 1) % TINY["vocab_size"]
+    difference = (losses(prior, kind, ids) - losses(prior, kind, changed)).abs().view(3, -1)
+    assert difference[:, :3].max() == 0
+    assert difference[:, 3:].min(dim=0).values.max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [("class", 1.0), ("class", 2.5), ("text", 1.0), ("text", 2.5), ("none", 1.0)]
+)
+def test_cached_generation_agrees_with_uncached_logits(kind: str, guidance: float) -> None:
+    prior = make_prior(kind)
+    ids = prior.generate(**CONDITION[kind], temperature=0, guidance=guidance)
+    flat = ids.flatten(1)
+    for position in range(flat.shape[1]):
+        # The log-probabilities of every id at a position, one call of `loss` for each id and no cache.
+        candidates = []
+        for candidate in range(TINY["vocab_size"]):
+            tried = flat.clone()
+            tried[:, position] = candidate
+            conditional = losses(prior, kind, tried.view(ids.shape)).flatten(1)[:, position]
+            unconditional = losses(prior, kind, tried.view(ids.shape), [True] * 3).flatten(1)[:, position]
+            candidates.append(unconditional + guidance * (conditional - unconditional))
+        assert torch.equal(torch.stack(candidates, dim=1).argmin(1), flat[:, position])
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_a_dropped_condition_leaves_no_trace(kind: str) -> None:
+    prior = make_prior(kind)
+    ids = torch.zeros(3, TINY["num_tokens"], dtype=torch.long)
+    dropped, kept = losses(prior, kind, ids, [True] * 3), losses(prior, kind, ids)
+    assert torch.allclose(dropped[0], dropped[1], atol=1e-6) and torch.allclose(dropped[0], dropped[2], atol=1e-6)
+    assert (kept[0] - kept[2]).abs().max() > 1e-3
+
+
+def test_an_empty_caption_is_no_condition() -> None:
+    prior = make_prior("text")
+    ids = torch.zeros(3, TINY["num_tokens"], dtype=torch.long)
+    assert torch.allclose(losses(prior, "text", ids)[1], losses(prior, "text", ids, [True] * 3)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fewer_tokens_are_a_prefix_of_more(kind: str) -> None:
+    prior = make_prior(kind)
+    whole = prior.generate(**CONDITION[kind], seed=5)
+    assert torch.equal(prior.generate(**CONDITION[kind], seed=5, keep=2), whole[:, :2])
+    assert not torch.equal(prior.generate(**CONDITION[kind], seed=6), whole)
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    prior = make_prior("class")
+    whole = prior.generate(labels=[0, 2, 1], seed=5)
+    alone = prior.generate(labels=[2], seed=5, sample_ids=[1])
+    assert torch.equal(alone[0], whole[1])
+
+
+def test_guidance_of_one_is_no_guidance_and_more_changes_ids() -> None:
+    prior = make_prior("class")
+    assert not torch.equal(prior.generate([0, 1, 2], guidance=6.0), prior.generate([0, 1, 2]))
+
+
+def test_sampling_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.05, 0.0, 0.6, 0.35])
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    logits = probabilities.log().expand(1000, -1)
+    counts = torch.bincount(sample_id(logits, uniform), minlength=4)
+    assert counts.tolist() == [50, 0, 600, 350]
+    assert torch.bincount(sample_id(logits, uniform, top_k=1), minlength=4).tolist() == [0, 0, 1000, 0]
+    nucleus = torch.bincount(sample_id(logits, uniform, top_p=0.7), minlength=4) / 1000
+    assert nucleus == pytest.approx([0, 0, 0.6 / 0.95, 0.35 / 0.95], abs=2e-3)
+    cold = torch.bincount(sample_id(logits, uniform, temperature=0.5), minlength=4) / 1000
+    assert cold == pytest.approx((probabilities**2 / (probabilities**2).sum()).tolist(), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"keep": 0}, {"keep": 7}, {"labels": [3, 0, 0]}]
+)
+def test_senseless_arguments_are_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="expected|must lie"):
+        make_prior("class").generate(**{"labels": [0, 1, 2], **arguments})
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_saved_prior_generates_the_same(kind: str, tmp_path) -> None:
+    prior = make_prior(kind)
+    saved = save_checkpoint(str(tmp_path), "prior", prior.state_dict(), prior.config, [], {})
+    loaded = load_prior(saved.url)
+    assert loaded.digest == saved.digest and loaded.config == prior.config
+    assert torch.equal(loaded.generate(**CONDITION[kind]), prior.generate(**CONDITION[kind]))
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path) -> None:
+    prior = make_prior("class")
+    saved = save_checkpoint(str(tmp_path), "vae", prior.state_dict(), prior.config, [], {})
+    with pytest.raises(UsageError, match="prior"):
+        load_prior(saved.url)
+
+
+def test_a_checkpoint_without_a_tensor_is_refused(tmp_path) -> None:
+    prior = make_prior("class")
+    state = prior.state_dict()
+    del state["start"]
+    saved = save_checkpoint(str(tmp_path), "prior", state, prior.config, [], {})
+    with pytest.raises(IntegrityError, match="start"):
+        load_prior(saved.url)
+
+
+def test_hashed_words_tell_captions_apart() -> None:
+    encoder = text_encoder("hashed-words", torch.device("cpu"))
+    features = encoder.encode(["A red disk.", "a red disk", "disk red a", ""])
+    assert features.mask.sum(1).tolist() == [3, 3, 3, 0]
+    assert torch.equal(features.values[0], features.values[1])
+    assert not torch.allclose(features.values[0], features.values[2])
+
+
+@pytest.mark.parametrize("name", ["wordz", "t5:no/such-model"])
+def test_a_text_encoder_that_is_not_there_is_one_line(name: str, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match="expected"):
+        text_encoder(name, torch.device("cpu"))

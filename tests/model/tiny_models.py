@@ -1,0 +1,28 @@
+"""Small models of which every output depends on every weight: nothing is left at its initial zero."""
+
+import torch
+
+from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
+from flextok.model.tokenizer import Tokenizer
+
+TINY = TokenizerConfig(
+    latents=ConvLatentsConfig(channels=8, blocks=1, latent_channels=3, factor=4),
+    image_size=32,
+    patch_size=2,
+    registers=6,
+    encoder=TrunkConfig(width=32, depth=2, head_dim=8),
+    quantizer=FSQConfig(levels=(7, 5, 4)),
+    decoder=FlowDecoderConfig(trunk=TrunkConfig(width=48, depth=2, head_dim=16)),
+    posemb_scaling="interpolate",
+)
+
+
+def scrambled(config: TokenizerConfig, seed: int = 0) -> Tokenizer:
+    """A model whose zero-initialized weights were drawn anew."""
+    tokenizer = Tokenizer.create(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tokenizer.trainable_parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3, generator=generator)
+    return tokenizer.eval().prepare(torch.float32)

@@ -1,0 +1,228 @@
+"""Bulk tokenization where things go wrong. After each fault the store verifies and equals that of an undisturbed run."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import IMAGES, SHARDS, processes_below
+from job_process import at_work
+
+from flextok.data.corpus import Corpus
+from flextok.data.lock import locked
+from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
+from flextok.errors import FlextokError, UsageError
+from flextok.tokenize.job import tokenize_corpus
+from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
+from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("job_process.py")
+ROOT = Path(__file__).parents[2]
+
+
+def run(inputs, dest, corpus=None, **changes):
+    config = inputs.config.model_copy(update=changes)
+    return tokenize_corpus(corpus or inputs.corpus, inputs.tokenizer, str(dest), config, inputs.compute, progress=False)
+
+
+def start_process(how: str, inputs, dest: Path) -> subprocess.Popen:
+    arguments = [how, inputs.corpus, inputs.tokenizer, str(dest), inputs.config.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_at_work(dest: Path, alive) -> None:
+    while not at_work(str(dest), finished=1):
+        assert alive(), "the job ended before the fault"
+        time.sleep(0.002)
+
+
+def corrupt_picture(tar: Path, member: int) -> None:
+    """Turn some bytes in the middle of one picture of a shard."""
+    with tarfile.open(tar) as archive:
+        picture = [item for item in archive.getmembers() if item.name.endswith(".png")][member]
+    content = bytearray(tar.read_bytes())
+    middle = picture.offset_data + picture.size // 2
+    content[middle : middle + 20] = bytes(byte ^ 0xFF for byte in content[middle : middle + 20])
+    tar.write_bytes(content)
+
+
+def test_actor_killed_in_mid_shard(inputs, undisturbed, tmp_path):
+    dest, results = tmp_path / "t", []
+    job = threading.Thread(target=lambda: results.append(run(inputs, dest)))
+    job.start()
+    wait_until_at_work(dest, job.is_alive)
+    actors = [pid for pid, command in processes_below(os.getpid()).items() if "ShardTokenizer" in command]
+    for pid in actors:
+        os.kill(pid, signal.SIGKILL)
+    job.join()
+    assert len(actors) == 1
+    assert results[0].digest == undisturbed[1]
+    assert verify_tokens(str(dest), inputs.corpus) == []
+
+
+def test_driver_killed_then_the_same_command_again(inputs, undisturbed, tmp_path):
+    dest = tmp_path / "t"
+    driver = start_process("alone", inputs, dest)
+    wait_until_at_work(dest, lambda: driver.poll() is None)
+    children = processes_below(driver.pid)
+    driver.kill()
+    driver.wait()
+    assert not (dest / "manifest.json").exists()
+    with pytest.raises(UsageError, match="run it again to finish"):
+        TokenStore.open(str(dest))
+    summary = run(inputs, dest)
+    assert 1 <= summary.skipped < SHARDS
+    assert summary.digest == undisturbed[1]
+    assert verify_tokens(str(dest), inputs.corpus) == []
+    assert not [name for name in os.listdir(dest) if name.startswith(".")]
+    # Ray's own processes end with the driver that started them.
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [command for pid, command in children.items() if Path(f"/proc/{pid}").exists()]
+
+
+def test_node_removed_and_another_added(inputs, undisturbed, tmp_path):
+    job = start_process("cluster", inputs, tmp_path / "t")
+    out, errors = job.communicate(timeout=240)
+    assert job.returncode == 0, errors[-3000:]
+    assert out.split()[-1] == undisturbed[1]
+    assert verify_tokens(str(tmp_path / "t"), inputs.corpus) == []
+
+
+def test_damaged_shards_are_named_and_the_others_kept(inputs, undisturbed, corpus_copy, tmp_path):
+    """Missing, cut between members, cut within one: the job does the rest, fails at its end, and is mended by a rerun."""
+    shards, dest = Path(corpus_copy) / "shards", tmp_path / "t"
+    (shards / "000001.tar").unlink()
+    with tarfile.open(shards / "000002.tar") as archive:
+        header = [member for member in archive.getmembers() if member.name.endswith(".png")][10].offset
+    (shards / "000002.tar").write_bytes((shards / "000002.tar").read_bytes()[:header] + bytes(1024))
+    (shards / "000003.tar").write_bytes((shards / "000003.tar").read_bytes()[: header + 700])
+    with pytest.raises(FlextokError) as failure:
+        run(inputs, dest, corpus=corpus_copy)
+    message = str(failure.value)
+    assert "found 3 that could not" in message
+    assert all(name in message for name in ("000001", "000002", "000003"))
+    assert "\n" not in message
+    assert sorted(os.listdir(dest)) == ["000000.parquet", "000004.parquet", "000005.parquet"]
+    for name in ("000001.tar", "000002.tar", "000003.tar"):
+        shutil.copy(Path(inputs.corpus) / "shards" / name, shards / name)
+    summary = run(inputs, dest, corpus=corpus_copy)
+    assert (summary.skipped, summary.digest) == (3, undisturbed[1])
+    assert verify_tokens(str(dest), corpus_copy) == []
+
+
+def test_corrupt_picture_is_listed_and_its_shard_made_again_when_mended(
+    inputs, undisturbed, corpus_copy, tmp_path, capfd
+):
+    tar, dest = Path(corpus_copy) / "shards" / "000004.tar", tmp_path / "t"
+    corrupt_picture(tar, member=7)
+    summary = run(inputs, dest, corpus=corpus_copy)
+    assert (summary.rows, summary.rejects) == (IMAGES - 1, 1)
+    manifest = read_manifest(str(dest))
+    expected = TokenStore.open(undisturbed[0]).keys()[4 * IMAGES // SHARDS + 7]
+    assert [reject["source"] for reject in manifest["rejects"]] == [expected]
+    assert [entry["rejects"] for entry in manifest["shards"]] == [0, 0, 0, 0, 1, 0]
+    assert "shard 000004" in capfd.readouterr().err
+    assert verify_tokens(str(dest)) == []
+    assert any("other bytes" in line for line in verify_tokens(str(dest), corpus_copy))
+
+    corrupt_picture(tar, member=8)
+    with pytest.raises(FlextokError, match="at most 1.0% undecodable images, found 2 of 120"):
+        run(inputs, dest, corpus=corpus_copy, max_reject_fraction=0.01)
+    assert not (dest / "manifest.json").exists()
+
+    shutil.copy(Path(inputs.corpus) / "shards" / tar.name, tar)
+    summary = run(inputs, dest, corpus=corpus_copy)
+    assert (summary.skipped, summary.digest) == (SHARDS - 1, undisturbed[1])
+    assert verify_tokens(str(dest), corpus_copy) == []
+
+
+def test_s3_that_fails_one_request_in_ten(inputs, undisturbed, s3, ray_session):
+    """Corpus and store both on S3."""
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("bucket")
+    fs.put(inputs.corpus, "bucket/corpus", recursive=True)
+    s3.faulty = True
+    try:
+        summary = run(inputs, "s3://bucket/tokens", corpus="s3://bucket/corpus")
+        with locked("s3://bucket/tokens"), pytest.raises(FlextokError, match="another run"):
+            run(inputs, "s3://bucket/tokens", corpus="s3://bucket/corpus")
+    finally:
+        s3.faulty = False
+    assert s3.failed >= 5
+    assert summary.digest == undisturbed[1]
+    assert verify_tokens("s3://bucket/tokens", "s3://bucket/corpus") == []
+    assert TokenStore.open("s3://bucket/tokens").ids().shape == (IMAGES, 8)
+
+
+def test_disk_that_fills_up(inputs, tmp_path):
+    """A writer that may write no more tells so in one line, and leaves nothing."""
+    spec = tokenizer_spec(inputs.tokenizer)
+    task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path / "t"), inputs.config, 8)[0]
+    worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        outcome = ShardOutcome.from_json(worker({"task": task_to_json(task)})["outcome"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.record is None
+    assert os.strerror(errno.EFBIG) in outcome.error
+    assert list((tmp_path / "t").iterdir()) == []
+    again = ShardOutcome.from_json(worker({"task": task_to_json(task)})["outcome"])
+    assert again.record is not None
+    assert again.record.rows == IMAGES // SHARDS
+
+
+def test_read_only_destination_is_refused_at_once(inputs):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to act as a user who may not write")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        corpus, tokenizer = f"{folder}/corpus", f"{folder}/tokenizer"
+        shutil.copytree(inputs.corpus, corpus)
+        shutil.copytree(inputs.tokenizer, tokenizer)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UsageError, match="can be written"):
+                tokenize_corpus(corpus, tokenizer, f"{folder}/tokens", inputs.config, inputs.compute, progress=False)
+        finally:
+            os.seteuid(0)
+        assert not os.path.exists(f"{folder}/tokens")
+
+
+def test_shard_that_changes_its_labels_is_refused(inputs, corpus_copy, tmp_path):
+    """Bytes that differ from the manifest pass for damaged pictures only, never for other labels or captions."""
+    tar = Path(corpus_copy) / "shards" / "000000.tar"
+    with tarfile.open(tar) as archive:
+        member = next(item for item in archive.getmembers() if item.name.endswith(".txt"))
+    content = bytearray(tar.read_bytes())
+    content[member.offset_data] ^= 1
+    tar.write_bytes(content)
+    spec = tokenizer_spec(inputs.tokenizer)
+    task = shard_tasks(Corpus.open(corpus_copy), spec, str(tmp_path / "t"), inputs.config, 8)[0]
+    worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
+    outcome = ShardOutcome.from_json(worker({"task": json.loads(json.dumps(task_to_json(task)))})["outcome"])
+    assert outcome.record is None
+    assert "another label, text or hash" in outcome.error
+    assert list((tmp_path / "t").iterdir()) == []

@@ -1,0 +1,98 @@
+"""Running jobs in this process and on Ray Train: kills, errors, requests that cannot be met."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import train_toy
+from train_toy import ToyConfig, ToyJob
+
+import flextok
+from flextok.cluster import ensure_ray, stop_ray
+from flextok.errors import FlextokError, UsageError
+from flextok.model.checkpoint import read_checkpoint
+from flextok.train.config import ComputeConfig, OptimizerConfig, TrainConfig
+from flextok.train.launch import run_training
+
+CONFIG = TrainConfig(
+    steps=20,
+    batch_size=8,
+    optimizer=OptimizerConfig(lr=0.01, warmup_steps=3),
+    precision="float32",
+    checkpoint_every=5,
+    log_every=4,
+)
+HERE = ComputeConfig(train_workers=0)
+ON_RAY = ComputeConfig(train_workers=2, num_cpus=2)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(train_toy)
+    ensure_ray("local", num_cpus=2)
+    yield
+    stop_ray()
+
+
+def files_under(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_job_in_this_process_leaves_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    result = run_training(ToyJob(CONFIG, str(tmp_path)), HERE)
+    assert read_checkpoint(result.url).digest == result.digest
+    assert result.metrics["train/loss"] > 0
+    expected = ["config.yaml", "history.parquet", "model.safetensors", "provenance.json"]
+    assert sorted(files_under(tmp_path)) == expected
+    assert run_training(ToyJob(CONFIG, str(tmp_path)), HERE).digest == result.digest
+
+
+def test_a_killed_process_goes_on_to_the_same_digest(tmp_path: Path) -> None:
+    straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
+    config = ToyConfig(kill_at=13 * 8, kill_mark=str(tmp_path / "killed"))
+    program = (
+        "from train_toy import *; from flextok.train.config import *; from flextok.train.launch import run_training\n"
+        f"config = TrainConfig.model_validate({CONFIG.model_dump()!r})\n"
+        f"job = ToyJob(config, {str(tmp_path / 'run')!r}, ToyConfig.model_validate({config.model_dump()!r}))\n"
+        "print(run_training(job, ComputeConfig(train_workers=0)).digest)\n"
+    )
+    command = [sys.executable, "-c", program]
+    places = [Path(train_toy.__file__).parent, Path(flextok.__file__).parent.parent]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == -signal.SIGKILL
+    assert "state.json" in files_under(tmp_path / "run")
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.stdout.strip() == straight.digest, second.stderr
+
+
+@pytest.mark.slow
+def test_ray_workers_go_on_after_one_is_killed(ray_session: None, tmp_path: Path) -> None:
+    straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
+    config = ToyConfig(kill_at=13 * 8 + 7, kill_mark=str(tmp_path / "killed"))
+    result = run_training(ToyJob(CONFIG, str(tmp_path / "ray"), config), ON_RAY)
+    assert (tmp_path / "killed").exists()
+    found, expected = read_checkpoint(result.url).state, read_checkpoint(straight.url).state
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    assert result.metrics["train/loss"] == pytest.approx(straight.metrics["train/loss"], rel=1e-4)
+    assert not (tmp_path / "ray" / ".runs").exists() or not files_under(tmp_path / "ray" / ".runs")
+
+
+@pytest.mark.slow
+def test_an_error_on_one_ray_worker_is_raised_here_as_it_is(ray_session: None, tmp_path: Path) -> None:
+    # Place 44 belongs to the second worker; the first waits for it in an all-reduce.
+    with pytest.raises(FlextokError, match="^expected no place 44, found it$"):
+        run_training(ToyJob(CONFIG, str(tmp_path), ToyConfig(fail_at=44)), ON_RAY)
+
+
+@pytest.mark.parametrize("request_", [{"train_workers": 3}, {"train_workers": 1, "gpus_per_worker": 1.0}])
+def test_more_than_the_cluster_has_is_refused_at_once(ray_session: None, request_: dict, tmp_path: Path) -> None:
+    compute = ON_RAY.model_copy(update=request_)
+    with pytest.raises(UsageError, match="room for 3 training workers|room for 1 training workers of 1 CPU and 1 GPU"):
+        run_training(ToyJob(CONFIG, str(tmp_path)), compute)

@@ -1,0 +1,174 @@
+"""The training loop: exact resume, the same numbers for any number of workers, what ends it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from flextok.errors import FlextokError, UsageError
+from flextok.train.config import OptimizerConfig, TrainConfig
+from flextok.train.draws import Draws, sample_indices
+from flextok.train.loop import learning_rate, train
+from flextok.train.state import load_latest_state
+from flextok.train.world import World
+from train_toy import ToyConfig, make_objective
+
+OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)
+CONFIG = TrainConfig(
+    steps=20, batch_size=8, optimizer=OPTIMIZER, precision="float32", checkpoint_every=5, log_every=4
+)  # fmt: skip
+
+
+def weights(objective) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in objective.model.parameters()])
+
+
+def loss_history(rows) -> dict[int, float]:
+    return {step: value for step, name, value in rows if name == "train/loss"}
+
+
+class Stopped(Exception):
+    """What a test raises to end a run as a kill would, between two steps."""
+
+
+def stop_at(step_to_stop: int):
+    def on_progress(step: int, note: str) -> None:
+        if step == step_to_stop:
+            raise Stopped
+
+    return on_progress
+
+
+def test_training_fits_and_keeps_a_history(tmp_path: Path) -> None:
+    objective = make_objective()
+    config = CONFIG.model_copy(update={"steps": 300, "ema_decay": 0.9})
+    rows = train(objective, config, World(), str(tmp_path))
+    losses = loss_history(rows)
+    assert losses[300] < 0.3 * losses[4]
+    assert {name for _, name, _ in rows} == {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s"}
+    assert not objective.training
+
+
+@pytest.mark.parametrize("stop_step", [5, 13])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_stopped_run_goes_on_exactly(stop_step: int, in_memory: bool, tmp_path: Path) -> None:
+    straight = make_objective()
+    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+
+    run = str(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        train(make_objective(in_memory=in_memory), CONFIG, World(), run, on_progress=stop_at(stop_step))
+    seen = []
+    resumed = make_objective(in_memory=in_memory)
+    train(resumed, CONFIG, World(), run, on_progress=lambda step, note: seen.append(step))
+    assert seen[0] == stop_step // 5 * 5
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    with pytest.raises(Stopped):
+        train(make_objective(), CONFIG, World(), run, on_progress=stop_at(7))
+    # A kill between the tensors and the record that makes them count.
+    (tmp_path / "step_000000010").mkdir()
+    (tmp_path / "step_000000010" / "state.safetensors").write_bytes(b"half")
+    state = load_latest_state(run)
+    assert state is not None and state.step == 5
+    resumed, straight = make_objective(), make_objective()
+    train(resumed, CONFIG, World(), run)
+    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
+    train(make_objective(), CONFIG, World(), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000015"]
+
+
+def _member(rank: int, size: int, folder: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    objective, validation = make_objective(), make_objective(ToyConfig(samples=11))
+    validation.model = objective.model
+    config = CONFIG.model_copy(update={"validate_every": 10})
+    rows = train(objective, config, World(rank, size), f"{folder}/run", validation)
+    if rank == 0:
+        results.put(([row for row in rows if row[1] != "train/images_per_s"], weights(objective).numpy()))
+    dist.destroy_process_group()
+
+
+def test_any_number_of_workers_sees_the_same_numbers(tmp_path: Path) -> None:
+    # A batch of 8 over 3 workers: unequal parts, one mean.
+    found = []
+    for size in (1, 3):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        results = mp.get_context("spawn").SimpleQueue()
+        mp.spawn(_member, args=(size, str(folder), results), nprocs=size)
+        found.append(results.get())
+    (rows_one, weights_one), (rows_three, weights_three) = found
+    assert [row[:2] for row in rows_one] == [row[:2] for row in rows_three]
+    assert [row[2] for row in rows_one] == pytest.approx([row[2] for row in rows_three], rel=1e-4)
+    assert np.allclose(weights_one, weights_three, atol=1e-5)
+
+
+def test_a_corpus_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
+    train(make_objective(ToyConfig(samples=3)), CONFIG, World(), str(tmp_path))
+    seen = np.concatenate([sample_indices(0, 3, range(step * 8, step * 8 + 8)) for step in range(3)])
+    assert np.bincount(seen).tolist() == [8, 8, 8]
+    assert all(sorted(seen[start : start + 3]) == [0, 1, 2] for start in range(0, 24, 3))
+
+
+def test_epochs_are_shuffled_anew() -> None:
+    first, second = sample_indices(0, 50, range(50)), sample_indices(0, 50, range(50, 100))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first.tolist() != second.tolist()
+    across = sample_indices(0, 50, range(45, 55))
+    assert across.tolist() == [*first[45:], *second[:5]]
+
+
+def test_draws_belong_to_the_place_not_the_batch() -> None:
+    whole, part = Draws(0, range(10, 20)), Draws(0, range(14, 16))
+    assert torch.equal(whole.normal("noise", (2, 3))[4:6], part.normal("noise", (2, 3)))
+    assert not torch.equal(whole.uniform("time"), whole.uniform("keep"))
+
+
+@pytest.mark.parametrize("log_every", [4, 1000])
+def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_state(log_every: int, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"log_every": log_every})
+    with pytest.raises(FlextokError, match="expected a finite loss"):
+        train(make_objective(ToyConfig(poison_at=8 * 8)), config, World(), str(tmp_path))
+    state = load_latest_state(str(tmp_path))
+    assert state is not None and state.step == 5
+    assert all(tensor.isfinite().all() for tensor in state.tensors.values())
+
+
+def test_no_samples_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="found none"):
+        train(make_objective(ToyConfig(samples=0)), CONFIG, World(), str(tmp_path))
+
+
+def test_more_workers_than_samples_in_a_batch_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size 8 for 9 workers"):
+        train(make_objective(), CONFIG, World(size=9), str(tmp_path))
+
+
+def test_learning_rate_warms_up_and_comes_down() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=10, final_lr_fraction=0.1)
+    rates = [learning_rate(config, step, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10 + 50] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.02)
+    assert math.isfinite(learning_rate(config, 0, 1))
+
+
+def test_bfloat16_trains_with_float32_weights(tmp_path: Path) -> None:
+    objective = make_objective()
+    rows = train(objective, CONFIG.model_copy(update={"precision": "bfloat16"}), World(), str(tmp_path))
+    exact = train(make_objective(), CONFIG, World(), str(tmp_path / "exact"))
+    assert weights(objective).dtype == torch.float32
+    assert list(loss_history(rows).values()) == pytest.approx(list(loss_history(exact).values()), rel=0.05)
