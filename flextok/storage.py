@@ -76,6 +76,7 @@ def list_names(url: str) -> list[str]:
 def open_read(url: str) -> IO[bytes]:
     """A binary stream of `url`; raises FileNotFoundError."""
     fs, path = filesystem(url)
+    fs.invalidate_cache()
     return fs.open(path, "rb")
 
 

@@ -16,6 +16,8 @@ import typer
 from flextok.errors import FlextokError
 from pipelines.commands import artifacts, jobs, pipeline
 
+TYPER_INTERRUPTED = 130
+
 app = typer.Typer(
     name="flextok",
     help="Train image tokenizers, tokenize corpora, train priors and judge the result.",
@@ -49,6 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         code = app(args=list(arguments), standalone_mode=False)
+        if code == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort) as error:
         return _fail("interrupted; what was finished is kept, `flextok refresh` goes on from there", 1, error, debug)
     except FlextokError as error:

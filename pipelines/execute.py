@@ -89,7 +89,8 @@ class Executor:
     def report_path(self) -> str | None:
         """The page of the latest report, None when there is none."""
         key = next(key for key in self.graph.toposorted_asset_keys if key.path[-1] == "report")
-        return stale.metadata_of(stale.latest_record(self.instance, key, None)).get("html")
+        path = stale.metadata_of(stale.latest_record(self.instance, key, None)).get("html")
+        return self.workspace.resolve(path) if path else None
 
     def _require_inputs(self, key: dg.AssetKey) -> None:
         for parent in sorted(self.graph.get(key).parent_keys):
@@ -152,6 +153,23 @@ def open_executor(recipe: Recipe, workspace_url: str, remember: bool = True) -> 
     kept = workspace.instance() if remember else dg.DagsterInstance.ephemeral()
     with kept as instance:
         yield Executor(defs, instance, recipe.settings, workspace, listing)
+
+
+@contextlib.contextmanager
+def ray_ended() -> Iterator[None]:
+    """Ends the Ray session that this command's jobs started, not one that was there before."""
+    was_there = _ray_runs()
+    try:
+        yield
+    finally:
+        if _ray_runs() and not was_there:
+            from flextok.cluster import stop_ray
+
+            stop_ray()
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def say(text: str) -> None:

@@ -1,6 +1,7 @@
 """A workspace: one folder or URL with every artifact, and the Dagster home that remembers how they came to be."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -49,7 +50,7 @@ class Workspace:
 
     def relative(self, url: str) -> str:
         """`url` below the workspace as a relative path, so that a moved workspace still finds it."""
-        return url.removeprefix(self.root).strip("/") if url.startswith(self.root) else url
+        return url.removeprefix(self.root + "/") if url.startswith(self.root + "/") else url
 
     def resolve(self, path: str) -> str:
         """The inverse of `relative`."""
@@ -71,6 +72,8 @@ class Workspace:
             if not settings.exists():
                 storage.write_bytes(str(settings), (PROJECT / "infra" / "dagster" / "dagster.yaml").read_bytes())
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
             raise UsageError(
                 f"expected a workspace that can be written, found {error}; give another --workspace"
             ) from None

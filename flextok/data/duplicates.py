@@ -8,6 +8,10 @@ NEAR_BITS + 1 bands; two that differ in NEAR_BITS bits agree in at least one ban
 finds every pair without comparing all with all. Pictures of one and the same hash are each paired with their first.
 """
 
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
@@ -18,9 +22,9 @@ from flextok.data.rejects import Reject
 from flextok.data.shard_builder import ShardRecord, index_url, read_record, shard_url, write_index
 from flextok.data.tarwriter import TarWriter
 
-NEAR_BITS = 6
+NEAR_BITS = 4
 BANDS = NEAR_BITS + 1
-PAIR_SCHEMA = {
+PAIR_SCHEMA: Mapping[Any, Any] = {
     "key_a": pl.String, "key_b": pl.String, "source_a": pl.String, "source_b": pl.String, "distance": pl.Int32,
 }  # fmt: skip
 
@@ -101,7 +105,7 @@ def _near_pairs(hashes: np.ndarray) -> np.ndarray:
     """Index pairs [P, 2], each once, of different hashes at most NEAR_BITS apart."""
     edges = np.linspace(0, 64, BANDS + 1).astype(int)
     found = [np.zeros((0, 2), np.int64)]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         sorted_band = band[order]

@@ -111,7 +111,8 @@ def decode(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
     """The picture in `raw` by the rules of this module's table; raises ImageError(reason, detail)."""
     image = _load(raw, limits)
     ext = EXTENSIONS[str(image.format)]
-    if turn := TURNS.get(_orientation(image)):
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
         image = image.transpose(turn)
     return DecodedImage(np.asarray(_to_rgb(image)), ext)
 

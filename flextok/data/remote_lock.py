@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from flextok import storage
 from flextok.errors import FlextokError
@@ -20,23 +21,24 @@ STALE_AFTER_S = 60.0
 def remotely_locked(dest: str) -> Iterator[None]:
     """Hold `dest` while the block runs; raises FlextokError when another run holds it.
 
-    A lock that was not renewed for 60 s belongs to a run that is gone. Two runs which start within one round trip of
-    each other may both pass; what they write is whole and equal all the same, since shards appear in one put.
+    A lock belongs to a run that is gone when it was not renewed for 60 s, or its process on this host has ended. Two
+    runs which start within one round trip of each other may both pass; what they write is whole and equal all the
+    same, since shards appear in one put.
     """
     url = storage.join(dest, LOCK_FILE)
     token = uuid.uuid4().hex
-    owner = f"process {os.getpid()} on {socket.gethostname()}"
     if storage.exists(url):
         holder = storage.read_json(url)
         idle_s = time.time() - holder["renewed"]
-        if idle_s < STALE_AFTER_S:
+        if idle_s < STALE_AFTER_S and not _ended_here(holder):
             raise FlextokError(
-                f"another run is writing {dest} ({holder['owner']}); wait until it ends, choose another destination, "
-                f"or try again in {STALE_AFTER_S - idle_s:.0f} s if it was killed"
+                f"another run is writing {dest} (process {holder['process']} on {holder['host']}); wait until it ends, "
+                f"choose another destination, or try again in {STALE_AFTER_S - idle_s:.0f} s if it was killed"
             )
 
     def renew() -> None:
-        storage.write_json(url, {"token": token, "owner": owner, "renewed": time.time()})
+        holder = {"token": token, "process": os.getpid(), "host": socket.gethostname(), "renewed": time.time()}
+        storage.write_json(url, holder)
 
     renew()
     if storage.read_json(url)["token"] != token:
@@ -45,7 +47,7 @@ def remotely_locked(dest: str) -> Iterator[None]:
 
     def keep_renewing() -> None:
         while not ended.wait(RENEW_EVERY_S):
-            with contextlib.suppress(Exception):  # the next one makes up for it
+            with contextlib.suppress(Exception):  # a store that failed once: the next renewal makes up for it
                 renew()
 
     thread = threading.Thread(target=keep_renewing, name="lock", daemon=True)
@@ -55,4 +57,18 @@ def remotely_locked(dest: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        storage.remove(url)
+        with contextlib.suppress(Exception):  # where the store is gone, that is the error to tell, and the lock ages
+            storage.remove(url)
+
+
+def _ended_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder ran on this host and its process is no more."""
+    if holder["host"] != socket.gethostname() or holder["process"] == os.getpid():
+        return False
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -63,8 +63,9 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
     dest = storage.absolute(dest)
     config = _with_absolute_sources(config)
     check_sources(config)
-    _check_destination(config, split, dest)
-    with locked(dest), _disk_errors(dest):
+    _check_place(config, dest)
+    with _disk_errors(dest), locked(dest):
+        _check_destination(config, split, dest)
         staging = Staging(_staging_folder(dest))
         with _source_errors(config):
             catalog = list_sources(config, split, staging)
@@ -106,13 +107,17 @@ def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
     )  # fmt: skip
 
 
-def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
-    """Refuses to write over something that is not this corpus, or into its own source."""
+def _check_place(config: CorpusConfig, dest: str) -> None:
+    """Refuses to write into a source."""
     for source in config.all_sources():
         if storage.is_local(dest) and f"{dest}/".startswith(f"{storage.absolute(source.url)}/"):
             raise UsageError(
                 f"expected a destination outside the source, found {dest} inside {source.url}; choose another"
             )
+
+
+def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
+    """Refuses to write over something that is not this corpus."""
     names = storage.list_names(dest)
     if MANIFEST in names:
         found = storage.read_json(storage.join(dest, MANIFEST))
@@ -121,17 +126,11 @@ def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
             raise UsageError(
                 f"expected corpus {config.name!r} ({split}) or nothing in {dest}, found {known}; choose another"
             )
-    elif set(names) - {
-        LOCK_FILE,
-        STAGING,
-        "shards",
-        "index",
-        PLAN_FILE,
-        SHARDS_TABLE,
-        REJECTS_TABLE,
-        NEAR_DUPLICATES_TABLE,
-    }:
-        raise UsageError(f"expected an empty destination, found {', '.join(names[:5])} in {dest}; choose another")
+        return
+    ours = {LOCK_FILE, STAGING, "shards", "index", PLAN_FILE, SHARDS_TABLE, REJECTS_TABLE, NEAR_DUPLICATES_TABLE}
+    foreign = [name for name in names if name not in ours]
+    if foreign:
+        raise UsageError(f"expected an empty destination, found {', '.join(foreign[:5])} in {dest}; choose another")
 
 
 def _with_absolute_sources(config: CorpusConfig) -> CorpusConfig:

@@ -72,7 +72,7 @@ def parquet_errors(url: str) -> Iterator[None]:
     except pa.ArrowException as error:
         found = error
     except OSError as error:
-        if error.errno is not None:
+        if type(error) is not OSError or error.errno is not None:
             raise
         found = error
     else:

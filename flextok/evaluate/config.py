@@ -1,5 +1,7 @@
 """Settings of the evaluation: what is decoded, how, and with what it is compared."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from flextok.config import Config
@@ -41,6 +43,10 @@ class EvaluationConfig(Config):
     )
     batch_size: int = Field(
         default=64, gt=0, description="Images decoded at once; decides memory and speed, not results."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the tokenizer's matrix products; auto is bfloat16 where the machine computes it natively.",
     )
     extractor: str = Field(
         default="efficientnet_lite0", description="Feature extractor of the distance, by torch-fidelity name."

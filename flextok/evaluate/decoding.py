@@ -1,4 +1,4 @@
-"""Tokens to 8-bit images with the settings of an evaluation."""
+"""The tokenizer of an evaluation: opening it, and tokens to 8-bit images with the settings of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,15 @@ import torch
 
 from flextok.data.images import to_uint8
 from flextok.evaluate.config import EvaluationConfig
+from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
+from flextok.train.world import autocast_dtype
+
+
+def open_tokenizer(url: str, device: str, config: EvaluationConfig) -> tuple[Tokenizer, str]:
+    """The tokenizer at `url` in the precision of `config`, and the name of that precision for the protocol."""
+    dtype = autocast_dtype(config.precision, torch.device(device)) or torch.float32
+    return load_tokenizer(url, device, dtype), str(dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()

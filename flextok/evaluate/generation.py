@@ -10,7 +10,7 @@ from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig
-from flextok.evaluate.decoding import decode_ids
+from flextok.evaluate.decoding import decode_ids, open_tokenizer
 from flextok.evaluate.features import Extractor, distance_name, load_extractor
 from flextok.evaluate.grid import GRID, PictureGrid
 from flextok.evaluate.images import choose_keys, stream_images
@@ -25,7 +25,6 @@ from flextok.evaluate.protocol import (
 from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.evaluate.sampling import open_samples, read_images
 from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
-from flextok.model.checkpoint import load_tokenizer
 from flextok.model.streams import uniform_for
 from flextok.model.tokenizer import Tokenizer
 from flextok.progress import track
@@ -45,7 +44,7 @@ def evaluate_generation(
     """
     device = evaluation_device()
     extractor = load_extractor(config.extractor, config.extractor_input_px, device)
-    tokenizer = load_tokenizer(tokenizer_url, device)
+    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
     samples, recipe = open_samples(samples_url)
     store = TokenStore.open(samples_url)
     if store.tokenizer != tokenizer.digest:
@@ -85,7 +84,7 @@ def evaluate_generation(
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
         "distance": distance_record(extractor.record, len(keys), reference_record),
-        "environment": environment_record(device),
+        "environment": environment_record(device, dtype),
     }
     name = distance_name(extractor.name)
     metrics = []
@@ -103,7 +102,7 @@ def evaluate_generation(
     record = {
         **protocol,
         "tokens": f"each id uniform in 0..{store.vocab_size - 1}, seed {config.seed}",
-        "decoder": decoder_record(config),
+        "decoder": decoder_record(config, dtype),
         "keep": widest,
     }
     metrics.append(Metric(f"{name}_random_tokens", frechet_distance(reference, baseline), record, widest))

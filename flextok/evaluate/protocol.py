@@ -31,11 +31,12 @@ def images_record(name: str, digest: str, keys: Sequence[str], available: int) -
     }
 
 
-def decoder_record(config: EvaluationConfig) -> dict[str, Any]:
-    """How tokens became pixels."""
+def decoder_record(config: EvaluationConfig, dtype: str) -> dict[str, Any]:
+    """How tokens became pixels, the tokenizer computing in `dtype`."""
     variant = "adaptive projected" if config.norm_guidance else "classifier-free"
     return {
         "solver": "euler",
+        "dtype": dtype,
         "steps": config.steps,
         "decoder_guidance": config.guidance,
         "decoder_guidance_variant": variant if config.guidance != 1 else "none",
@@ -45,11 +46,11 @@ def decoder_record(config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
-def environment_record(device: str) -> dict[str, str]:
-    """What computed the number: device, precision, library versions."""
+def environment_record(device: str, dtype: str = "float32") -> dict[str, str]:
+    """What computed the number: device, precision of the network, library versions."""
     return {
         "device": device,
-        "dtype": "float32",
+        "dtype": dtype,
         "flextok": __version__,
         "torch": torch.__version__,
         "torch_fidelity": importlib.metadata.version("torch-fidelity"),

@@ -11,7 +11,7 @@ from flextok.data.corpus import Corpus
 from flextok.data.images import preprocess, to_model, to_uint8
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids
+from flextok.evaluate.decoding import decode_ids, open_tokenizer
 from flextok.evaluate.features import distance_name, load_extractor
 from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, parquet_bytes
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
@@ -27,7 +27,6 @@ from flextok.evaluate.protocol import (
 )
 from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
-from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.progress import track
 
@@ -45,7 +44,7 @@ def evaluate_reconstruction(
     """
     device = evaluation_device()
     extractor = load_extractor(config.extractor, config.extractor_input_px, device)
-    tokenizer = load_tokenizer(tokenizer_url, device=device)
+    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     size_px = tokenizer.config.image_size
@@ -81,9 +80,9 @@ def evaluate_reconstruction(
         "preprocess": preprocess(size_px),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
-        "environment": environment_record(device),
+        "environment": environment_record(device, dtype),
     }
-    metrics = table.metrics(protocol, {**protocol, "decoder": decoder_record(config)}, keeps)
+    metrics = table.metrics(protocol, {**protocol, "decoder": decoder_record(config, dtype)}, keeps)
     reference = {
         "kind": SAME_IMAGES,
         **images_record(f"{corpus.name}/{corpus.split}", corpus.digest, distance_keys, len(available)),
@@ -91,7 +90,7 @@ def evaluate_reconstruction(
     for keep in keeps:
         record = {
             **protocol,
-            "decoder": decoder_record(config),
+            "decoder": decoder_record(config, dtype),
             "keep": keep,
             "distance": distance_record(extractor.record, statistics[keep].count, reference),
         }

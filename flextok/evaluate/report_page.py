@@ -24,6 +24,7 @@ from flextok.version import __version__
 THUMBNAIL_PX = 128
 DIGEST_SHOWN = 12
 RANDOM_SHOWN = 8
+FRACTIONS = ("mae_reduction", "codebook_usage", "prior_gain")
 
 
 def build_page(
@@ -95,7 +96,7 @@ class _Picker:
                 "name": item["name"],
                 "k": item["k"],
                 "value": item["value"],
-                "text": f"{item['value']:.4g}",
+                "text": _shown(item["name"], item["value"]),
                 "error": item.get("standard_error"),
                 "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
                 "small_sample": item["protocol"].get("distance", {}).get("small_sample", False),
@@ -103,6 +104,13 @@ class _Picker:
             }
             for index, item in enumerate(self._numbers.metrics)
         ]
+
+
+def _shown(name: str, value: float) -> str:
+    """A number for reading; metrics.json and the table's `value` attribute have all its digits."""
+    if name in FRACTIONS:
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _cards(pick: _Picker, keeps: Sequence[int], distance: str, sample_keep: int) -> list[dict[str, Any]]:
@@ -131,7 +139,7 @@ def _cards(pick: _Picker, keeps: Sequence[int], distance: str, sample_keep: int)
             "label": "Fall of the pixel error",
             "numbers": [pick("mae_reduction")],
             "between": "",
-            "hint": f"as a fraction, from {keeps[0]} to {keeps[-1]} tokens",
+            "hint": f"from {keeps[0]} to {keeps[-1]} tokens",
         },
         {
             "label": "Samples | random tokens",
@@ -149,7 +157,7 @@ def _cards(pick: _Picker, keeps: Sequence[int], distance: str, sample_keep: int)
             "label": "Codebook in use",
             "numbers": [pick("codebook_usage")],
             "between": "",
-            "hint": f"fraction of {usage['vocabulary']:,} ids, over {usage['tokens_counted']:,} tokens",
+            "hint": f"of {usage['vocabulary']:,} ids, over {usage['tokens_counted']:,} tokens",
         },
     ]
 
@@ -189,9 +197,18 @@ def _token_charts(numbers: EvaluationResult) -> list[Chart]:
         line("prior_loss_by_position", "prior's held-out loss", 2),
     ]
     usage = [line("codebook_usage_by_position", "distinct ids / vocabulary", 1)]
+    rates = [
+        Line(label, list(curve), list(curve.values()), colour)
+        for colour, label, name in (
+            (3, "plain: log2 of the vocabulary", "bits_per_image"),
+            (1, "entropy of the train ids", "entropy_bits_per_image"),
+        )
+        for curve in [numbers.curve(name)]
+    ]
     return [
         Chart("Bits a token", axis, entropies, note="the gap is what the prior has learned", from_zero=True),
         Chart("Codebook usage", axis, usage, note="on train tokens", from_zero=True),
+        Chart("Bits an image", "tokens kept, K", rates, note="each position coded alone", log2_x=True, from_zero=True),
     ]
 
 

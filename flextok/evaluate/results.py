@@ -116,3 +116,12 @@ def read_evaluation(url: str) -> EvaluationResult:
     digest = read_provenance(url)["digest"]
     content = storage.read_json(storage.join(url, METRICS))
     return EvaluationResult(url, digest, content["metrics"], content["series"])
+
+
+def verify_evaluation(url: str) -> list[str]:
+    """What is wrong with the evaluation in the folder `url`: nothing when its numbers still have the recorded digest."""
+    document = storage.read_json(storage.join(url, METRICS))
+    block = document["provenance"]
+    content = {"metrics": document["metrics"], "series": document.get("series", [])}
+    found = digest_of({"kind": block["kind"], "recipe": block["recipe"], **content})
+    return [] if found == block["digest"] else [f"numbers with digest {found[:12]}, recorded is {block['digest'][:12]}"]

@@ -20,10 +20,9 @@ from flextok.data.tokens import (
 from flextok.digests import digest_rows
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids
+from flextok.evaluate.decoding import decode_ids, open_tokenizer
 from flextok.evaluate.images import read_png, to_png
 from flextok.evaluate.protocol import decoder_record, evaluation_device
-from flextok.model.checkpoint import load_tokenizer
 from flextok.model.prior import Prior, load_prior
 from flextok.progress import track
 from flextok.provenance import artifact_input, read_provenance
@@ -58,7 +57,7 @@ def sample_images(
     """
     device = evaluation_device()
     prior = load_prior(prior_url, device)
-    tokenizer = load_tokenizer(tokenizer_url, device)
+    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
     if prior.config.tokenizer not in ("", tokenizer.digest):
         raise UsageError(
             f"expected the tokenizer {prior.config.tokenizer[:12]} that prior {prior_url} was trained for, "
@@ -77,7 +76,7 @@ def sample_images(
 
     recipe = {
         "keep": keeps,
-        "decoder": decoder_record(config),
+        "decoder": decoder_record(config, dtype),
         "sampler": {
             **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
             "prior_guidance": settings.guidance,

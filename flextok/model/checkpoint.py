@@ -73,8 +73,7 @@ def write_checkpoint(
 ) -> SavedCheckpoint:
     """Write a checkpoint's files into the folder `url` itself."""
     values = config.model_dump(mode="json")
-    # cloned where storage is shared, since safetensors holds each tensor once
-    state = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in module_state.items()}
+    state = {name: _own(tensor.detach().float().cpu().contiguous()) for name, tensor in module_state.items()}
     digest = state_digest(kind, values, state)
     storage.write_bytes(storage.join(url, WEIGHTS), save(state))
     document = yaml.safe_dump({"kind": kind, "config": values}, sort_keys=False)
@@ -85,6 +84,11 @@ def write_checkpoint(
     provenance = make_provenance(kind, digest, provenance_inputs, recipe, url)
     storage.write_json(storage.join(url, PROVENANCE), provenance)
     return SavedCheckpoint(url, digest)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """`tensor` in a storage of its own: safetensors refuses views into a shared one (a memory-mapped file)."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def is_checkpoint(url: str) -> bool:

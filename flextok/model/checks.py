@@ -36,7 +36,10 @@ def check_noise(noise: Tensor, batch: int, channels: int) -> Tensor:
     return _finite("noise", noise)
 
 
-def check_codes(ids: Tensor | Sequence[Tensor], longest: int, vocab_size: int, codebooks: int) -> tuple[Tensor, Tensor]:
+TokenIds = Tensor | Sequence[Tensor | Sequence[int]]
+
+
+def check_codes(ids: TokenIds, longest: int, vocab_size: int, codebooks: int) -> tuple[Tensor, Tensor]:
     """Ids padded with 0 to [B,longest] (or [B,longest,C]) and how many each image has, int64 [B].
 
     What stands in the padding never matters: the decoder overwrites it.

@@ -13,8 +13,8 @@ class TrunkConfig(Config):
 
     width: int = Field(gt=0, le=65_536, multiple_of=4, description="Width of the residual stream.")
     depth: int = Field(gt=0, le=1_024, description="Number of blocks.")
-    head_dim: int = Field(64, gt=0, description="Width of an attention head; must divide the width.")
-    mlp_ratio: float = Field(4.0, gt=0, description="SwiGLU hidden width is int(2*int(width*ratio)/3).")
+    head_dim: int = Field(default=64, gt=0, description="Width of an attention head; must divide the width.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="SwiGLU hidden width is int(2*int(width*ratio)/3).")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TrunkConfig":
@@ -50,8 +50,10 @@ class FlowDecoderConfig(Config):
 
     kind: Literal["flow"] = "flow"
     trunk: TrunkConfig
-    max_timestep: float = Field(1.0, gt=0, description="Frequencies of the timestep embedding scale with 1000/this.")
-    frequency_size: int = Field(256, ge=2, description="Width of the sinusoidal timestep embedding.")
+    max_timestep: float = Field(
+        default=1.0, gt=0, description="Frequencies of the timestep embedding scale with 1000/this."
+    )
+    frequency_size: int = Field(default=256, ge=2, description="Width of the sinusoidal timestep embedding.")
 
 
 class ConvLatentsConfig(Config):
@@ -59,11 +61,13 @@ class ConvLatentsConfig(Config):
 
     kind: Literal["conv"] = "conv"
     channels: int = Field(gt=0, multiple_of=8, description="Width of the residual blocks.")
-    blocks: int = Field(2, ge=0, description="Residual blocks in the encoder, and as many in the decoder.")
-    latent_channels: int = Field(4, gt=0, description="Channels of the latents.")
-    factor: int = Field(4, gt=0, description="Pixels a latent position covers along each side.")
+    blocks: int = Field(default=2, ge=0, description="Residual blocks in the encoder, and as many in the decoder.")
+    latent_channels: int = Field(default=4, gt=0, description="Channels of the latents.")
+    factor: int = Field(default=4, gt=0, description="Pixels a latent position covers along each side.")
     latent_noise: float = Field(
-        0.1, ge=0, description="Noise on the latents while training, so that the decoder forgives a sampler's errors."
+        default=0.1,
+        ge=0,
+        description="Noise on the latents while training, so that the decoder forgives a sampler's errors.",
     )
 
 
@@ -71,15 +75,19 @@ class AutoencoderKLConfig(Config):
     """The published stage 0: a diffusers AutoencoderKL. Its factor is 2^(number of blocks - 1)."""
 
     kind: Literal["autoencoder_kl"] = "autoencoder_kl"
-    block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1, max_length=8)
-    layers_per_block: int = Field(2, gt=0, le=64)
-    latent_channels: int = Field(16, gt=0)
-    norm_num_groups: int = Field(32, gt=0)
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-    scaling_factor: float = Field(0.18215, gt=0, description="Latents are the autoencoder's times this.")
-    sample_posterior: bool = Field(False, description="Latents are a draw from the posterior rather than its mean.")
+    block_out_channels: tuple[int, ...] = Field(
+        default=(128, 256, 512, 512), min_length=1, max_length=8, description="Width of each block, halving the size."
+    )
+    layers_per_block: int = Field(default=2, gt=0, le=64, description="Residual layers of each block.")
+    latent_channels: int = Field(default=16, gt=0, description="Channels of the latents.")
+    norm_num_groups: int = Field(default=32, gt=0, description="Groups of every GroupNorm; divides all widths.")
+    use_quant_conv: bool = Field(default=True, description="A 1x1 convolution after the encoder.")
+    use_post_quant_conv: bool = Field(default=True, description="A 1x1 convolution before the decoder.")
+    mid_block_add_attention: bool = Field(default=True, description="Attention at the lowest resolution.")
+    scaling_factor: float = Field(default=0.18215, gt=0, description="Latents are the autoencoder's times this.")
+    sample_posterior: bool = Field(
+        default=False, description="Latents are a draw from the posterior rather than its mean."
+    )
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "AutoencoderKLConfig":
@@ -103,21 +111,25 @@ KeepMode = Literal["uniform", "pow2", "uniform_pow2"]
 class TokenizerModelConfig(Config):
     """The part of a tokenizer that a recipe chooses; latents and image size come from the steps before it."""
 
-    patch_size: int = Field(2, gt=0, description="Latent positions a patch covers along each side.")
-    registers: int = Field(256, gt=0, le=65_535, description="L, the longest token sequence of an image.")
+    patch_size: int = Field(default=2, gt=0, description="Latent positions a patch covers along each side.")
+    registers: int = Field(default=256, gt=0, le=65_535, description="L, the longest token sequence of an image.")
     encoder: TrunkConfig
     quantizer: QuantizerConfig = FSQConfig()
     decoder: DecoderConfig
     posemb_grid: tuple[int, int] | None = Field(
-        None, description="Rows and columns of the tables of patch positions; null means those of image_size."
+        default=None, description="Rows and columns of the tables of patch positions; null means those of image_size."
     )
     posemb_scaling: Literal["absolute", "interpolate"] = Field(
-        "absolute", description="Other grids crop the table of positions (absolute) or resize it (interpolate)."
+        default="absolute", description="Other grids crop the table of positions (absolute) or resize it (interpolate)."
     )
-    keep_mode: KeepMode = Field("uniform", description="How many tokens nested dropout keeps in training.")
-    condition_dropout: float = Field(0.1, ge=0, le=1, description="Share of images trained without their tokens.")
-    sigma: Literal["uniform", "logit_normal"] = Field("uniform", description="Distribution of the noise level.")
-    mode_scale: float = Field(0.0, description="Mode-sampling scale of uniform noise levels; 0 leaves them uniform.")
+    keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
+    condition_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="Share of images trained without their tokens."
+    )
+    sigma: Literal["uniform", "logit_normal"] = Field(default="uniform", description="Distribution of the noise level.")
+    mode_scale: float = Field(
+        default=0.0, description="Mode-sampling scale of uniform noise levels; 0 leaves them uniform."
+    )
 
 
 class TokenizerConfig(TokenizerModelConfig):

@@ -17,8 +17,10 @@ def causal_last_mask(patches: int, registers: int, device: torch.device) -> Tens
 
     Patches never see registers and register i never sees i+1, so a prefix of registers does not depend on the rest.
     """
-    index = torch.arange(patches + registers, device=device)
-    return (index[None] < patches) | (index[None] <= index[:, None])
+    # kept for later calls, which may train even where this one runs in inference mode
+    with torch.inference_mode(False):
+        index = torch.arange(patches + registers, device=device)
+        return (index[None] < patches) | (index[None] <= index[:, None])
 
 
 class Encoder(nn.Module):
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
         mask = causal_last_mask(patches, count, x_BND.device)
         *blocks, last = self.blocks
         for block in blocks:
-            x_BND = block(x_BND, mask)
+            x_BND = block(x_BND, mask, prefix=patches)
         return last(x_BND, mask, rows=slice(patches, None))
 
     def forward(self, z_BCHW: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flextok.model.attention import attend
 from flextok.model.config import TrunkConfig
 from flextok.model.initialize import xavier_linear, zero_linear
 
@@ -17,26 +18,6 @@ NORM_EPS = 1e-5
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last dimension without parameters; the kernel sums in float32 whatever the dtype."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-
-
-def attend(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """Scaled dot-product attention of [B,heads,N,head_dim] tensors; `mask` is True where a query attends to a key.
-
-    Trained in bfloat16 on a CPU it is computed in float32, since torch's bfloat16 kernel is several times slower
-    backwards there.
-    """
-    if queries.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
-        with torch.autocast("cpu", enabled=False):
-            queries, keys, values = queries.float(), keys.float(), values.float()
-            return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, scale=scale)
-    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, scale=scale)
 
 
 class Attention(nn.Module):
@@ -50,11 +31,26 @@ class Attention(nn.Module):
         xavier_linear(self.qkv, blocks=3)
         xavier_linear(self.proj)
 
-    def forward(self, x_BND: Tensor, mask_NN: Tensor | None = None, rows: slice | None = None) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, mask_NN: Tensor | None = None, prefix: int = 0, rows: slice | None = None
+    ) -> Tensor:
         """[B,N,D] -> [B,N,D]; `mask_NN` is True where row attends to column, None for everywhere.
 
+        `prefix` promises that the mask lets the first so many positions see exactly one another, which saves work.
         With `rows`, only those positions ask, and only their results are made.
         """
+        queries, keys, values = self._project(x_BND, rows)
+        scale = 8.0 / self.head_dim
+        if rows is not None or prefix == 0:
+            mask_NN = mask_NN if mask_NN is None or rows is None else mask_NN[rows]
+            return self._merge(attend(queries, keys, values, mask_NN, scale=scale))
+        first, rest = queries.split([prefix, queries.shape[2] - prefix], dim=2)
+        out = attend(first, keys[:, :, :prefix], values[:, :, :prefix], scale=scale)
+        out_rest = attend(rest, keys, values, None if mask_NN is None else mask_NN[prefix:], scale=scale)
+        return self._merge(out, out_rest)
+
+    def _project(self, x_BND: Tensor, rows: slice | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `rows`, and keys and values of all positions, each [B,heads,N,head_dim]."""
         batch, length, width = x_BND.shape
         if rows is None:
             qkv = self.qkv(x_BND).view(batch, length, 3, -1, self.head_dim)
@@ -66,15 +62,13 @@ class Attention(nn.Module):
             queries = layer_norm(queries.view(batch, -1, width // self.head_dim, self.head_dim))
             keys, values = F.linear(x_BND, weight_kv).view(batch, length, 2, -1, self.head_dim).unbind(2)
             keys = layer_norm(keys)
-            mask_NN = None if mask_NN is None else mask_NN[rows]
-        out = attend(
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2).to(queries.dtype),
-            mask=mask_NN,
-            scale=8.0 / self.head_dim,
-        )
-        return self.proj(out.transpose(1, 2).reshape(batch, -1, width))
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2).to(queries.dtype)
+
+    def _merge(self, *parts: Tensor) -> Tensor:
+        """Heads side by side and projected; parts [B,heads,N_i,head_dim] one after the other."""
+        sequences = [part.transpose(1, 2) for part in parts]
+        joined = sequences[0] if len(sequences) == 1 else torch.cat(sequences, dim=1)
+        return self.proj(joined.flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -101,9 +95,11 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_BND: Tensor, mask_NN: Tensor | None = None, rows: slice | None = None) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, mask_NN: Tensor | None = None, prefix: int = 0, rows: slice | None = None
+    ) -> Tensor:
         """[B,N,D] -> [B,N,D], or only the positions `rows` of it, where nothing reads the others any more."""
-        update = self.attn(layer_norm(x_BND), mask_NN, rows)
+        update = self.attn(layer_norm(x_BND), mask_NN, prefix, rows)
         x_BND = (x_BND if rows is None else x_BND[:, rows]) + update
         return x_BND + self.mlp(layer_norm(x_BND))
 

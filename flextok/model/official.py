@@ -45,7 +45,7 @@ def read_official(path: str) -> Tokenizer:
     folder = posixpath.dirname(file_url) or "."
     state, metadata = read_weights(file_url)
     hub_url = storage.join(folder, HUB_CONFIG)
-    if file_url != path and storage.exists(hub_url):
+    if storage.exists(hub_url) and (file_url != path or "encoder" not in metadata):
         values = _hub_config(hub_url)
     else:
         values = _metadata_config(metadata, file_url)
@@ -96,7 +96,10 @@ def _metadata_config(metadata: dict[str, str], url: str) -> dict[str, Any]:
         total = sum(map(len, metadata.values()))
         raise IntegrityError(f"expected at most {MAX_CONFIG_CHARS} characters of metadata in {url}, found {total}")
     names = [name for name in (*ENTRIES, *OPTIONAL_ENTRIES) if name in metadata]
-    return _entries({name: parse_literal(metadata[name], f"'{name}' of {url}") for name in names}, f"metadata of {url}")
+    entries = {name: parse_literal(metadata[name], f"'{name}' of {url}") for name in names}
+    if "_target_" in metadata:  # a name, not a literal
+        entries["_target_"] = metadata["_target_"]
+    return _entries(entries, f"metadata of {url}")
 
 
 def _hub_config(url: str) -> dict[str, Any]:

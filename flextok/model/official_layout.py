@@ -220,10 +220,10 @@ def _convert_patches(modules: Modules, part: str) -> Converted:
     posemb = modules.only(part, "PositionalEmbeddingAdder", dims=2)
     sizes = patcher.arguments.get("patch_sizes")
     if not isinstance(sizes, list | tuple) or len(sizes) != 2 or sizes[0] != sizes[1] or not isinstance(sizes[0], int):
-        raise FlextokError(f"expected square patch_sizes in {patcher.path}, found {sizes}; not supported")
+        raise FlextokError(f"expected square patch_sizes in {patcher.path}, found {sizes!r:.100}; not supported")
     if posemb.arguments.get("posemb_type", "sincos") != "sincos":
         found = posemb.arguments["posemb_type"]
-        raise FlextokError(f"expected posemb_type 'sincos' in {posemb.path}, found {found!r}; not supported")
+        raise FlextokError(f"expected posemb_type 'sincos' in {posemb.path}, found {found!r:.100}; not supported")
     # the stored table, as it stands: a checkpoint's positions are part of its weights
     table = _only_row(posemb.tensor("posembs", 4), posemb).permute(1, 2, 0).contiguous()
     scaling = posemb.arguments.get("posemb_scaling", "absolute")
@@ -235,7 +235,9 @@ def _register_positions(module: Module) -> Tensor:
     """The learned table [1,1,D,L] as [L,D]."""
     if module.arguments.get("posemb_type") != "learnable_sum":
         found = module.arguments.get("posemb_type", "sincos")
-        raise FlextokError(f"expected posemb_type 'learnable_sum' in {module.path}, found {found!r}; not supported")
+        raise FlextokError(
+            f"expected posemb_type 'learnable_sum' in {module.path}, found {found!r:.100}; not supported"
+        )
     return _only_row(_only_row(module.tensor("posembs", 4), module), module).T.contiguous()
 
 
@@ -249,7 +251,9 @@ def _check_packer(packer: Module, registers_key: Any, mask_mode: str) -> None:
     """Patches first, registers last, with the mask of the published model."""
     keys = packer.arguments.get("input_list_read_keys")
     if not isinstance(keys, list | tuple) or len(keys) != 2 or keys[1] != registers_key:
-        raise FlextokError(f"expected {packer.path} to pack patches, then registers, found {keys}; not supported")
+        raise FlextokError(
+            f"expected {packer.path} to pack patches, then registers, found {keys!r:.100}; not supported"
+        )
     found = packer.arguments.get("mask_mode", "full")
     if found != mask_mode:
-        raise FlextokError(f"expected mask_mode '{mask_mode}' in {packer.path}, found {found!r}; not supported")
+        raise FlextokError(f"expected mask_mode '{mask_mode}' in {packer.path}, found {found!r:.100}; not supported")

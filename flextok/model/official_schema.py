@@ -74,10 +74,12 @@ def check_arguments(name: str, kind: str, arguments: dict[str, Any]) -> None:
         if key in arguments and arguments[key] not in allowed:
             reason = "; it needs base shapes that no checkpoint holds" if key == "use_mup_readout" else ""
             wanted = " or ".join(map(repr, allowed))
-            raise FlextokError(f"expected {key} {wanted} in {name}, found {arguments[key]!r}{reason}; not supported")
+            raise FlextokError(
+                f"expected {key} {wanted} in {name}, found {arguments[key]!r:.100}{reason}; not supported"
+            )
     for key, layer in LAYER_ARGUMENTS.items():
         if key in arguments and not _is_layer(arguments[key], layer):
-            raise FlextokError(f"expected {key} to be {layer} in {name}, found {arguments[key]!r}; not supported")
+            raise FlextokError(f"expected {key} to be {layer} in {name}, found {arguments[key]!r:.100}; not supported")
 
 
 def _is_layer(value: Any, layer: str) -> bool:

@@ -58,15 +58,11 @@ def _block_channels(state: dict[str, Tensor]) -> tuple[int, ...]:
 
 
 def _diffusers_config(hub_path: Any, folder: str) -> dict[str, Any] | None:
-    """config.json of the diffusers folder that the checkpoint names, where it lies inside the checkpoint's folder."""
-    if (
-        not isinstance(hub_path, str)
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", hub_path)
-        or ".." in hub_path.split("/")
-    ):
-        return None
-    url = storage.join(folder, hub_path, "config.json")
-    if not storage.exists(url):
+    """config.json of the diffusers folder that the checkpoint names, or of `vae`, inside the checkpoint's own folder."""
+    names = [hub_path] if isinstance(hub_path, str) and _stays_inside(hub_path) else []
+    urls = [storage.join(folder, name, "config.json") for name in (*names, "vae")]
+    url = next((url for url in urls if storage.exists(url)), None)
+    if url is None:
         return None
     raw = storage.read_bytes(url)
     try:
@@ -79,6 +75,10 @@ def _diffusers_config(hub_path: Any, folder: str) -> dict[str, Any] | None:
         if config.get(key, value) != value:
             raise FlextokError(f"expected {key} {value!r} in {url}, found {config[key]!r}; not supported")
     return config
+
+
+def _stays_inside(path: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)*", path) is not None and ".." not in path.split("/")
 
 
 def _norm_groups(source: dict[str, Any] | None, channels: tuple[int, ...]) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from flextok.config import parse_config
 from flextok.errors import UsageError
+from flextok.model.attention import attend
 from flextok.model.checkpoint import read_kind
-from flextok.model.layers import attend
 from flextok.model.prior_config import PriorConfig
 from flextok.model.streams import uniform_for
 from flextok.model.text import TextEncoder, TextFeatures, text_encoder
@@ -74,6 +74,10 @@ class _Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 if self.cross is None else 3)])
         self.dropout = nn.Dropout(config.dropout)
+
+    def memory(self, context_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.cross is not None  # only a text-conditional prior has a context
+        return self.cross.keys_values(context_BTD)
 
     def forward(
         self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None, cache: _Cache | None, index: int
@@ -253,7 +257,8 @@ class Prior(nn.Module):
         null_B1D = self.null_context.expand(count, 1, -1)
         memory_BTD = torch.cat([null_B1D, self.context(context.values)], dim=1)
         mask_BT = torch.cat([torch.ones_like(kept_B)[:, None], context.mask & kept_B[:, None]], dim=1)
-        return start_BD, [(*block.cross.keys_values(memory_BTD), mask_BT[:, None, None]) for block in self.blocks]
+        mask = mask_BT[:, None, None]
+        return start_BD, [(*block.memory(memory_BTD), mask) for block in self.blocks if isinstance(block, _Block)]
 
     def _logits(
         self,

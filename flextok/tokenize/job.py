@@ -8,14 +8,14 @@ have one shape. Another batch size, machine or library may round a latent that l
 way; the store's digest would show it.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import logging
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from flextok.progress import track
 from flextok.provenance import artifact_input
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import (
+    CHECK_THREADS,
     ShardTask,
     TokenizerSpec,
     check_destination,
@@ -39,12 +40,11 @@ from flextok.tokenize.plan import (
     task_to_json,
     tokenizer_spec,
 )
+from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_trying
 from flextok.tokenize.worker import SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
+from flextok.tokenize.workers import Workers, choose_workers
 from flextok.train.config import ComputeConfig
 
-DEFAULT_BATCH = 32
-IMAGES_FOR_AN_ACTOR = 5000
-TRIES_AFTER_A_CRASH = 5
 LISTED_FAULTS = 10
 
 
@@ -63,22 +63,8 @@ class TokenizeSummary:
     """Of this run, from the first shard's start to the last one's end; 0 when nothing was to do."""
     start_s: float
     """Seconds until the first actor began: Ray's start and the loading of the tokenizer."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """The actors of a job."""
-
-    fewest: int
-    most: int
-    cpus: float
-    gpus: float
-    threads: int
-
-    @property
-    def device(self) -> str:
-        """Where an actor's tokenizer lives."""
-        return "cuda" if self.gpus else "cpu"
+    peak_bytes: int
+    """Most memory that an actor had in use."""
 
 
 def tokenize_corpus(
@@ -108,13 +94,13 @@ def _tokenize(
 ) -> TokenizeSummary:
     begun = time.time()
     _clear_leftovers(dest)
-    batch_size = config.batch_size or DEFAULT_BATCH
-    tasks = shard_tasks(corpus, spec, dest, config, batch_size)
+    tasks = shard_tasks(corpus, spec, dest, config)
     finished = finished_records(tasks)
     todo = [task for task in tasks if task.name not in finished]
     if todo:
         # A manifest must never stand over shards that are about to change.
         storage.remove(storage.join(dest, MANIFEST))
+    batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
     outcomes = _run(todo, spec, config, compute, batch_size, progress, corpus.num_samples)
     _clear_leftovers(dest)
     _tell_warnings(outcomes)
@@ -145,22 +131,8 @@ def _tokenize(
         rejects=len(rejects),
         images_per_s=encoded / (last - first) if outcomes else 0.0,
         start_s=first - begun,
+        peak_bytes=max((outcome.peak_bytes for outcome in outcomes), default=0),
     )
-
-
-def choose_workers(tasks: list[ShardTask], compute: ComputeConfig, cluster_cpus: float) -> Workers:
-    """How many actors to ask for, and what each one holds.
-
-    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More than the
-    cluster has now may be asked for: Ray Data starts them when resources come.
-    """
-    images = sum(task.source.samples for task in tasks)
-    fewest, most = compute.tokenize_actors
-    fewest = max(1, min(fewest, len(tasks)))
-    most = max(fewest, min(most, len(tasks), 1 + images // IMAGES_FOR_AN_ACTOR))
-    threads = compute.threads or max(1, int(cluster_cpus) // most)
-    cpus = threads if not compute.gpus_per_worker or compute.threads else 1
-    return Workers(fewest, most, min(cpus, max(1.0, cluster_cpus)), compute.gpus_per_worker, threads)
 
 
 def _run(
@@ -168,7 +140,7 @@ def _run(
     spec: TokenizerSpec,
     config: TokenizeConfig,
     compute: ComputeConfig,
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
     total: int,
 ) -> list[ShardOutcome]:
@@ -184,7 +156,11 @@ def _run(
             f"expected {compute.gpus_per_worker:g} GPUs for an actor (compute.gpus_per_worker), found "
             f"{resources.get('GPU', 0):g} on this machine; set it to 0 or join a cluster with --address"
         )
-    workers = choose_workers(tasks, compute, resources.get("CPU", 1))
+    workers = choose_workers(
+        [task.source.samples for task in tasks], compute, resources.get("CPU", 1), resources.get("GPU", 0)
+    )
+    batch_size = batch_size or _find_batch_size(tasks, spec, config, workers)
+    tasks = [dataclasses.replace(task, meta=dataclasses.replace(task.meta, batch_size=batch_size)) for task in tasks]
     outcomes = []
     with track("tokenizing", total, "images") if progress else contextlib.nullcontext() as shown:
         if shown and (skipped := total - sum(task.source.samples for task in tasks)):
@@ -196,6 +172,25 @@ def _run(
                 failed = sum(1 for other in outcomes if other.record is None)
                 shown.advance(samples[outcome.shard], f"{failed} shards failed" if failed else "")
     return outcomes
+
+
+def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:
+    """That of the shards which an earlier run finished, so that the whole store is as if made in one."""
+    return next((read_shard_footer(task.dest).meta.batch_size for task in tasks if task.name in finished), None)
+
+
+def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, workers: Workers) -> int:
+    """Found by trying where an actor would live, when the job is large enough for that to pay."""
+    if not worth_trying(sum(task.source.samples for task in tasks)):
+        return DEFAULT_BATCH
+    import ray
+    from ray.exceptions import RayError
+
+    search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(search_batch_size)
+    try:
+        return ray.get(search.remote(spec.url, config.dtype, workers))
+    except RayError as error:
+        raise FlextokError(f"expected to find a batch size, found: {_cause(error)}; give batch_size") from error
 
 
 def _outcomes(
@@ -224,17 +219,14 @@ def _outcomes(
         enable_true_multi_threading=True,
     )
     rows = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
-    # Ray 2.64 will have another way to say how often a call is tried again; 2.60 has only this one.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
+    # actors themselves give up a shard which kills them time and again (see worker.MOST_CRASHES).
     outcomes = rows.map(
         ShardTokenizer,  # pyright: ignore[reportArgumentType]
         fn_constructor_kwargs=constructor,
         compute=pool,
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
-        # A lost actor comes back as often as nodes are lost; a shard that kills its actor every time ends the job.
-        max_restarts=-1,
-        max_task_retries=TRIES_AFTER_A_CRASH,
     )
     try:
         for row in outcomes.iter_rows():
@@ -292,8 +284,10 @@ def _check_counts(tasks: list[ShardTask], records: list[ShardRecord], views: int
 
 def _check_no_mix(tasks: list[ShardTask]) -> None:
     """The last look before the commit: an actor of an earlier, killed job may have written after we had checked."""
-    for task in tasks:
-        if read_shard_footer(task.dest).meta.fingerprint != task.meta.fingerprint:
+    with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS) as pool:
+        footers = list(pool.map(lambda task: read_shard_footer(task.dest), tasks))
+    for task, footer in zip(tasks, footers, strict=True):
+        if footer.meta.fingerprint != task.meta.fingerprint:
             raise IntegrityError(f"found {task.dest} written over by another job; run the same command again")
 
 

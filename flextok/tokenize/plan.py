@@ -77,7 +77,7 @@ def tokenizer_spec(url: str) -> TokenizerSpec:
     """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest."""
     if not is_checkpoint(url):
         tokenizer = load_tokenizer(url)
-        return _spec(url, tokenizer.digest, tokenizer)
+        return spec_of(url, tokenizer.digest, tokenizer)
     block = read_provenance(url)
     config_url = storage.join(url, CONFIG)
     document = yaml.safe_load(storage.read_bytes(config_url))
@@ -86,18 +86,17 @@ def tokenizer_spec(url: str) -> TokenizerSpec:
         raise UsageError(f"expected a tokenizer checkpoint at {url}, found {found}; give --tokenizer its folder")
     with torch.device("meta"):
         tokenizer = Tokenizer(parse_config(TokenizerConfig, document["config"], config_url))
-    return _spec(url, block["digest"], tokenizer)
+    return spec_of(url, block["digest"], tokenizer)
 
 
-def _spec(url: str, digest: str, tokenizer: Tokenizer) -> TokenizerSpec:
+def spec_of(url: str, digest: str, tokenizer: Tokenizer) -> TokenizerSpec:
+    """The spec of a tokenizer that is at hand."""
     return TokenizerSpec(
         url, digest, tokenizer.config.image_size, tokenizer.num_tokens, tokenizer.vocab_size, tokenizer.codebooks
     )
 
 
-def shard_tasks(
-    corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig, batch_size: int
-) -> list[ShardTask]:
+def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig) -> list[ShardTask]:
     """A task for each shard of the corpus."""
     if config.keep is not None and config.keep > spec.num_tokens:
         raise UsageError(
@@ -124,7 +123,7 @@ def shard_tasks(
             codebooks=spec.codebooks,
             preprocess=preprocess,
             dtype=config.dtype,
-            batch_size=batch_size,
+            batch_size=config.batch_size or 0,
             fingerprint=digest_of(content),
         )
         file = storage.join(dest, f"{shard.name.removesuffix('.tar')}.parquet")

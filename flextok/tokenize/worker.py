@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import resource
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -27,6 +28,7 @@ from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
 ATTEMPTS = 4
 LASTING_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 SHARDS_AT_ONCE = 2
+MOST_CRASHES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ShardOutcome:
     warning: str
     started: float
     ended: float
+    peak_bytes: int
+    """Most memory its actor had in use so far."""
 
     def to_json(self) -> str:
         """As it travels through Ray Data."""
@@ -78,10 +82,13 @@ class ShardTokenizer:
         started = time.time()
         record, rejects, error, warning = None, list[Reject](), "", ""
         try:
+            _give_up_after_crashes(task)
             record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)
-        return {"outcome": ShardOutcome(task.name, record, rejects, error, warning, started, time.time()).to_json()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        outcome = ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak)
+        return {"outcome": outcome.to_json()}
 
     def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
         # An actor may die between committing a shard and saying so.
@@ -132,6 +139,24 @@ class ShardTokenizer:
         """Rows of a shard. The model is free again when they are encoded, while the file's end is still on its way."""
         with self._model_turn:
             yield from self._encoder.tables(batches, task.schema)
+
+
+def _give_up_after_crashes(task: ShardTask) -> None:
+    """Raises FlextokError when this job has begun the shard too often: each time but the last its actor died.
+
+    Without this a shard which needs more memory than there is would kill actors for ever. The count is kept by Ray's
+    head, where it outlives the actors.
+    """
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    if not ray.is_initialized():
+        return
+    key = f"flextok/begun/{ray.get_runtime_context().get_job_id()}/{task.dest}/{task.meta.fingerprint}".encode()
+    begun = int(_internal_kv_get(key) or 0)
+    if begun > MOST_CRASHES:
+        raise FlextokError(f"its actor died {begun} times; look for want of memory, or try a smaller batch_size")
+    _internal_kv_put(key, str(begun + 1).encode(), overwrite=True)
 
 
 class _Counter:

@@ -12,38 +12,45 @@ from flextok.model.prior_config import PriorModelConfig
 class OptimizerConfig(Config):
     """AdamW with linear warm-up and a cosine down to a fraction of the top learning rate."""
 
-    lr: float = Field(1e-3, gt=0, description="Learning rate after warm-up.")
-    warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0.")
-    final_lr_fraction: float = Field(0.05, ge=0, le=1, description="Learning rate at the last step, as a part of lr.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled decay; matrices only, not biases or gains.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay of the two moments.")
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the whole gradient.")
+    lr: float = Field(default=1e-3, gt=0, description="Learning rate after warm-up.")
+    warmup_steps: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
+    final_lr_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="Learning rate at the last step, as a part of lr."
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay; matrices only, not biases or gains.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="Decay of the two moments.")
+    grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
 
 
 class TrainConfig(Config):
     """One training run: how long, on how much at a time, and what is recorded on the way."""
 
     steps: int = Field(gt=0, description="Optimizer steps.")
-    batch_size: int = Field(64, gt=0, description="Samples a step over all workers together.")
+    batch_size: int = Field(default=64, gt=0, description="Samples a step over all workers together.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved.")
-    seed: int = Field(0, ge=0, description="Seed of the initial weights, the sample order and all draws.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved."
     )
-    checkpoint_every: int = Field(500, gt=0, description="Steps between training states a killed run goes on from.")
-    log_every: int = Field(50, gt=0, description="Steps between rows of the history.")
-    validate_every: int | None = Field(None, gt=0, description="Steps between held-out losses; none when null.")
-    validation_samples: int = Field(512, gt=0, description="Held-out samples that a validation looks at.")
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights, the sample order and all draws.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
+    )
+    checkpoint_every: int = Field(
+        default=500, gt=0, description="Steps between training states a killed run goes on from."
+    )
+    log_every: int = Field(default=50, gt=0, description="Steps between rows of the history.")
+    validate_every: int | None = Field(default=None, gt=0, description="Steps between held-out losses; none when null.")
+    validation_samples: int = Field(default=512, gt=0, description="Held-out samples that a validation looks at.")
 
 
 class LatentsRecipe(Config):
     """What decides stage 0, the autoencoder whose latents the tokenizer works on."""
 
     model: LatentsConfig = Field(description="Its architecture.")
-    train: TrainConfig | None = Field(None, description="How it is trained; null when `pretrained` is given.")
+    train: TrainConfig | None = Field(default=None, description="How it is trained; null when `pretrained` is given.")
     pretrained: str | None = Field(
-        None, description="Folder or Hub id of diffusers weights to take instead of training (kind autoencoder_kl)."
+        default=None,
+        description="Folder or Hub id of diffusers weights to take instead of training (kind autoencoder_kl).",
     )
 
     @model_validator(mode="after")
@@ -72,11 +79,21 @@ class PriorRecipe(Config):
 class ComputeConfig(Config):
     """Where the work runs. Never decides results beyond the rounding of sums."""
 
-    address: str = Field("local", description='Ray: "local" starts it on this machine, "auto" or host:port joins one.')
-    num_cpus: int | None = Field(None, gt=0, description="CPUs that a local Ray may use; null means all.")
-    train_workers: int = Field(2, ge=0, description="Training processes; 0 trains in this process, without Ray.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training worker or tokenizing actor.")
-    max_failures: int = Field(2, ge=0, description="Times a training group is restarted after a worker was lost.")
-    start_timeout_s: float = Field(120.0, gt=0, description="Longest wait for the training workers to start.")
-    tokenize_actors: tuple[int, int] = Field((1, 2), description="Fewest and most actors that tokenize a corpus.")
-    threads: int | None = Field(None, gt=0, description="Threads of each worker; null shares the machine's cores out.")
+    address: str = Field(
+        default="local", description='Ray: "local" starts it on this machine, "auto" or host:port joins one.'
+    )
+    num_cpus: int | None = Field(default=None, gt=0, description="CPUs that a local Ray may use; null means all.")
+    train_workers: int = Field(
+        default=2, ge=0, description="Training processes; 0 trains in this process, without Ray."
+    )
+    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs for each training worker or tokenizing actor.")
+    max_failures: int = Field(
+        default=2, ge=0, description="Times a training group is restarted after a worker was lost."
+    )
+    start_timeout_s: float = Field(default=120.0, gt=0, description="Longest wait for the training workers to start.")
+    tokenize_actors: tuple[int, int] = Field(
+        default=(1, 2), description="Fewest and most actors that tokenize a corpus."
+    )
+    threads: int | None = Field(
+        default=None, gt=0, description="Threads of each worker; null shares the machine's cores out."
+    )

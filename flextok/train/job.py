@@ -31,8 +31,11 @@ class TrainResult:
 class TrainJob(Protocol):
     """One training job. It travels to the workers, so it holds settings and URLs, never tensors."""
 
-    label: str
-    parent_url: str
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def parent_url(self) -> str: ...
 
     @property
     def train_config(self) -> TrainConfig: ...

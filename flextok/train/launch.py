@@ -6,6 +6,7 @@ again goes on from there, and the folder goes when the checkpoint is written.
 
 import contextlib
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from flextok.train.world import World
 
 PROGRESS, ERROR = "progress.json", "error.json"
 POLL_S = 1.0
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Invalid)\w*(:|$)")  # in a traceback
 STALL_TIMEOUT_S = 1800  # longest wait for another worker, as when it encodes its part of a corpus
 CONTROLLER_FAILURES = 1  # times that Ray Train may fail to start its workers before it gives up
 
@@ -174,8 +176,9 @@ def _one_line(error: Exception) -> str:
     """What ended a training, from the deepest cause that Ray names."""
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), getattr(error, "controller_failure", error))
-    lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
-    return f"training failed: {lines[-1] if lines else type(cause).__name__}; run the same command to go on"
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    named = [line.strip() for line in lines if ERROR_LINE.match(line)]
+    return f"training failed: {(named or lines)[-1]}; run the same command to go on from its last state"
 
 
 class _ProgressFile:

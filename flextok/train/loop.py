@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
@@ -88,7 +89,7 @@ class _Run:
         self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
         self.validation = validation.to(world.device) if validation is not None else None
         self.named = objective.trained()
-        self.parameters = list(self.named.values())
+        self.parameters: list[Tensor] = list(self.named.values())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = _optimizer(self.parameters, config.optimizer)
         self.dtype = autocast_dtype(config.precision, world.device)
@@ -101,7 +102,7 @@ class _Run:
         first_step = self._resume()
         forward = self.objective
         if self.world.size > 1:
-            forward = DistributedDataParallel(self.objective, gradient_as_bucket_view=True, broadcast_buffers=False)
+            forward = DistributedDataParallel(self.objective, gradient_as_bucket_view=True, forward_sync_buffers=False)
         self.objective.train()
         logged_at, note = time.monotonic(), ""
         on_progress(first_step, note)
@@ -117,8 +118,7 @@ class _Run:
             if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                 self._save(done)
             on_progress(done, note)
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+        self._set_weights(self.average)
         self.objective.eval()
         return self.history
 
@@ -138,7 +138,7 @@ class _Run:
         # A long average forgets the random start of a short run only with a warm-up.
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            get_ema_multi_avg_fn(decay)(self.average, self.parameters, step)
         self.sums[0] += losses_B.detach().sum()
         self.sums[1] += norm / world.size
         self.summed_steps += 1
@@ -207,11 +207,16 @@ class _Run:
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[None]:
         current = [p.detach().clone() for p in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
+        self._set_weights(self.average)
         try:
             yield
         finally:
-            torch._foreach_copy_(self.parameters, current)
+            self._set_weights(current)
+
+    @torch.no_grad()
+    def _set_weights(self, weights: list[Tensor]) -> None:
+        for parameter, weight in zip(self.parameters, weights, strict=True):
+            parameter.copy_(weight)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -259,7 +264,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def _optimizer(parameters: list[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flextok import storage
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
@@ -30,6 +31,8 @@ def train_prior(
 
     With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) stands in the history.
     """
+    train_tokens_url, parent_url = map(storage.absolute, (train_tokens_url, parent_url))
+    val_tokens_url = storage.absolute(val_tokens_url) if val_tokens_url is not None else None
     return run_training(PriorJob(recipe, train_tokens_url, val_tokens_url, parent_url), compute)
 
 

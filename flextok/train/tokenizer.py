@@ -6,6 +6,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flextok import storage
 from flextok.data.corpus import Corpus
 from flextok.model.checkpoint import SavedCheckpoint, latents_config, load_latents, read_kind, save_checkpoint
 from flextok.model.config import TokenizerConfig
@@ -38,6 +39,8 @@ def train_tokenizer(
     `latents_url` is the checkpoint of a stage 0 (kind vae), which becomes part of the tokenizer, frozen. With
     `val_url` and `train.validate_every`, the held-out loss stands in the history.
     """
+    latents_url, train_url, parent_url = map(storage.absolute, (latents_url, train_url, parent_url))
+    val_url = storage.absolute(val_url) if val_url is not None else None
     return run_training(TokenizerJob(recipe, latents_url, train_url, image_size, parent_url, val_url), compute)
 
 

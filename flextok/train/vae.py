@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flextok import storage
 from flextok.data.corpus import Corpus
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
@@ -41,18 +42,19 @@ def train_latents(
     if recipe.train is None:
         saved = take_over(recipe, parent_url)
         return TrainResult(saved.url, saved.digest, {})
+    corpus_url, parent_url = map(storage.absolute, (corpus_url, parent_url))
     return run_training(LatentsJob(recipe, recipe.train, corpus_url, image_size, parent_url), compute)
 
 
 def take_over(recipe: LatentsRecipe, parent_url: str) -> SavedCheckpoint:
     """The diffusers weights at `recipe.pretrained` as our checkpoint; its architecture must be the recipe's."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     source = str(recipe.pretrained)
     latents = build_latents(recipe.model)
     assert isinstance(latents, AutoencoderKLLatents)
     try:
-        pretrained = AutoencoderKL.from_pretrained(source, use_safetensors=True)
+        pretrained = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
         latents.vae.load_state_dict(pretrained.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]

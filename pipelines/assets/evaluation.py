@@ -99,7 +99,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
             store.workspace.url("evaluation"),
             recipe.report,
         )
-        return stages.result(store, "report", made.url, made.digest, {"html": made.html_path})
+        return stages.result(store, "report", made.url, made.digest, {"html": store.workspace.relative(made.html_path)})
 
     return [reconstructions, samples, fid, report]
 

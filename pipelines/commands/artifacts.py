@@ -39,12 +39,19 @@ def verify(
     against: Annotated[
         str | None, typer.Option("--against", metavar="SHARDS", help="For tokens: their corpus, to compare rows with.")
     ] = None,
+    decode: Annotated[
+        int, typer.Option("--decode", min=0, metavar="N", help="For tokens: encode N random images anew and compare.")
+    ] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Hash and count an artifact again, and compare with its manifest."""
     kind = _kind(path)
     problems = _problems(path, kind, against)
+    if decode and kind == "tokens" and not problems:
+        from flextok.tokenize.verify import verify_encoding
+
+        problems = verify_encoding(path, decode, against)
     if as_json:
         print_json({"path": storage.absolute(path), "kind": kind, "ok": not problems, "problems": problems})
     if problems:

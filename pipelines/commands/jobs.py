@@ -1,5 +1,6 @@
 """Commands that do one job of the library, without Dagster."""
 
+import dataclasses
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -9,13 +10,17 @@ from flextok import provenance, storage
 from flextok.config import parse_config
 from flextok.errors import UsageError
 from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, Profile, Sets, WorkspaceUrl
-from pipelines.execute import say
-from pipelines.recipe import DEFAULT_PROFILE, load_recipe
+from pipelines.execute import ray_ended, say
+from pipelines.recipe import DEFAULT_PROFILE, Recipe, load_recipe
 from pipelines.workspace import Workspace
 
 TokenizerPath = Annotated[
     str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
 ]
+
+
+# Ray starts as many as the cluster has room for, also when nodes join later.
+MOST_ACTORS = 64
 
 
 class Part(StrEnum):
@@ -75,27 +80,33 @@ def train(
     """One training job of the profile on what the workspace holds, without Dagster."""
     recipe = load_recipe(profile, sets)
     place = Workspace(workspace)
-    shards = place.corpus(recipe.corpus.name, "train")
+    with ray_ended():
+        made = _train(part, recipe, place)
+    say(f"{part.value} {made.digest[:12]}")
+    print(made.url)
+
+
+def _train(part: Part, recipe: Recipe, place: Workspace) -> Any:
+    from flextok.data.corpus import Corpus
+
+    shards = Corpus.open(place.corpus(recipe.corpus.name, "train")).url
     if part is Part.vae:
         from flextok.train.vae import train_latents
 
-        made = train_latents(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
-    elif part is Part.tokenizer:
+        return train_latents(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
+    if part is Part.tokenizer:
         from flextok.train.tokenizer import train_tokenizer
 
         latents = _newest(place.checkpoints("vae"), "flextok train vae")
-        made = train_tokenizer(
+        return train_tokenizer(
             recipe.tokenizer, latents, shards, recipe.image_size, place.checkpoints("tokenizer"), recipe.compute
         )
-    else:
-        from flextok.train.prior import train_prior
+    from flextok.train.prior import train_prior
 
-        train_tokens, val_tokens = (
-            _newest(place.url("tokens", recipe.corpus.name, split), "flextok tokenize") for split in ("train", "val")
-        )
-        made = train_prior(recipe.prior, train_tokens, val_tokens, place.checkpoints("prior"), recipe.compute)
-    say(f"{part.value} {made.digest[:12]}")
-    print(made.url)
+    train_tokens, val_tokens = (
+        _newest(place.url("tokens", recipe.corpus.name, split), "flextok tokenize") for split in ("train", "val")
+    )
+    return train_prior(recipe.prior, train_tokens, val_tokens, place.checkpoints("prior"), recipe.compute)
 
 
 def tokenize(
@@ -107,21 +118,26 @@ def tokenize(
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
     address: Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")] = "local",
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs for each actor; 0 computes on CPUs.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Bulk tokenization of shards into Parquet token shards."""
     from flextok.tokenize.config import TokenizeConfig
-    from flextok.tokenize.job import plan_tokenization, tokenize_corpus
     from flextok.train.config import ComputeConfig
 
     config = parse_config(TokenizeConfig, {"keep": keep, "dtype": dtype}, "flextok tokenize")
-    compute = ComputeConfig(address=address)
+    compute = ComputeConfig(address=address, gpus_per_worker=gpus, tokenize_actors=(1, MOST_ACTORS))
     if dry_run:
-        for line in plan_tokenization(shards, tokenizer, dest, config, compute):
-            print(line)
+        from flextok.tokenize.probe import plan_tokenization
+
+        for name, value in dataclasses.asdict(plan_tokenization(shards, tokenizer, dest, config, compute)).items():
+            print(f"{name:16} {value:,.1f}" if isinstance(value, float) else f"{name:16} {value}")
         return
-    made = tokenize_corpus(shards, tokenizer, dest, config, compute)
+    from flextok.tokenize.job import tokenize_corpus
+
+    with ray_ended():
+        made = tokenize_corpus(shards, tokenizer, dest, config, compute)
     say(f"{made.rows:,} rows in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}")
     print(made.url)
 
@@ -136,9 +152,10 @@ def encode(
     debug: Debug = False,
 ) -> None:
     """Pictures as tokens."""
+    from flextok.tokenize.config import TokenizeConfig
     from flextok.tokenize.files import encode_images
 
-    encode_images(images, tokenizer, keep, out)
+    encode_images(images, tokenizer, out, TokenizeConfig(keep=keep))
     print(out)
 
 
@@ -156,7 +173,7 @@ def decode(
     """Tokens as PNG files."""
     from flextok.tokenize.files import decode_tokens
 
-    decode_tokens(tokens, tokenizer, out, keep or None, steps, guidance)
+    decode_tokens(tokens, tokenizer, out, keep, steps, guidance)
     print(out)
 
 
@@ -235,6 +252,7 @@ def evaluate(
 def report(
     reconstructions: Annotated[str, typer.Argument(metavar="RECONSTRUCTIONS", help="Evaluation of reconstructions.")],
     generation: Annotated[str, typer.Argument(metavar="GENERATION", help="Evaluation of samples.")],
+    val_tokens: Annotated[str, typer.Option("--val-tokens", metavar="TOKENS", help="Token shards of held-out images.")],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="The report goes to DIR/<digest>.")],
     profile: Profile = DEFAULT_PROFILE,
     sets: Sets = [],  # noqa: B006
@@ -243,21 +261,20 @@ def report(
     """The HTML report about two evaluations; the models and data behind them are found by their lineage."""
     from flextok.evaluate.report import ReportInputs, write_report
 
-    made_from = _by_kind(provenance.lineage(generation)) | _by_kind(provenance.lineage(reconstructions))
-    corpora = {split: _only(made_from, "corpus", split) for split in ("train", "val")}
-    tokens = {split: _only(made_from, "tokens", split) for split in ("train", "val")}
+    seen, drawn = provenance.lineage(reconstructions), provenance.lineage(generation)
+    has_latents = any(item["kind"] == "vae" for item in _behind(seen, "tokenizer")["inputs"])
     made = write_report(
         ReportInputs(
             reconstruction_url=reconstructions,
             generation_url=generation,
-            samples_url=_only(made_from, "samples"),
-            tokenizer_url=_only(made_from, "tokenizer"),
-            prior_url=_only(made_from, "prior"),
-            train_tokens_url=tokens["train"],
-            val_tokens_url=tokens["val"],
-            train_url=corpora["train"],
-            val_url=corpora["val"],
-            latents_url=_only(made_from, "vae"),
+            samples_url=_behind(drawn, "samples")["uri"],
+            tokenizer_url=_behind(seen, "tokenizer")["uri"],
+            prior_url=_behind(drawn, "samples", "prior")["uri"],
+            train_tokens_url=_behind(drawn, "samples", "prior", "tokens")["uri"],
+            val_tokens_url=val_tokens,
+            train_url=_behind(drawn, "samples", "prior", "tokens", "corpus")["uri"],
+            val_url=_behind(seen, "corpus")["uri"],
+            latents_url=_behind(seen, "tokenizer", "vae")["uri"] if has_latents else None,
         ),
         out,
         load_recipe(profile, sets).report,
@@ -281,17 +298,11 @@ def _newest(parent: str, made_by: str) -> str:
     return newest
 
 
-def _by_kind(node: dict[str, Any]) -> dict[str, str]:
-    """URL -> kind of a lineage tree's artifacts that are still there."""
-    here = {node["uri"]: node["kind"]} if node["found"] else {}
-    for item in node["inputs"]:
-        here |= _by_kind(item)
-    return here
-
-
-def _only(kinds: dict[str, str], kind: str, split: str | None = None) -> str:
-    """The one artifact of a kind (and split)."""
-    urls = [url for url, found in kinds.items() if found == kind and (split is None or f"/{split}" in url)]
-    if len(urls) != 1:
-        raise UsageError(f"expected one {kind} {split or ''} behind these evaluations, found {len(urls)}; give others")
-    return urls[0]
+def _behind(node: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """The artifact that is reached from a node of a lineage tree by inputs of these kinds."""
+    for kind in kinds:
+        found = [item for item in node["inputs"] if item["kind"] == kind]
+        if not found or not found[0]["found"]:
+            raise UsageError(f"expected the {kind} behind {node['uri']}, found it is not there; give other evaluations")
+        node = found[0]
+    return node

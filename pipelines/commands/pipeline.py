@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -20,7 +20,7 @@ from pipelines.commands.options import (
     WorkspaceUrl,
     print_json,
 )
-from pipelines.execute import Executor, open_executor, say
+from pipelines.execute import Executor, open_executor, ray_ended, say
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
 from pipelines.workspace import PROJECT, Workspace
 
@@ -45,7 +45,7 @@ def run(
         with open_executor(recipe, workspace, remember=False) as executor:
             print_plan(make_plan(recipe, [stale.label(key, None) for key in executor.select(select)]))
         return
-    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), _ray_ended():
+    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
         executor.run(executor.select(select))
         _print_report(executor)
 
@@ -103,7 +103,7 @@ def refresh(
 ) -> None:
     """Build again only what is out of date, until nothing is."""
     recipe = load_recipe(profile, sets)
-    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), _ray_ended():
+    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
         done = executor.refresh()
         if done:
             say(f"refreshed {len(done)}: {', '.join(done)}")
@@ -147,6 +147,7 @@ def ui(
     say(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     # Its processes get the terminal's Ctrl-C themselves; this one only waits for them to end.
     process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
     while process.poll() is None:
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
@@ -154,18 +155,6 @@ def ui(
         raise FlextokError(
             f"expected Dagster's UI to run, found it ended with {process.returncode}; see its lines above"
         )
-
-
-@contextlib.contextmanager
-def _ray_ended() -> Iterator[None]:
-    """Ends the Ray session that jobs of this command may have started."""
-    try:
-        yield
-    finally:
-        if "ray" in sys.modules:
-            from flextok.cluster import stop_ray
-
-            stop_ray()
 
 
 def _print_report(executor: Executor) -> None:

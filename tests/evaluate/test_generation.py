@@ -14,6 +14,8 @@ from flextok.errors import UsageError
 from flextok.evaluate.generation import evaluate_generation, random_ids
 from flextok.evaluate.sampling import open_samples, read_images, sample_images
 from flextok.model.checkpoint import load_tokenizer, save_checkpoint
+from flextok.model.prior import Prior
+from flextok.model.prior_config import PriorConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import lineage
 
@@ -59,6 +61,20 @@ def test_prior_of_another_tokenizer_is_refused(pipeline: TinyPipeline):
         sample_images(pipeline.prior, saved.url, str(pipeline.root / "samples"), EVALUATION)
     with pytest.raises(UsageError, match="tokenizer"):
         evaluate_generation(pipeline.samples.url, pipeline.val, saved.url, pipeline.evaluations, EVALUATION)
+
+
+def test_captions_steer_a_text_prior_in_turn(pipeline: TinyPipeline):
+    tokenizer = load_tokenizer(pipeline.tokenizer)
+    config = PriorConfig(
+        width=16, depth=1, head_dim=16, condition="text", num_tokens=4, vocab_size=16, tokenizer=tokenizer.digest
+    )
+    prior = Prior.create(config, seed=0)
+    url = save_checkpoint(str(pipeline.root / "text"), "prior", prior.state_dict(), prior.config, [], {}).url
+    folder, captions = str(pipeline.root / "samples"), ["a red disk", "a ring", "nothing"]
+    samples = sample_images(url, pipeline.tokenizer, folder, EVALUATION, texts=captions)
+    assert TokenStore.open(samples.url).texts()[:4] == [*captions, captions[0]]
+    with pytest.raises(UsageError, match="captions"):
+        sample_images(url, pipeline.tokenizer, folder, EVALUATION)
 
 
 def test_samples_and_random_tokens_are_measured_alike(pipeline: TinyPipeline):

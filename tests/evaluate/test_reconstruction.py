@@ -85,6 +85,14 @@ def test_distance_may_use_fewer_images_and_says_so(pipeline: TinyPipeline):
     assert fewer.value("mae", 1) == pipeline.reconstruction.value("mae", 1)
 
 
+def test_precision_of_the_tokenizer_stands_in_the_protocol(pipeline: TinyPipeline):
+    rounded = evaluate(pipeline, precision="bfloat16")
+    protocols = [item["protocol"] for item in rounded.metrics]
+    assert {protocol["environment"]["dtype"] for protocol in protocols} == {"bfloat16"}
+    assert rounded.value("mae", 4) == pytest.approx(pipeline.reconstruction.value("mae", 4), rel=0.02)
+    assert rounded.digest != pipeline.reconstruction.digest
+
+
 def test_grid_holds_original_every_k_and_latents(pipeline: TinyPipeline):
     grid = read_grid(pipeline.reconstruction.url)
     assert len(grid) == EVALUATION.grid_images

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextok.model import flow
+from flextok.model.attention import attend
 from flextok.model.config import FSQConfig, TrunkConfig
 from flextok.model.decoder import timestep_sinusoid
 from flextok.model.encoder import causal_last_mask
 from flextok.model.keep import nested_lengths, sample_keep
 from flextok.model.latents import ConvLatents, ConvLatentsConfig
-from flextok.model.layers import ModulatedBlock
+from flextok.model.layers import Attention, ModulatedBlock
 from flextok.model.patching import patchify, sincos_table, unpatchify
 from flextok.model.quantizer import FSQ
 from flextok.model.streams import normal_for, uniform_for
@@ -191,3 +192,30 @@ def test_measured_latents_have_unit_size() -> None:
     assert latents.reconstruction_loss(batches[0]).shape == (4,)
     with pytest.raises(ValueError, match="at least one batch"):
         latents.measure_statistics([])
+
+
+@pytest.mark.parametrize("masking", ["none", "causal", "shared", "each"])
+def test_attention_in_bfloat16_is_that_of_float32(masking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flextok.model.attention.SCORES_BYTES", 2 * 2 * 5 * 5 * 2)  # two images at a time
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(3, 2, 5, 8, generator=generator).bfloat16().float() for _ in range(3))
+    options: dict = {"causal": masking == "causal"}
+    if masking == "shared":
+        options["mask"] = torch.rand(5, 5, generator=generator) < 0.7
+    if masking == "each":
+        options["mask"] = torch.rand(3, 1, 1, 5, generator=generator) < 0.7
+    exact = attend(queries, keys, values, scale=0.25, **options)
+    rounded = attend(queries.bfloat16(), keys.bfloat16(), values.bfloat16(), scale=0.25, **options)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=0.03, rtol=0.03)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(attend(queries, keys, values, scale=0.25, **options), rounded)
+
+
+def test_attention_that_is_told_of_a_prefix_gives_the_same() -> None:
+    torch.manual_seed(0)
+    attention = Attention(TrunkConfig(width=16, depth=1, head_dim=8))
+    x, mask = torch.randn(2, 7, 16), causal_last_mask(3, 4, torch.device("cpu"))
+    whole = attention(x, mask)
+    torch.testing.assert_close(attention(x, mask, prefix=3), whole)
+    torch.testing.assert_close(attention(x, mask, rows=slice(3, None)), whole[:, 3:])

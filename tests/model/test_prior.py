@@ -130,7 +130,7 @@ def test_sampling_follows_the_distribution() -> None:
     "arguments", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"keep": 0}, {"keep": 7}, {"labels": [3, 0, 0]}]
 )
 def test_senseless_arguments_are_refused(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="expected|must lie"):
+    with pytest.raises(ValueError, match=r"expected|must lie"):
         make_prior("class").generate(**{"labels": [0, 1, 2], **arguments})
 
 

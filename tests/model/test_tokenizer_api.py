@@ -115,6 +115,15 @@ def test_a_step_is_one_call_whatever_is_kept(tiny: Tokenizer, ids: Tensor) -> No
     assert calls == [(0, 0), (6, 22), (6, 22), (6, 22)] * 2
 
 
+def test_large_batches_pass_in_parts_and_give_the_same(
+    tiny: Tokenizer, images: Tensor, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny.detokenize(ids, keep=[1, 4, 6], **OPTIONS)
+    monkeypatch.setattr("flextok.model.tokenizer.REUSED_BYTES", 1)
+    assert torch.equal(tiny.tokenize(images), ids)
+    torch.testing.assert_close(tiny.detokenize(ids, keep=[1, 4, 6], **OPTIONS), whole, atol=1e-5, rtol=1e-5)
+
+
 MISTAKES: dict[str, tuple[Callable[[Tokenizer], Any], str]] = {
     "no batch": (lambda t: t.tokenize(torch.zeros(3, 32, 32)), r"\[B,3,H,W\]"),
     "empty batch": (lambda t: t.tokenize(torch.zeros(0, 3, 32, 32)), "B >= 1"),
@@ -213,6 +222,15 @@ def test_training_reaches_every_trainable_weight_and_lowers_the_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in parameters)
     assert not any(parameter.requires_grad for parameter in tokenizer.latents.parameters())
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    tokenizer = Tokenizer.create(TINY.model_copy(update={"registers": 5}), seed=0)
+    z = torch.zeros(1, 3, 8, 8)
+    with torch.inference_mode():
+        tokenizer.encode_latents(z)
+    one = torch.ones(1)
+    tokenizer.flow_loss(z, z, one, one.long(), one.bool()).loss.mean().backward()
 
 
 def test_loss_is_that_of_the_velocity_with_the_kept_tokens(tiny: Tokenizer, images: Tensor) -> None:

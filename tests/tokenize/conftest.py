@@ -5,10 +5,10 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from tokenize_helpers import IMAGES, SHARDS
 
 from flextok.data.config import CorpusConfig
 from flextok.data.scenes import ScenesConfig
@@ -18,9 +18,6 @@ from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.train.config import ComputeConfig
-
-SHARDS = 6
-IMAGES = 20 * SHARDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ def inputs(tmp_path_factory) -> Inputs:
     tokenizer = Tokenizer.create(config, seed=0)
     generator = torch.Generator().manual_seed(0)
     # Layers that start at zero would give every image the same tokens.
-    state = {k: v + 0.05 * torch.randn(v.shape, generator=generator) for k, v in tokenizer.state_dict().items()}
+    state = {k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in tokenizer.state_dict().items()}
     saved = save_checkpoint(f"{root}/checkpoints/tokenizer", "tokenizer", state, config, [], {})
     return Inputs(
         summary.url, saved.url, TokenizeConfig(batch_size=8), ComputeConfig(num_cpus=2, tokenize_actors=(1, 1))
@@ -80,6 +77,7 @@ class FaultyS3:
         self._count = 0
         self.faulty = False
         self.failed = 0
+        self.cut = 0
         self.server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -89,7 +87,8 @@ class FaultyS3:
         if not self.faulty or self._count % 10:
             return self._app(environ, start_response)
         self.failed += 1
-        if self.failed % 3 == 0 and environ["REQUEST_METHOD"] == "GET":
+        if environ["REQUEST_METHOD"] == "GET" and self.cut <= self.failed // 3:
+            self.cut += 1
             return self._cut_short(self._app(environ, start_response))
         start_response(["503 Slow Down", "500 Internal Server Error"][self.failed % 2], [("Content-Length", "0")])
         return [b""]
@@ -142,23 +141,3 @@ def undisturbed(inputs, ray_session, tmp_path_factory) -> tuple[str, str]:
     summary = tokenize_corpus(inputs.corpus, inputs.tokenizer, dest, inputs.config, inputs.compute, progress=False)
     assert (summary.rows, summary.shards, summary.skipped) == (IMAGES, SHARDS, 0)
     return dest, summary.digest
-
-
-def processes_below(pid: int) -> dict[int, str]:
-    """Command lines of all processes started by `pid`, directly or not."""
-    parents, commands = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(stat[1])
-
-    def below(child: int) -> bool:
-        while child in parents and child != pid:
-            child = parents[child]
-        return child == pid
-
-    return {child: commands[child] for child in parents if child != pid and below(child)}

@@ -31,6 +31,7 @@ def tokenize(corpus: str, tokenizer: str, dest: str, config: str, compute: Compu
 
 def on_a_changing_cluster(corpus: str, tokenizer: str, dest: str, config: str) -> str:
     """Two nodes, an actor on each; one is removed in mid-shard, and a new one joins."""
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
@@ -46,6 +47,8 @@ def on_a_changing_cluster(corpus: str, tokenizer: str, dest: str, config: str) -
     cluster.remove_node(second, allow_graceful=False)
     cluster.add_node(**NODE)
     job.join()
+    ray.shutdown()
+    cluster.shutdown()
     assert changed_in_time, "the job had ended before the node was removed"
     return digests[0]
 

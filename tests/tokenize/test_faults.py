@@ -16,8 +16,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import IMAGES, SHARDS, processes_below
 from job_process import at_work
+from tokenize_helpers import IMAGES, SHARDS, processes_below
 
 from flextok.data.corpus import Corpus
 from flextok.data.lock import locked
@@ -83,7 +83,6 @@ def test_driver_killed_then_the_same_command_again(inputs, undisturbed, tmp_path
     dest = tmp_path / "t"
     driver = start_process("alone", inputs, dest)
     wait_until_at_work(dest, lambda: driver.poll() is None)
-    children = processes_below(driver.pid)
     driver.kill()
     driver.wait()
     assert not (dest / "manifest.json").exists()
@@ -94,11 +93,6 @@ def test_driver_killed_then_the_same_command_again(inputs, undisturbed, tmp_path
     assert summary.digest == undisturbed[1]
     assert verify_tokens(str(dest), inputs.corpus) == []
     assert not [name for name in os.listdir(dest) if name.startswith(".")]
-    # Ray's own processes end with the driver that started them.
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [command for pid, command in children.items() if Path(f"/proc/{pid}").exists()]
 
 
 def test_node_removed_and_another_added(inputs, undisturbed, tmp_path):
@@ -147,7 +141,7 @@ def test_corrupt_picture_is_listed_and_its_shard_made_again_when_mended(
     assert any("other bytes" in line for line in verify_tokens(str(dest), corpus_copy))
 
     corrupt_picture(tar, member=8)
-    with pytest.raises(FlextokError, match="at most 1.0% undecodable images, found 2 of 120"):
+    with pytest.raises(FlextokError, match=r"at most 1\.0% undecodable images, found 2 of 120"):
         run(inputs, dest, corpus=corpus_copy, max_reject_fraction=0.01)
     assert not (dest / "manifest.json").exists()
 
@@ -170,6 +164,7 @@ def test_s3_that_fails_one_request_in_ten(inputs, undisturbed, s3, ray_session):
     finally:
         s3.faulty = False
     assert s3.failed >= 5
+    assert s3.cut >= 1
     assert summary.digest == undisturbed[1]
     assert verify_tokens("s3://bucket/tokens", "s3://bucket/corpus") == []
     assert TokenStore.open("s3://bucket/tokens").ids().shape == (IMAGES, 8)
@@ -178,7 +173,7 @@ def test_s3_that_fails_one_request_in_ten(inputs, undisturbed, s3, ray_session):
 def test_disk_that_fills_up(inputs, tmp_path):
     """A writer that may write no more tells so in one line, and leaves nothing."""
     spec = tokenizer_spec(inputs.tokenizer)
-    task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path / "t"), inputs.config, 8)[0]
+    task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path / "t"), inputs.config)[0]
     worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -220,7 +215,7 @@ def test_shard_that_changes_its_labels_is_refused(inputs, corpus_copy, tmp_path)
     content[member.offset_data] ^= 1
     tar.write_bytes(content)
     spec = tokenizer_spec(inputs.tokenizer)
-    task = shard_tasks(Corpus.open(corpus_copy), spec, str(tmp_path / "t"), inputs.config, 8)[0]
+    task = shard_tasks(Corpus.open(corpus_copy), spec, str(tmp_path / "t"), inputs.config)[0]
     worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
     outcome = ShardOutcome.from_json(worker({"task": json.loads(json.dumps(task_to_json(task)))})["outcome"])
     assert outcome.record is None

@@ -104,7 +104,7 @@ def test_another_tokenizers_folder_is_refused(inputs, undisturbed, tmp_path):
 def test_destination_that_holds_something_else_is_refused(inputs, tmp_path, corpus_copy):
     with pytest.raises(UsageError, match=r"flextok\.corpus/1"):
         run(inputs, corpus_copy)
-    with pytest.raises(UsageError, match="cannot|could not|expected"):
+    with pytest.raises(UsageError, match="can be written"):
         run(inputs, Path(corpus_copy) / "manifest.json" / "tokens")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from train_toy import ToyConfig, make_objective
 
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
@@ -15,7 +16,6 @@ from flextok.train.draws import Draws, sample_indices
 from flextok.train.loop import learning_rate, train
 from flextok.train.state import load_latest_state
 from flextok.train.world import World
-from train_toy import ToyConfig, make_objective
 
 OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)
 CONFIG = TrainConfig(
@@ -78,6 +78,18 @@ def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "step_000000010" / "state.safetensors").write_bytes(b"half")
     state = load_latest_state(run)
     assert state is not None and state.step == 5
+    resumed, straight = make_objective(), make_objective()
+    train(resumed, CONFIG, World(), run)
+    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_run_goes_on_from_an_object_store(tmp_path: Path) -> None:
+    run = f"memory://{tmp_path.name}/run"
+    with pytest.raises(Stopped):
+        train(make_objective(), CONFIG, World(), run, on_progress=stop_at(13))
+    state = load_latest_state(run)
+    assert state is not None and state.step == 10
     resumed, straight = make_objective(), make_objective()
     train(resumed, CONFIG, World(), run)
     train(straight, CONFIG, World(), str(tmp_path / "straight"))

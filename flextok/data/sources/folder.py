@@ -30,7 +30,8 @@ def list_folder(url: str, split: str, format: str) -> Listing:
 
 def listing_frame(found: Walk, split_prefixes: tuple[str, ...]) -> pl.DataFrame:
     """A walk as a listing; keys are made of the names without split folder and ending."""
-    frame = pl.DataFrame({"name": found.names, "size": found.sizes, "stamp": found.stamps})
+    columns = {"name": found.names, "size": found.sizes, "stamp": found.stamps}
+    frame = pl.DataFrame(columns, schema={name: LISTING_SCHEMA[name] for name in columns})
     inner = pl.col("name")
     for prefix in split_prefixes:
         inner = inner.str.strip_prefix(f"{prefix}/")

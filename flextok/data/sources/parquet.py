@@ -16,7 +16,7 @@ from flextok.data.rejects import Reject
 from flextok.data.sources.base import LISTING_SCHEMA, InputError, Listing, RawInput, redact
 from flextok.data.sources.containers import Container, list_containers
 from flextok.data.sources.files import read_range
-from flextok.data.sources.staging import Staging
+from flextok.data.sources.staging import Staging, readable_at_random
 from flextok.digests import canonical_json, digest_of
 from flextok.errors import UsageError
 
@@ -113,7 +113,7 @@ def _staged(
     goal = staging.file(container)
     asked = [LISTING_VERSION, config.image_column, config.text_column, config.label_column, config.max_bytes]
     listing_file = goal.with_name(f"{goal.name}-{digest_of(asked)[:8]}.parquet")
-    with storage.open_read(container.url) as file:
+    with storage.open_read(readable_at_random(container, staging)) as file:
         table = pq.ParquetFile(file)
         columns = find_columns(table.schema_arrow, config)
         if not listing_file.exists():

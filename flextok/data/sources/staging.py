@@ -12,6 +12,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsspec.implementations.http import HTTPFileSystem
+
 from flextok import storage
 from flextok.data.sources.containers import Container
 from flextok.digests import digest_of
@@ -38,18 +40,30 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def decompressed(url: str, size: int, goal: Path) -> Path:
-    """A decompressed copy of the file `url` at `goal`, written in a stream and once.
+def readable_at_random(container: Container, staging: Staging) -> str:
+    """The URL of `container`, or a local copy of it where its web server gives only whole files. Raises OSError."""
+    fs, path = storage.filesystem(container.url)
+    if not isinstance(fs, HTTPFileSystem) or fs.info(path).get("partial"):
+        return container.url
+    goal = staging.file(container).with_suffix(".whole")
+    if not goal.exists():
+        with storage.open_read(container.url) as source, storage.atomic_write(str(goal)) as file:
+            shutil.copyfileobj(source, file, storage.CHUNK_BYTES)
+    return str(goal)
+
+
+def decompressed(container: Container, goal: Path) -> Path:
+    """A decompressed copy of `container` at `goal`, written in a stream and once.
 
     Of a damaged file everything before the damage is kept. Raises OSError, or ValueError when nothing could be
     kept or the copy grows beyond what pictures do.
     """
     if goal.exists():
         return goal
-    most = size * LARGEST_EXPANSION + SLACK_BYTES
-    with storage.open_read(url) as packed, storage.atomic_write(str(goal)) as file:
+    most = container.size * LARGEST_EXPANSION + SLACK_BYTES
+    with storage.open_read(container.url) as packed, storage.atomic_write(str(goal)) as file:
         written = 0
-        plain = OPENERS[url.rpartition(".")[2].lower()](packed, "rb")
+        plain = OPENERS[container.name.rpartition(".")[2].lower()](packed, "rb")
         try:
             while chunk := plain.read(BLOCK):
                 written += len(chunk)

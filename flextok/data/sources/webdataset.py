@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -16,7 +16,7 @@ from flextok.data.sources.base import LISTING_SCHEMA, InputError, Listing, RawIn
 from flextok.data.sources.containers import Container, list_containers
 from flextok.data.sources.files import read_range
 from flextok.data.sources.folder import IMAGE_ENDINGS
-from flextok.data.sources.staging import Staging, decompressed
+from flextok.data.sources.staging import Staging, decompressed, readable_at_random
 from flextok.data.tarreader import TarError, TarMember, tar_members
 from flextok.digests import canonical_json
 
@@ -89,18 +89,18 @@ def list_webdataset(url: str, split: str, staging: Staging) -> Listing:
 
 
 def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Container | None:
-    """The container itself, or its decompressed copy."""
+    """The container itself, or a local copy that can be read at random."""
     if container.size == 0 and not storage.exists(container.url):
         rejects.append(Reject(container.name, "unreadable", "not found"))
-    elif container.name.lower().endswith(".tar"):
-        return container
-    else:
-        try:
-            copy = decompressed(container.url, container.size, staging.file(container))
-            return Container(container.name, str(copy), copy.stat().st_size, container.stamp)
-        except (OSError, EOFError, ValueError) as error:
-            rejects.append(Reject(container.name, "bad_container", redact(str(error))))
-    return None
+        return None
+    try:
+        if container.name.lower().endswith(".tar"):
+            return replace(container, url=readable_at_random(container, staging))
+        copy = decompressed(container, staging.file(container))
+        return replace(container, url=str(copy), size=copy.stat().st_size)
+    except (OSError, ValueError) as error:
+        rejects.append(Reject(container.name, "bad_container", redact(str(error))))
+        return None
 
 
 def _list_tar(tar: Container) -> tuple[list[_Sample], list[Reject]]:

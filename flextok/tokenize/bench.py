@@ -1,0 +1,266 @@
+"""How fast bulk tokenization is, against its own parts and against the usual loop, in one run on one machine.
+
+    python -m flextok.tokenize.bench --source PICTURES --model smoke
+    python -m flextok.tokenize.bench --source PICTURES --model d12 --images 256
+
+Printed as JSON, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
+alone, all cores), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
+beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). On a CPU the model and the
+decoders share the cores: `both` = 1 / (1/model + 1/decode) is what the stage could reach there.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from flextok import storage
+from flextok.cluster import ensure_ray, stop_ray
+from flextok.data.config import CorpusConfig, SourceConfig
+from flextok.data.corpus import Corpus, Sample, iter_shard
+from flextok.data.shards import shard_corpus
+from flextok.data.tokens import (
+    TokenMeta,
+    TokenStore,
+    summarize_tokens,
+    token_schema,
+    token_table,
+    write_token_manifest,
+    write_token_shard,
+)
+from flextok.model.checkpoint import load_tokenizer, save_checkpoint
+from flextok.model.config import (
+    AutoencoderKLConfig,
+    ConvLatentsConfig,
+    FlowDecoderConfig,
+    LatentsConfig,
+    TokenizerConfig,
+    TrunkConfig,
+)
+from flextok.model.tokenizer import Tokenizer
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.encoder import DecodedSample, Encoder, decode_sample
+from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
+from flextok.train.config import ComputeConfig
+
+TINY = TrunkConfig(width=128, depth=4, head_dim=32)
+D12, D18, D28 = (TrunkConfig(width=64 * depth, depth=depth) for depth in (12, 18, 28))
+CONV = ConvLatentsConfig(channels=64, blocks=2)
+MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
+    "smoke": (CONV, 32, 16, TINY, TINY),
+    "d12": (AutoencoderKLConfig(), 256, 256, D12, D12),
+    "d18": (AutoencoderKLConfig(), 256, 256, D18, D28),
+}
+"""Latents, image size, registers, encoder and decoder. Speed does not depend on the weights, which are random."""
+SHARD_SAMPLES = 256
+SCALES = (1, 4, 16)
+STORE_ROWS, STORE_TOKENS = 1_000_000, 256
+
+
+def build_tokenizer(name: str, parent_url: str) -> str:
+    """A checkpoint of that size with random weights; gives its URL."""
+    latents, image_size, registers, encoder, decoder = MODELS[name]
+    config = TokenizerConfig(
+        latents=latents,
+        image_size=image_size,
+        registers=registers,
+        encoder=encoder,
+        decoder=FlowDecoderConfig(trunk=decoder),
+    )
+    tokenizer = Tokenizer.create(config, seed=0)
+    return save_checkpoint(parent_url, "tokenizer", tokenizer.state_dict(), config, [], {}).url
+
+
+def build_corpus(source: str, copies: int, dest: str) -> str:
+    """A corpus of the pictures in `source`, each `copies` times under different keys; gives its URL."""
+    sources = tuple(SourceConfig(url=storage.absolute(source), name=f"copy{copy}") for copy in range(copies))
+    config = CorpusConfig(name="bench", sources=sources, shard_samples=SHARD_SAMPLES)
+    return shard_corpus(config, "train", dest, workers=os.cpu_count() or 1, progress=False).url
+
+
+def model_rate(encoder: Encoder, seconds: float) -> float:
+    """Images/s of the tokenizer on a batch that is ready on its device."""
+    ready = encoder.model_input(np.zeros((encoder.batch_size, encoder.size_px, encoder.size_px, 3), np.uint8))
+    encoder.tokenizer.tokenize(ready).cpu()
+    begun, images = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        encoder.tokenizer.tokenize(ready).cpu()
+        images += encoder.batch_size
+    return images / (time.perf_counter() - begun)
+
+
+def decode_rate(samples: list[Sample], size_px: int, threads: int) -> float:
+    """Images/s from bytes in memory to crops, by a pool of threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        begun = time.perf_counter()
+        for _ in pool.map(lambda sample: decode_sample(sample, size_px, TokenizeConfig.model_validate({})), samples):
+            pass
+        return len(samples) / (time.perf_counter() - begun)
+
+
+class _Pictures(Dataset):
+    def __init__(self, samples: list[Sample], size_px: int):
+        self._samples, self._size_px = samples, size_px
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, place: int) -> tuple[str, torch.Tensor]:
+        decoded = decode_sample(self._samples[place], self._size_px, TokenizeConfig.model_validate({}))
+        assert isinstance(decoded, DecodedSample)
+        pixels = torch.from_numpy(decoded.crops[0]).permute(2, 0, 1).float() / 127.5 - 1
+        return decoded.columns["key"], pixels
+
+
+def peer_rate(tokenizer: Tokenizer, samples: list[Sample], batch_size: int, workers: int, folder: Path) -> float:
+    """Images/s of a DataLoader before the tokenizer and one .npy for each image."""
+    folder.mkdir()
+    loader = DataLoader(_Pictures(samples, tokenizer.config.image_size), batch_size, num_workers=workers)
+    begun = time.perf_counter()
+    for keys, pixels in loader:
+        for key, ids in zip(keys, tokenizer.tokenize(pixels).cpu().numpy(), strict=True):
+            np.save(folder / f"{key}.npy", ids)
+    return len(samples) / (time.perf_counter() - begun)
+
+
+def stage(
+    corpus_url: str, tokenizer_url: str, dest: str, config: TokenizeConfig, compute: ComputeConfig
+) -> TokenizeSummary:
+    """The whole stage."""
+    return tokenize_corpus(corpus_url, tokenizer_url, dest, config, compute, progress=False)
+
+
+def store_rates(folder: str) -> dict[str, float]:
+    """GB/s of ids read from a store of 1 M rows of 256 tokens in the page cache, and by plain pyarrow.dataset."""
+    meta = TokenMeta(tokenizer="0" * 64, vocab_size=64_000, num_tokens=STORE_TOKENS)
+    schema = token_schema(meta)
+    rng = np.random.default_rng(0)
+    records = []
+    for shard in range(10):
+        rows = STORE_ROWS // 10
+        ids = rng.integers(0, meta.vocab_size, (rows, STORE_TOKENS), np.uint16)
+        table = token_table(schema, ids, {"key": [f"{shard}-{row}" for row in range(rows)]})
+        records.append(write_token_shard(f"{folder}/{shard:06d}.parquet", schema, [table]))
+    write_token_manifest(folder, "tokens", records, meta, [], {})
+    ids_bytes = STORE_ROWS * STORE_TOKENS * 2
+    store = TokenStore.open(folder)
+    files = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+
+    def best(read: Any) -> float:
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            read()
+            times.append(time.perf_counter() - begun)
+        return ids_bytes / min(times) / 1e9
+
+    return {
+        "store_ids": best(store.ids),
+        "store_arrow": best(lambda: store.to_arrow(columns=["tokens"])),
+        "pyarrow_dataset": best(lambda: pyarrow.dataset.dataset(files).to_table(columns=["tokens"])),
+        "bytes_per_token": sum(record.bytes for record in records) / STORE_ROWS / STORE_TOKENS,
+    }
+
+
+def benchmark(source: str, model: str, images: int, config: TokenizeConfig, compute: ComputeConfig) -> dict[str, Any]:
+    """All rates for one model on about `images` pictures, of the corpus made of `source`."""
+    threads = compute.num_cpus or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
+        first = Corpus.open(build_corpus(source, 1, f"{folder}/corpus1"))
+        samples = list(_samples(first, images))
+        copies = max(1, round(images / first.num_samples))
+        corpus_url = build_corpus(source, copies, f"{folder}/corpus") if copies > 1 else first.url
+        device = "cuda" if compute.gpus_per_worker else "cpu"
+        tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
+        batch_size = config.batch_size or 32
+        encoder = Encoder(tokenizer, config, batch_size, threads)
+        alone, decoding = model_rate(encoder, seconds=10), decode_rate(samples, encoder.size_px, threads)
+        peer = peer_rate(tokenizer, samples, batch_size, threads, Path(folder) / "npy")
+        ensure_ray(compute.address, compute.num_cpus)
+        summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens", config, compute)
+        stop_ray()
+        both = 1 / (1 / alone + 1 / decoding)
+        return {
+            "model_name": model,
+            "device": device,
+            "threads": threads,
+            "batch_size": batch_size,
+            "dtype": config.dtype,
+            "images": summary.rows,
+            "model": alone,
+            "decode": decoding,
+            "both": both,
+            "peer": peer,
+            "stage": summary.images_per_s,
+            "stage_of_limit": summary.images_per_s / (min(alone, decoding) if device == "cuda" else both),
+            "stage_of_model": summary.images_per_s / alone,
+            "stage_of_decode": summary.images_per_s / decoding,
+            "stage_of_peer": summary.images_per_s / peer,
+            "start_s": summary.start_s,
+            "peak_bytes": summary.peak_bytes,
+            "store": summarize_tokens(summary.url),
+        }
+
+
+def scaling(source: str, model: str, config: TokenizeConfig, compute: ComputeConfig) -> list[dict[str, Any]]:
+    """Rate and peak memory of the stage on 1, 4 and 16 times the pictures, each with fresh actors."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
+        ensure_ray(compute.address, compute.num_cpus)
+        for scale in SCALES:
+            corpus_url = build_corpus(source, scale, f"{folder}/corpus{scale}")
+            summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens{scale}", config, compute)
+            rows.append({"scale": scale, **dataclasses.asdict(summary)})
+        stop_ray()
+    return rows
+
+
+def _samples(corpus: Corpus, most: int) -> Iterator[Sample]:
+    for shard in corpus.shards:
+        for sample in iter_shard(corpus.url, shard):
+            if most <= 0:
+                return
+            most -= 1
+            yield sample
+
+
+def main(arguments: list[str]) -> None:
+    """Runs what the arguments ask for and prints one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="folder of pictures (ImageNet layout, train split)")
+    parser.add_argument("--model", choices=list(MODELS), default="smoke")
+    parser.add_argument("--images", type=int, default=4800, help="pictures of the measured run, about")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor")
+    parser.add_argument("--scaling", action="store_true", help="also 1, 4 and 16 times the source")
+    parser.add_argument("--store", action="store_true", help="also the reading of a store of 1 M rows")
+    options = parser.parse_args(arguments)
+    config = TokenizeConfig.model_validate({"batch_size": options.batch_size, "dtype": options.dtype})
+    compute = ComputeConfig.model_validate({"tokenize_actors": (1, 1), "gpus_per_worker": options.gpus})
+    result: dict[str, Any] = {"stage": benchmark(options.source, options.model, options.images, config, compute)}
+    if options.scaling:
+        result["scaling"] = scaling(options.source, options.model, config, compute)
+    if options.store:
+        with tempfile.TemporaryDirectory() as folder:
+            result["store"] = store_rates(folder)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

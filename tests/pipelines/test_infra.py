@@ -1,0 +1,98 @@
+"""The files of infra/ parse, agree with the project's pins, and hold for the readers that are at hand."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+
+
+def load(name: str) -> dict:
+    return yaml.safe_load((INFRA / name).read_text())
+
+
+def pin(package: str) -> str:
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return next(match[1] for line in lines if (match := re.match(rf"{package}(?:\[.*\])?==([\d.]+)", line)))
+
+
+@pytest.mark.parametrize("path", sorted(INFRA.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_file_is_a_mapping_with_a_word_of_explanation(path: Path):
+    text = path.read_text()
+    assert text.startswith("#") and isinstance(yaml.safe_load(text), dict)
+    assert "password:" not in text.lower() or "env:" in text or "${" in text
+
+
+@pytest.mark.parametrize("name", ["dagster.yaml", "dagster-postgres.yaml"])
+def test_dagster_reads_its_settings(name: str, tmp_path: Path):
+    settings = load(f"dagster/{name}")
+    if "storage" in settings:
+        settings.pop("storage")  # its package is of the deployment only
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    config, _ = dagster_instance_config(str(tmp_path))
+    assert config["telemetry"] == {"enabled": False}
+    assert config["concurrency"]["pools"]["default_limit"] == 1
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.telemetry_enabled is False
+
+
+def test_ray_reads_its_cluster():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(load("ray/cluster.yaml"))
+    validate_config(config)
+    assert config["provider"]["type"] == "local"
+
+
+def test_ray_versions_agree():
+    assert load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pin("ray")
+
+
+def test_the_chart_is_of_the_pinned_dagster():
+    assert f"--version {pin('dagster')}" in (INFRA / "helm" / "values.yaml").read_text()
+
+
+def test_the_ray_job_mounts_shared_memory_and_asks_for_gpus():
+    spec = load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]
+    head, worker = spec["headGroupSpec"], spec["workerGroupSpecs"][0]
+    for group in (head, worker):
+        pod = group["template"]["spec"]
+        assert {"name": "shm", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+        assert {volume["name"] for volume in pod["volumes"]} >= {"shm"}
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert worker["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_the_ray_job_is_a_command_that_parses(tmp_path: Path):
+    from pipelines.recipe import load_recipe
+
+    words = load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
+    assert words[:2] == ["flextok", "refresh"]
+    sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    assert load_recipe(words[words.index("--profile") + 1], sets).compute.train_workers == 8
+
+
+def test_compose_opens_nothing_beyond_this_machine_and_holds_no_password():
+    services = load("docker/compose.yaml")["services"]
+    assert {"postgres", "code", "webserver", "daemon"} == set(services)
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+    for service in services.values():
+        for name, value in service["environment"].items():
+            assert "PASSWORD" not in name or value.startswith("${")
+    mounted = [volume.split(":")[0] for volume in services["code"]["volumes"] if volume.startswith("..")]
+    assert all((INFRA / "docker" / path).resolve().is_file() for path in mounted)
+
+
+def test_the_image_copies_only_what_is_there():
+    text = (INFRA / "docker" / "Dockerfile").read_text()
+    named = re.findall(r"-c (\S+\.txt)", text)
+    assert named == ["constraints.txt"]
+    assert os.path.basename(str(INFRA / "docker" / "Dockerfile.dockerignore")) in os.listdir(INFRA / "docker")

@@ -1,0 +1,180 @@
+"""What must run after which change. Guards the private resolver of Dagster that `pipelines.stale` reads."""
+
+import shutil
+
+import dagster as dg
+import pytest
+from asset_chain import Chain
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from flextok.errors import FlextokError
+from pipelines import stale
+
+ALL = [
+    "source[c/train]", "source[c/val]", "shards[c/train]", "shards[c/val]", "model",
+    "tokens[c/train]", "tokens[c/val]", "report",
+]  # fmt: skip
+
+
+@pytest.fixture
+def built(tmp_path) -> Chain:
+    chain = Chain(tmp_path)
+    assert chain.refresh() == ALL
+    chain.ran.clear()
+    return chain
+
+
+def test_everything_is_missing_at_first(tmp_path):
+    states = Chain(tmp_path).survey()
+    assert list(states) == ALL
+    assert {state.status for state in states.values()} == {"missing"}
+
+
+def test_a_second_refresh_runs_nothing(built: Chain):
+    assert built.refresh() == [] and built.ran == []
+    assert {state.status for state in built.survey().values()} == {"fresh"}
+
+
+# (what is changed, what must run at once, what has run when all is fresh again)
+MATRIX = {
+    "code of a middle stage, same data: early cut-off": (
+        lambda c: c.code.update(model="2"),
+        {"model"},
+        ["model"],
+    ),
+    "code of a middle stage, new data: everything after it, one edge a wave": (
+        lambda c: (c.code.update(model="2"), c.data.update(model="data-2")),
+        {"model"},
+        ["model", "tokens[c/train]", "tokens[c/val]"],
+    ),
+    "new data all the way down": (
+        lambda c: (c.code.update(model="2"), c.data.update({"model": "2", "tokens[c/val]": "2"})),
+        {"model"},
+        ["model", "tokens[c/train]", "tokens[c/val]", "report"],
+    ),
+    "code of the last stage": (lambda c: c.code.update(report="2"), {"report"}, ["report"]),
+    "source of the val split: the model is not touched": (
+        lambda c: (
+            c.listing.update({"c/val": "listing-2"}),
+            c.data.update({"shards[c/val]": "2", "tokens[c/val]": "2"}),
+        ),
+        {"source[c/val]"},
+        ["source[c/val]", "shards[c/val]", "tokens[c/val]", "report"],
+    ),
+    "source of the train split": (
+        lambda c: (c.listing.update({"c/train": "listing-2"}), c.data.update({"shards[c/train]": "2"})),
+        {"source[c/train]"},
+        ["source[c/train]", "shards[c/train]", "model", "tokens[c/train]"],
+    ),
+    "source touched, same pictures": (
+        lambda c: c.listing.update({"c/train": "listing-2"}),
+        {"source[c/train]"},
+        ["source[c/train]", "shards[c/train]"],
+    ),
+    "files of one artifact deleted": (lambda c: shutil.rmtree(c.root / "model"), {"model"}, ["model"]),
+    "code of two stages apart": (
+        lambda c: c.code.update(source="2", report="2"),
+        {"source[c/train]", "source[c/val]", "report"},
+        ["source[c/train]", "source[c/val]", "report"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_a_change_runs_what_depends_on_it_and_nothing_else(built: Chain, case: str):
+    change, at_once, in_the_end = MATRIX[case]
+    change(built)
+    assert built.must_run() == at_once
+    assert built.refresh() == in_the_end
+    assert built.refresh() == []
+    assert {state.status for state in built.survey().values()} == {"fresh"}
+
+
+def test_status_says_why_and_what_waits(built: Chain):
+    built.code["model"] = "2"
+    states = built.survey()
+    assert states["model"].reasons == ('settings changed: section.version: "1" -> "2"',)
+    assert states["tokens[c/val]"].status == "stale" and states["tokens[c/val]"].waits_for == ("model",)
+    assert states["report"].waits_for == ("tokens[c/train]", "tokens[c/val]")
+    assert states["shards[c/train]"].status == "fresh"
+
+
+def test_files_of_another_artifact_count_as_missing(built: Chain):
+    path = built.root / "report" / "all" / "provenance.json"
+    path.write_text(path.read_text().replace("data-1", "data-9"))
+    assert "holds data-9 now, not data-1" in built.survey()["report"].reasons[0]
+    assert built.refresh() == ["report"]
+
+
+def test_an_unreachable_source_is_told(built: Chain):
+    built.listing["unreachable"] = ""
+    assert built.survey()["source[c/val]"].reasons == ("its source cannot be listed: nothing there",)
+
+
+def test_a_failure_stops_the_refresh_and_the_next_one_goes_on_from_there(tmp_path):
+    chain = Chain(tmp_path, broken={"model"})
+    with pytest.raises(FlextokError, match="model failed: RuntimeError: out of luck"):
+        chain.refresh()
+    assert chain.ran == ALL[:5]
+    chain.broken.clear()
+    chain.ran.clear()
+    assert chain.refresh() == ALL[4:]
+
+
+def test_a_result_whose_check_did_not_hold_is_built_again_before_what_needs_it(tmp_path):
+    """Dagster records such a result, and would call it fresh."""
+    chain = Chain(tmp_path, unsound={"model"})
+    with pytest.raises(FlextokError, match="sound"):
+        chain.refresh()
+    assert chain.instance.get_latest_materialization_event(dg.AssetKey("model")) is not None
+    assert chain.survey()["model"].status == "stale" and "tokens[c/train]" not in chain.ran
+    chain.unsound.clear()
+    assert chain.refresh() == ALL[4:]
+
+
+def test_run_needs_the_inputs_of_what_is_selected(tmp_path):
+    chain = Chain(tmp_path)
+    executor = chain.executor()
+    with pytest.raises(FlextokError, match="expected shards to be there for model"):
+        executor.run(executor.select("model"))
+    executor.run(executor.select("+shards"))
+    executor.run(executor.select("model"))
+    assert chain.ran == ALL[:5]
+
+
+def test_run_builds_again_what_is_fresh(built: Chain):
+    executor = built.executor()
+    executor.run(executor.select("tokens"))
+    assert built.ran == ["tokens[c/train]", "tokens[c/val]"]
+
+
+def test_runs_of_killed_commands_are_closed(built: Chain):
+    run = built.instance.create_run_for_job(
+        built.definitions().resolve_implicit_global_asset_job_def(), tags={"flextok/in_process": "true"}
+    )
+    built.instance.handle_run_event(run.run_id, dg.DagsterEvent("PIPELINE_START", job_name=run.job_name))
+    assert built.instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.STARTED
+    built.refresh()
+    assert built.instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
+
+
+class TestDagster:
+    """The rules of Dagster itself that `survey` and the partitions are built on."""
+
+    def test_a_partitioned_asset_asked_without_partition_always_says_fresh(self, tmp_path):
+        chain = Chain(tmp_path)
+        graph = chain.definitions().resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(chain.instance, graph, LoadingContextForTest(chain.instance))
+        assert resolver.get_status(dg.AssetKey("shards")) is StaleStatus.FRESH
+        assert resolver.get_status(dg.AssetKey("shards"), "c/train") is StaleStatus.MISSING
+
+    def test_run_time_provenance_is_recorded_in_tags(self, built: Chain):
+        record = stale.latest_record(built.instance, dg.AssetKey("model"), None)
+        tags = record.asset_materialization.tags
+        assert tags["dagster/code_version"] == "1" and tags["dagster/data_version"] == "data-1"
+        assert "dagster/input_data_version/shards" in tags
+
+    def test_fan_in_stays_far_below_what_staleness_ignores(self, built: Chain):
+        graph = built.definitions().resolve_asset_graph()
+        assert max(len(stale.partitions_of(graph, key)) for key in graph.get_all_asset_keys()) == 2
