@@ -58,8 +58,12 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """Field names of the nested models that `path` may lead to (tags of unions are passed over)."""
     models = [model]
     for part in path:
-        stepped = [m for parent in models if part in parent.model_fields
-                   for m in _models_in(parent.model_fields[part].annotation)]
+        stepped = [
+            m
+            for parent in models
+            if part in parent.model_fields
+            for m in _models_in(parent.model_fields[part].annotation)
+        ]
         models = stepped or models
     return sorted({name for m in models for name in m.model_fields})
 

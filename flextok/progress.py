@@ -19,21 +19,24 @@ class Task:
         self.done = 0
         self.note = ""
         self._started = time.monotonic()
+        self._first: int | None = None
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count `count` more units; `note` (for instance the loss) stands beside the count."""
         self.update(self.done + count, note)
 
     def update(self, done: int, note: str | None = None) -> None:
-        """Set the count of finished units."""
+        """Set the count of finished units; the first call may start above 0, where earlier work is taken over."""
+        if self._first is None:
+            self._first = done if self.done == 0 else 0
         self.done = done
         if note is not None:
             self.note = note
         self._show()
 
     def rate(self) -> float:
-        """Units a second since the start."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        """Units a second since the start, without those taken over from earlier work."""
+        return (self.done - (self._first or 0)) / max(time.monotonic() - self._started, 1e-9)
 
     def _show(self) -> None:
         raise NotImplementedError
@@ -60,8 +63,9 @@ class _LineTask(Task):
         if now < self._next_line and self.done < self.total:
             return
         self._next_line = now + LINE_EVERY_S
-        left_s = (self.total - self.done) / max(self.rate(), 1e-9)
-        text = f"{self.label}: {self.done}/{self.total} {self.unit}, {self.rate():.1f}/s, {left_s:.0f} s left"
+        text = f"{self.label}: {self.done}/{self.total} {self.unit}"
+        if rate := self.rate():
+            text += f", {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left"
         print(f"{text} {self.note}".rstrip(), file=sys.stderr, flush=True)
 
 
@@ -72,7 +76,13 @@ def track(label: str, total: int, unit: str) -> Iterator[Task]:
     if not console.is_terminal:
         yield _LineTask(label, total, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield _BarTask(progress, label, total, unit)

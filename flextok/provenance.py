@@ -75,8 +75,15 @@ def _trace(url: str, expected: dict[str, str] | None) -> dict[str, Any]:
     if expected is not None and block["digest"] != expected["digest"]:
         return {**expected, "uri": url, "found": False, "inputs": []}
     inputs = [_trace(_resolve(item["uri"], url), expected=item) for item in block["inputs"]]
-    return {"kind": block["kind"], "digest": block["digest"], "uri": url, "found": True,
-            "created": block["created"], "recipe_digest": block["recipe_digest"], "inputs": inputs}
+    return {
+        "kind": block["kind"],
+        "digest": block["digest"],
+        "uri": url,
+        "found": True,
+        "created": block["created"],
+        "recipe_digest": block["recipe_digest"],
+        "inputs": inputs,
+    }
 
 
 def _relative(uri: str, base: str) -> str:

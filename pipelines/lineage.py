@@ -12,11 +12,12 @@ from typing import Any
 import dagster as dg
 
 from flextok import storage
+from flextok.version import __version__
 from pipelines import stale
 from pipelines.workspace import Workspace
 
 IN_PROCESS_TAG = "flextok/in_process"
-PRODUCER = "https://github.com/flextok-pipelines"
+PRODUCER = f"urn:flextok-pipelines:{__version__}"
 
 
 def emit_run(instance: dg.DagsterInstance, workspace: Workspace, graph: Any, run_id: str) -> None:

@@ -208,6 +208,8 @@ def _webp_size(raw: bytes) -> tuple[int, int] | None:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format in ("JPEG", "MPO", "WEBP") and "exif" not in image.info:
+        return 1  # the usual case, without the cost of an empty EXIF table
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the picture unusable

@@ -20,7 +20,7 @@ from flextok.data.config import ImageLimits
 from flextok.data.labels import Labels
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import InputError, RawInput, Reader
-from flextok.data.sources.folder import is_image_name
+from flextok.data.sources.files import is_image_name
 from flextok.data.tarwriter import TarWriter
 from flextok.digests import canonical_json
 

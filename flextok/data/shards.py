@@ -40,7 +40,7 @@ from flextok.data.shard_builder import PlannedInput, ShardBuilder, ShardRecord, 
 from flextok.data.sources.base import redact
 from flextok.data.sources.catalog import Catalog, check_sources, list_sources
 from flextok.data.sources.staging import Staging
-from flextok.data.workers import ShardJob, build_shards
+from flextok.data.workers import build_shards
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.progress import track
@@ -177,18 +177,25 @@ def _build_all(
 ) -> dict[str, ShardRecord]:
     """Records of all shards, in order; only shards that are not there yet are made."""
     stored = _stored_sizes(storage.join(builder.dest, "shards"))
+    planned = plan.frame.join(
+        catalog.frame.select("name", "where", "reader"), on="name", how="left", maintain_order="left"
+    )
     finished: dict[str, ShardRecord] = {}
-    missing: list[tuple[str, str, pl.DataFrame]] = []
-    for (number,), rows in plan.frame.group_by("shard", maintain_order=True):
-        shard, fingerprint = f"{number:06d}", shard_fingerprint(plan.settings, rows)
+    missing: list[tuple[str, str, int, int]] = []
+    start = 0
+    for number, count in plan.frame["shard"].rle().struct.unnest().select("value", "len").iter_rows():
+        shard, fingerprint = f"{number:06d}", shard_fingerprint(plan.settings, planned.slice(start, count))
         found = read_record(builder.dest, shard) if f"{shard}.tar" in stored else None
         if found and found[0].fingerprint == fingerprint and found[0].bytes == stored[f"{shard}.tar"]:
             finished[shard] = found[0]
         else:
-            missing.append((shard, fingerprint, rows))
-    where = catalog.frame.lazy().select("name", "where", "reader")
-    jobs = (_job(shard, fingerprint, rows, where, catalog.prefixes) for shard, fingerprint, rows in missing)
-    sizes = {shard: rows.height for shard, _, rows in missing}
+            missing.append((shard, fingerprint, start, count))
+        start += count
+    jobs = (
+        (shard, fingerprint, _inputs(planned.slice(first, count), catalog.prefixes))
+        for shard, fingerprint, first, count in missing
+    )
+    sizes = {shard: count for shard, _, _, count in missing}
     with track("sharding", plan.frame.height, "pictures") if progress else contextlib.nullcontext() as task:
         if task:
             task.advance(plan.frame.height - sum(sizes.values()))
@@ -197,6 +204,14 @@ def _build_all(
             if task:
                 task.advance(sizes[shard])
     return {shard: finished[shard] for shard in sorted(finished)}
+
+
+def _inputs(rows: pl.DataFrame, prefixes: tuple[str, ...]) -> list[PlannedInput]:
+    return [
+        # An input that has left the source since it was planned has no reader; the first one will find it gone.
+        PlannedInput(reader or 0, key, name.removeprefix(prefixes[reader or 0]), name, size, note)
+        for key, name, size, note, reader in rows.select("key", "name", "size", "where", "reader").iter_rows()
+    ]
 
 
 def _compare(config: CorpusConfig, dest: str, records: dict[str, ShardRecord]) -> tuple[int, int | None]:
@@ -235,16 +250,6 @@ def _tell_removed(plan: Plan, dest: str) -> None:
             "(delete the folder and shard again to leave them out)",
             file=sys.stderr,
         )
-
-
-def _job(shard: str, fingerprint: str, rows: pl.DataFrame, where: pl.LazyFrame, prefixes: tuple[str, ...]) -> ShardJob:
-    joined = rows.lazy().join(where, on="name", how="left", maintain_order="left").collect()
-    inputs = [
-        # An input that has left the source since it was planned: its reader will say so.
-        PlannedInput(reader or 0, key, name.removeprefix(prefixes[reader or 0]), name, size, note)
-        for key, name, size, note, reader in joined.select("key", "name", "size", "where", "reader").iter_rows()
-    ]
-    return shard, fingerprint, inputs
 
 
 def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject]) -> None:

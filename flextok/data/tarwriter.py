@@ -4,6 +4,11 @@ import hashlib
 from typing import IO
 
 BLOCK = 512
+# The fields of a header that are the same in all: mode and owner; time; type, magic and what is empty.
+OWNER = b"0000644\0" + b"0000000\0" * 2
+TIME = b"\x0000000000000\0"
+REST = b"0" + b"\0" * 100 + b"ustar\x0000" + b"\0" * 247
+FIXED_SUM = sum(OWNER + TIME + REST) + 8 * ord(" ")
 END_OF_ARCHIVE = b"\0" * (2 * BLOCK)
 
 
@@ -17,10 +22,8 @@ class TarWriter:
 
     def add(self, name: str, content: bytes) -> int:
         """Append a file under an ASCII `name` of at most 100 characters; gives back the offset of its content."""
-        self._write(_header(name, len(content)))
-        offset = self.bytes
-        self._write(content)
-        self._write(b"\0" * (-len(content) % BLOCK))
+        offset = self.bytes + BLOCK
+        self._write(b"".join((_header(name, len(content)), content, bytes(-len(content) % BLOCK))))
         return offset
 
     def close(self) -> str:
@@ -39,9 +42,6 @@ def _header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     if len(encoded) > 100:
         raise ValueError(f"expected a member name of at most 100 characters, found {name!r}")
-    fields = (
-        encoded.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"00000000000\0",
-        b" " * 8, b"0", b"\0" * 100, b"ustar\x0000", b"\0" * 247,
-    )  # fmt: skip
-    block = b"".join(fields)
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    length = b"%011o" % size
+    checksum = FIXED_SUM + sum(encoded) + sum(length)
+    return b"".join((encoded.ljust(100, b"\0"), OWNER, length, TIME, b"%06o\0 " % checksum, REST))

@@ -8,8 +8,8 @@ import torch
 from flextok.data.images import to_uint8
 from flextok.evaluate.config import EvaluationConfig
 from flextok.model.checkpoint import load_tokenizer
+from flextok.model.precision import autocast_dtype
 from flextok.model.tokenizer import Tokenizer
-from flextok.train.world import autocast_dtype
 
 
 def open_tokenizer(url: str, device: str, config: EvaluationConfig) -> tuple[Tokenizer, str]:

@@ -126,6 +126,14 @@ class TokenizerModelConfig(Config):
     condition_dropout: float = Field(
         default=0.1, ge=0, le=1, description="Share of images trained without their tokens."
     )
+    pure_noise_steps: int = Field(
+        default=0,
+        ge=0,
+        description="First training steps with every noise level at 1, where only the tokens tell the image.",
+    )
+    pure_noise_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the images with noise level 1 in the steps after those."
+    )
     sigma: Literal["uniform", "logit_normal"] = Field(default="uniform", description="Distribution of the noise level.")
     mode_scale: float = Field(
         default=0.0, description="Mode-sampling scale of uniform noise levels; 0 leaves them uniform."

@@ -86,7 +86,8 @@ class FlowDecoder(Decoder):
         channels, trunk = config.latents.latent_channels, config.decoder.trunk
         self.patch_size = config.patch_size
         self.from_codes = nn.Linear(code_dim, trunk.width)
-        self.register_positions = learned_vectors(config.registers, trunk.width)
+        # as large as the embedded codes, so that the decoder can tell which token it reads
+        self.register_positions = learned_vectors(config.registers, trunk.width, std=0.2)
         self.mask_token = learned_vectors(trunk.width)
         self.null_token = learned_vectors(trunk.width)
         self.patches = PatchEmbedding(channels, self.patch_size, trunk.width, config.grid, config.posemb_scaling)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flextok.model.config import TokenizerConfig
-from flextok.model.initialize import learned_vectors, xavier_linear, zero_linear
+from flextok.model.initialize import learned_vectors, xavier_linear
 from flextok.model.layers import Block, layer_norm
 from flextok.model.patching import PatchEmbedding
 
@@ -32,11 +32,14 @@ class Encoder(nn.Module):
         self.patches = PatchEmbedding(
             config.latents.latent_channels, config.patch_size, trunk.width, config.grid, config.posemb_scaling
         )
-        self.registers = learned_vectors(config.registers, trunk.width)
+        # well apart from the start: registers that what they read makes alike all learn the same token
+        self.registers = learned_vectors(config.registers, trunk.width, std=0.5)
         self.blocks = nn.ModuleList(Block(trunk) for _ in range(trunk.depth))
         self.head = nn.Linear(trunk.width, out_dim)
         xavier_linear(self.patches.proj)
-        zero_linear(self.head)
+        # not zero, as in the published code: a quantizer fed with zeros gives every image the same tokens
+        nn.init.normal_(self.head.weight, std=trunk.width**-0.5)
+        nn.init.zeros_(self.head.bias)
 
     def embed(self, z_BCHW: Tensor) -> Tensor:
         """[B,C,H,W] -> [B,P+L,D]: patches, then registers."""

@@ -18,6 +18,6 @@ def zero_linear(layer: nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def learned_vectors(*shape: int) -> nn.Parameter:
-    """A parameter of learned embeddings, truncated normal with deviation 0.02."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=0.02))
+def learned_vectors(*shape: int, std: float = 0.02) -> nn.Parameter:
+    """A parameter of learned embeddings, normal with deviation `std` and cut off at two units."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=std))

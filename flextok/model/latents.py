@@ -84,15 +84,15 @@ class ConvLatents(Latents):
         return self._pixels(z_BCHW * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1))
 
     def reconstruction_loss(self, images_B3HW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
-        """Training loss [B]: mean absolute plus mean squared error, the latents blurred by `latent_noise` * noise.
+        """Training loss [B]: mean squared error, the latents blurred by `latent_noise` * noise.
 
         Raw latents are held near unit size by a small penalty, which is what gives the noise its weight.
         """
         raw = self._raw(images_B3HW)
         blurred = raw if noise_BCHW is None else raw + self.latent_noise * noise_BCHW
         error = (self._pixels(blurred) - images_B3HW).flatten(1)
-        size_penalty = 1e-3 * raw.square().flatten(1).mean(dim=1)
-        return error.abs().mean(dim=1) + error.square().mean(dim=1) + size_penalty
+        size_penalty = 1e-4 * raw.square().flatten(1).mean(dim=1)
+        return error.square().mean(dim=1) + size_penalty
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[Tensor]) -> None:

@@ -5,8 +5,9 @@
 
 Printed as JSON, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
 alone, all cores), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
-beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). On a CPU the model and the
-decoders share the cores: `both` = 1 / (1/model + 1/decode) is what the stage could reach there.
+beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is what the
+stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all cores can do
+of both at once.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from flextok.model.config import (
 )
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.encoder import DecodedSample, Encoder, decode_sample
+from flextok.tokenize.encoder import DecodedSample, Encoder, decode_sample, model_threads
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
 
@@ -90,8 +91,9 @@ def build_corpus(source: str, copies: int, dest: str) -> str:
     return shard_corpus(config, "train", dest, workers=os.cpu_count() or 1, progress=False).url
 
 
-def model_rate(encoder: Encoder, seconds: float) -> float:
+def model_rate(encoder: Encoder, seconds: float, threads: int) -> float:
     """Images/s of the tokenizer on a batch that is ready on its device."""
+    torch.set_num_threads(threads)
     ready = encoder.model_input(np.zeros((encoder.batch_size, encoder.size_px, encoder.size_px, 3), np.uint8))
     encoder.tokenizer.tokenize(ready).cpu()
     begun, images = time.perf_counter(), 0
@@ -177,7 +179,6 @@ def store_rates(folder: str) -> dict[str, float]:
 def benchmark(source: str, model: str, images: int, config: TokenizeConfig, compute: ComputeConfig) -> dict[str, Any]:
     """All rates for one model on about `images` pictures, of the corpus made of `source`."""
     threads = compute.num_cpus or os.cpu_count() or 1
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
         first = Corpus.open(build_corpus(source, 1, f"{folder}/corpus1"))
@@ -188,12 +189,16 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
         encoder = Encoder(tokenizer, config, batch_size, threads)
-        alone, decoding = model_rate(encoder, seconds=10), decode_rate(samples, encoder.size_px, threads)
+        alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, threads})
+        decoding = decode_rate(samples, encoder.size_px, threads)
+        torch.set_num_threads(model_threads(tokenizer, threads))
         peer = peer_rate(tokenizer, samples, batch_size, threads, Path(folder) / "npy")
         ensure_ray(compute.address, compute.num_cpus)
         summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens", config, compute)
         stop_ray()
-        both = 1 / (1 / alone + 1 / decoding)
+        limit = min(alone, decoding)
+        if device == "cpu":
+            limit = min(limit, threads / (model_cores / alone + threads / decoding))
         return {
             "model_name": model,
             "device": device,
@@ -203,10 +208,10 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
             "images": summary.rows,
             "model": alone,
             "decode": decoding,
-            "both": both,
+            "limit": limit,
             "peer": peer,
             "stage": summary.images_per_s,
-            "stage_of_limit": summary.images_per_s / (min(alone, decoding) if device == "cuda" else both),
+            "stage_of_limit": summary.images_per_s / limit,
             "stage_of_model": summary.images_per_s / alone,
             "stage_of_decode": summary.images_per_s / decoding,
             "stage_of_peer": summary.images_per_s / peer,

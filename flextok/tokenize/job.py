@@ -3,9 +3,9 @@
 Each row comes back as one Parquet file of the token store, visible when it is whole; the manifest is written last, when
 every shard is there. A run that ends early, however it ends, is gone on with by the same command.
 
-For a given batch size the ids do not depend on actors, threads or timing: batches are cut within a shard and always
-have one shape. Another batch size, machine or library may round a latent that lies on the edge of two ids the other
-way; the store's digest would show it.
+For a given batch size the ids do not depend on actors or timing: batches are cut within a shard and always have one
+shape. Another batch size, number of threads, machine or library may sum in another order and so round a latent that
+lies on the edge of two ids the other way; the store's digest would show it.
 """
 
 import concurrent.futures

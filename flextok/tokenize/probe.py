@@ -19,7 +19,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.encoder import Encoder
+from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 from flextok.tokenize.workers import Workers, choose_workers
 from flextok.train.config import ComputeConfig
@@ -111,8 +111,9 @@ def worth_trying(images: int) -> bool:
 
 def search_batch_size(tokenizer_url: str, dtype: str, workers: Workers) -> int:
     """`find_batch_size` in a process that has the resources of an actor."""
-    torch.set_num_threads(workers.threads)
-    return find_batch_size(load_tokenizer(tokenizer_url, workers.device, getattr(torch, dtype)))
+    tokenizer = load_tokenizer(tokenizer_url, workers.device, getattr(torch, dtype))
+    with _threads(model_threads(tokenizer, workers.threads)):
+        return find_batch_size(tokenizer)
 
 
 def find_batch_size(tokenizer: Tokenizer) -> int:
@@ -149,7 +150,7 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
         np.zeros((batch_size, encoder.size_px, encoder.size_px, 3), np.uint8)
     ).cpu()  # the first call warms up
     begun, rows = time.perf_counter(), 0
-    with _threads(workers.threads), encoder.batches(samples, []) as batches:
+    with _threads(model_threads(tokenizer, workers.threads)), encoder.batches(samples, []) as batches:
         for table in encoder.tables(batches, schema):
             rows += table.num_rows
             if time.perf_counter() - begun > PROBE_S:

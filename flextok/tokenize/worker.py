@@ -22,7 +22,7 @@ from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.encoder import Encoder
+from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
 
 ATTEMPTS = 4
@@ -69,11 +69,11 @@ class ShardTokenizer:
     def __init__(
         self, tokenizer_url: str, digest: str, config: dict[str, Any], batch_size: int, threads: int, device: str
     ):
-        torch.set_num_threads(threads)
         settings = TokenizeConfig(**config)
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
         if tokenizer.digest != digest:
             raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
+        torch.set_num_threads(model_threads(tokenizer, threads))
         self._encoder = Encoder(tokenizer, settings, batch_size, max(2, threads))
         self._model_turn = threading.Lock()
 

@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.precision import autocast_dtype
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.draws import Draws, sample_indices
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
-from flextok.train.world import World, autocast_dtype
+from flextok.train.world import World
 
 Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]

@@ -51,32 +51,39 @@ class PriorJob:
         return self.recipe.train
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.recipe.model_dump(mode="json"), [self.train_tokens_url])
+        return fingerprint_of(self.label, self.recipe.model_dump(mode="json"), self.inputs())
+
+    def inputs(self) -> list[str]:
+        """The token stores: the held-out one counts, since its labels may have classes of their own."""
+        return [url for url in (self.train_tokens_url, self.val_tokens_url) if url is not None]
 
     def build(self, world: World) -> tuple["PriorObjective", "PriorObjective | None"]:
         store = TokenStore.open(self.train_tokens_url)
-        prior = Prior.create(prior_config(self.recipe, store), self.recipe.train.seed).to(world.device)
-        validation = None
-        if self.val_tokens_url is not None and self.recipe.train.validate_every is not None:
-            held_out = TokenStore.open(self.val_tokens_url)
-            if held_out.tokenizer != store.tokenizer:
-                raise UsageError(
-                    f"expected train and val tokens of one tokenizer, found {store.tokenizer[:12]} and "
-                    f"{held_out.tokenizer[:12]}; tokenize both splits again"
-                )
-            validation = PriorObjective(prior, held_out)
-        return PriorObjective(prior, store), validation
+        held_out = TokenStore.open(self.val_tokens_url) if self.val_tokens_url is not None else None
+        if held_out is not None and held_out.tokenizer != store.tokenizer:
+            raise UsageError(
+                f"expected train and val tokens of one tokenizer, found {store.tokenizer[:12]} and "
+                f"{held_out.tokenizer[:12]}; tokenize both splits again"
+            )
+        prior = Prior.create(prior_config(self.recipe, store, held_out), self.recipe.train.seed).to(world.device)
+        if held_out is None or self.recipe.train.validate_every is None:
+            return PriorObjective(prior, store), None
+        return PriorObjective(prior, store), PriorObjective(prior, held_out)
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         prior = objective.model
         assert isinstance(prior, Prior)
-        inputs = [artifact_input(self.train_tokens_url)]
+        inputs = [artifact_input(url) for url in self.inputs()]
         settings = self.recipe.model_dump(mode="json")
         return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, settings, history)
 
 
-def prior_config(recipe: PriorRecipe, store: TokenStore) -> PriorConfig:
-    """The architecture of `recipe` for the tokens in `store`; UsageError where these lack its condition."""
+def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None) -> PriorConfig:
+    """The architecture of `recipe` for the tokens in `store`; UsageError where these lack its condition.
+
+    There is a class for each label in `store` or `held_out`: one that only held-out images have is never trained,
+    but can be asked for.
+    """
     num_classes = 0
     if recipe.model.condition == "class":
         labels = store.labels()
@@ -85,7 +92,7 @@ def prior_config(recipe: PriorRecipe, store: TokenStore) -> PriorConfig:
                 f"expected a label on every row for a class-conditional prior, found {int((labels < 0).sum())} of "
                 f"{len(labels)} rows without; label the corpus or set prior.model.condition to text or none"
             )
-        num_classes = int(labels.max()) + 1
+        num_classes = max(int(s.labels().max()) for s in (store, held_out) if s is not None) + 1
     if recipe.model.condition == "text" and not any(store.texts()):
         raise UsageError(
             "expected captions for a text-conditional prior, found none; set prior.model.condition to class"

@@ -79,9 +79,10 @@ class TokenizerJob:
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
-            validation = TokenizerObjective(tokenizer, _latent_source(tokenizer, self.val_url, self.image_size, world))
+            held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
+            validation = TokenizerObjective(tokenizer, held_out, self.recipe.train.batch_size)
         source = _latent_source(tokenizer, self.train_url, self.image_size, world)
-        return TokenizerObjective(tokenizer, source), validation
+        return TokenizerObjective(tokenizer, source, self.recipe.train.batch_size), validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
@@ -97,8 +98,9 @@ class TokenizerObjective(Objective):
 
     model: Tokenizer
 
-    def __init__(self, tokenizer: Tokenizer, source: Source):
+    def __init__(self, tokenizer: Tokenizer, source: Source, batch_size: int):
         super().__init__(tokenizer, source)
+        self.batch_size = batch_size
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device)
 
     def forward(self, batch: Batch, draws: Draws) -> Tensor:
@@ -112,12 +114,25 @@ class TokenizerObjective(Objective):
             with torch.autocast(device.type, enabled=False):
                 z = self.model.encode_images(model_images(batch["images"]), draws.seed, names)
         t_B = sample_sigma(config.sigma, draws.uniform("time"), config.mode_scale).to(device)
+        if self.training:
+            t_B = torch.where(self._is_pure_noise(draws).to(device), 1.0, t_B)
         keep_B = sample_keep(config.keep_mode, config.registers, draws.uniform("keep")).to(device)
         drop_B = (draws.uniform("drop") < config.condition_dropout).to(device)
         noise = draws.normal("noise", z.shape[1:]).to(device)
         losses = self.model.flow_loss(z, noise, t_B, keep_B, drop_B)
         self._seen[losses.ids.flatten()] = 1
         return losses.loss
+
+    def _is_pure_noise(self, draws: Draws) -> Tensor:
+        """Which images [B] get noise level 1.
+
+        There the velocity is a plain regression of the latents on the tokens. Tokens that tell nothing yet are
+        learned from it several times sooner than from all levels alike, most of which show the image to the decoder.
+        """
+        config = self.model.config
+        if draws.places[0] < config.pure_noise_steps * self.batch_size:
+            return torch.ones(len(draws), dtype=torch.bool)
+        return draws.uniform("pure noise") < config.pure_noise_share
 
     def interval_metrics(self, world: World) -> dict[str, float]:
         """`train/codebook_usage`: the part of the ids that occurred since the last call."""

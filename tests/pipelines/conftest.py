@@ -1,56 +1,9 @@
 """A shrunk smoke profile, built once through Dagster and Ray for all tests that look at its results."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-import yaml
+from shrunk_smoke import Built, shrunk_profile
 
 from pipelines import cli
-
-SHRUNK = {
-    "corpus.scenes": {"train_samples": 96, "val_samples": 48, "image_px": 32},
-    "corpus.shard_samples": 32,
-    "latents.model": {"kind": "conv", "channels": 8, "blocks": 1, "latent_channels": 4, "factor": 4},
-    "latents.train": {"steps": 6, "batch_size": 8},
-    "tokenizer.model": {
-        "registers": 4,
-        "encoder": {"width": 32, "depth": 1, "head_dim": 16},
-        "quantizer": {"levels": [4, 4]},
-        "decoder": {"trunk": {"width": 32, "depth": 1, "head_dim": 16}},
-    },
-    "tokenizer.train": {"steps": 6, "batch_size": 8},
-    "prior.model": {"width": 32, "depth": 1, "head_dim": 16},
-    "prior.train": {"steps": 6, "batch_size": 8, "validate_every": 3},
-    "evaluation": {
-        "steps": 2, "guidance": 1.0, "extractor": "random_conv", "grid_images": 3, "samples": {"num": 32},
-    },
-    "compute": {"train_workers": 2, "num_cpus": 4, "tokenize_actors": [1, 1], "threads": 1},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Built:
-    """A profile file and the workspace that holds its results."""
-
-    profile: Path
-    workspace: Path
-
-    def arguments(self, *sets: str) -> list[str]:
-        assignments = [part for item in sets for part in ("--set", item)]
-        return ["--profile", str(self.profile), "--workspace", str(self.workspace), *assignments]
-
-
-def shrunk_profile(path: Path) -> Path:
-    values = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text())
-    for dotted, value in SHRUNK.items():
-        *parents, last = dotted.split(".")
-        section = values
-        for name in parents:
-            section = section.setdefault(name, {})
-        section[last] = value
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 @pytest.fixture(scope="package")

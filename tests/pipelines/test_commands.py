@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Built
 from PIL import Image
+from shrunk_smoke import Built
 
 from pipelines import cli
 

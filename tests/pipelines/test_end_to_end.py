@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Built
+from shrunk_smoke import Built
 
 from pipelines import cli
 

@@ -14,10 +14,11 @@ import polars as pl
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import LISTING_SCHEMA, Listing, RawInput
+from flextok.data.sources.base import RawInput
 from flextok.data.sources.containers import is_file
-from flextok.data.sources.files import FolderReader, read_file
-from flextok.data.sources.folder import ENDING, is_image_name
+from flextok.data.sources.files import FolderReader, is_image_name, read_file
+from flextok.data.sources.folder import ENDING
+from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 from flextok.data.sources.walk import SPLIT_NAMES, require_split, split_folders, top_folders, walk
 from flextok.digests import digest_of
 from flextok.errors import UsageError

@@ -11,12 +11,13 @@ from flextok.data.plan import in_split
 from flextok.data.rejects import Reject
 from flextok.data.scenes import scenes_digest
 from flextok.data.sources import parquet, webdataset
-from flextok.data.sources.base import Listing, Reader, redact
+from flextok.data.sources.base import Reader, redact
 from flextok.data.sources.captions import list_captions
 from flextok.data.sources.containers import expand_braces, list_containers
 from flextok.data.sources.detect import detect_format
 from flextok.data.sources.drawn import list_scenes
 from flextok.data.sources.folder import list_folder
+from flextok.data.sources.listing import Listing
 from flextok.data.sources.parquet import list_parquet
 from flextok.data.sources.staging import Staging
 from flextok.data.sources.webdataset import list_webdataset

@@ -4,7 +4,7 @@ from flextok import storage
 from flextok.data.sources import parquet, webdataset
 from flextok.data.sources.captions import COCO_NAME, USUAL_NAMES
 from flextok.data.sources.containers import expand_braces, is_file
-from flextok.data.sources.folder import is_image_name
+from flextok.data.sources.files import is_image_name
 from flextok.data.sources.walk import top_folders
 from flextok.errors import UsageError
 

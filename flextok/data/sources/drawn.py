@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from flextok.data.scenes import ScenesConfig, draw_scene, scene_classes, scenes_digest
-from flextok.data.sources.base import LISTING_SCHEMA, Listing, RawInput
+from flextok.data.sources.base import RawInput
+from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Reading of single files and of byte ranges, local or remote, bounded and with retries."""
 
+import io
 import time
 from dataclasses import dataclass
 
@@ -8,14 +9,18 @@ from flextok.data.sources.base import InputError, RawInput, redact
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
+IMAGE_ENDINGS = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "mpo", "apng", "heic", "heif", "jp2", "jxl"]
+)  # fmt: skip
 
 
 def read_range(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """Bytes [start, end) of `url`, all without them; a failing store is asked up to five times. Raises OSError."""
     if storage.is_local(url):
-        with storage.local_path(url).open("rb") as file:
-            file.seek(start or 0)
-            return file.read() if end is None else file.read(end - (start or 0))
+        with open(url.removeprefix("file://"), "rb", buffering=0) as file:
+            if start:
+                file.seek(start)
+            return file.readall() if end is None else _read_up_to(file, end - (start or 0))
     fs, path = storage.filesystem(url)
     for attempt in range(ATTEMPTS):
         try:
@@ -31,6 +36,13 @@ def read_range(url: str, start: int | None = None, end: int | None = None) -> by
                 raise OSError(redact(str(error))) from None
             time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _read_up_to(file: io.FileIO, size: int) -> bytes:
+    content = file.read(size)
+    while len(content) < size and (more := file.read(size - len(content))):
+        content += more
+    return content
 
 
 @dataclass(frozen=True)
@@ -66,3 +78,8 @@ def read_file(url: str, name: str, size: int, max_bytes: int) -> bytes:
         )
     except OSError as error:
         raise InputError("unreadable", redact(error.strerror or str(error))) from None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is named like a picture."""
+    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS

@@ -3,13 +3,10 @@
 import polars as pl
 
 from flextok import storage
-from flextok.data.sources.base import LISTING_SCHEMA, Listing
-from flextok.data.sources.files import FolderReader
+from flextok.data.sources.files import IMAGE_ENDINGS, FolderReader
+from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 from flextok.data.sources.walk import Walk, require_split, split_folders, top_folders, walk
 
-IMAGE_ENDINGS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "mpo", "apng", "heic", "heif", "jp2", "jxl"]
-)  # fmt: skip
 ENDING = r"\.[A-Za-z0-9]{1,5}$"
 
 
@@ -37,11 +34,6 @@ def listing_frame(found: Walk, split_prefixes: tuple[str, ...]) -> pl.DataFrame:
         inner = inner.str.strip_prefix(f"{prefix}/")
     frame = frame.with_columns(base=inner.str.replace(ENDING, ""), where=pl.lit(None, pl.String))
     return frame.select(list(LISTING_SCHEMA)).cast(LISTING_SCHEMA)  # pyright: ignore[reportArgumentType]
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file is named like a picture."""
-    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS
 
 
 def _one_folder_a_class(frame: pl.DataFrame) -> bool:

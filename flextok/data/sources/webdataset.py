@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import LISTING_SCHEMA, InputError, Listing, RawInput, redact
+from flextok.data.sources.base import InputError, RawInput, redact
 from flextok.data.sources.containers import Container, list_containers
-from flextok.data.sources.files import read_range
-from flextok.data.sources.folder import IMAGE_ENDINGS
+from flextok.data.sources.files import IMAGE_ENDINGS, read_range
+from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 from flextok.data.sources.staging import Staging, decompressed, readable_at_random
 from flextok.data.tarreader import TarError, TarMember, tar_members
 from flextok.digests import canonical_json

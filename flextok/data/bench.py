@@ -1,0 +1,111 @@
+"""How fast sharding is, against the least that must be done: reading, decoding and hashing each picture once.
+
+    python -m flextok.data.bench FOLDER [--pictures 40000] [--workers 2]
+
+Both sides run in the same call, in turns, over the same files in the page cache, repeated to the wanted count.
+Sharding's time counts everything: start of the workers, listing, plan, and the manifest.
+"""
+
+import argparse
+import hashlib
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from flextok.data.config import CorpusConfig
+from flextok.data.shards import shard_corpus
+
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class ShardingSpeed:
+    """Pictures a second, the best of ROUNDS, and peak memory in MiB of this process and of its largest worker."""
+
+    pictures: int
+    sharding_per_s: float
+    bare_per_s: float
+    parent_mib: float
+    worker_mib: float
+
+    @property
+    def share(self) -> float:
+        """What sharding reaches of the bare loop's speed; the aim is 0.85."""
+        return self.sharding_per_s / self.bare_per_s
+
+
+def measure_sharding(folder: Path, pictures: int = 40_000, workers: int = 2) -> ShardingSpeed:
+    """Shard the pictures below `folder`, repeated by links to `pictures` files, and run the bare loop beside it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "source"
+        paths = repeat_by_links(folder, source, pictures)
+        sharding, bare = [], []
+        for _ in range(ROUNDS):
+            bare.append(_timed_bare(paths, workers))
+            started = time.perf_counter()
+            config = CorpusConfig.model_validate(
+                {"source": str(source), "format": "folder", "max_reject_fraction": 1.0}
+            )
+            shard_corpus(config, "all", str(Path(scratch) / "out"), workers, progress=False)
+            sharding.append(time.perf_counter() - started)
+            shutil.rmtree(Path(scratch) / "out")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return ShardingSpeed(pictures, pictures / min(sharding), pictures / min(bare), parent, children)
+
+
+def repeat_by_links(folder: Path, goal: Path, count: int) -> list[str]:
+    """`count` files below `goal`, links to the pictures below `folder` again and again; gives back their paths."""
+    originals = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
+    paths = []
+    for number in range(count):
+        original = originals[number % len(originals)]
+        path = goal / f"{number // 1000:05d}" / f"{number:07d}{original.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(original.resolve(), path)
+        paths.append(str(path))
+    return paths
+
+
+def _timed_bare(paths: list[str], workers: int) -> float:
+    """Seconds of a bare pool of processes that reads, decodes and hashes, its start not counted."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(_bare, paths[: 2 * workers], chunksize=1)
+        started = time.perf_counter()
+        pool.map(_bare, paths, chunksize=256)
+        return time.perf_counter() - started
+
+
+def _bare(path: str) -> str:
+    raw = Path(path).read_bytes()
+    Image.open(io.BytesIO(raw)).load()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def main() -> None:
+    """Measure and print one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    speed = measure_sharding(arguments.folder, arguments.pictures, arguments.workers)
+    sys.stdout.write(
+        f"sharding {speed.pictures} pictures: {speed.sharding_per_s:.0f}/s, bare loop {speed.bare_per_s:.0f}/s, "
+        f"share {speed.share:.2f} (aim 0.85); memory {speed.parent_mib:.0f} MiB + workers of {speed.worker_mib:.0f} MiB\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
