@@ -11,8 +11,11 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+
+# Ray gives a node 30 s to start, which a busy machine may overrun.
+START_ATTEMPTS = 3
+SLOW_START = "timed out during startup"
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -29,7 +32,14 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
         return
     local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        for attempt in range(START_ATTEMPTS):
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+                break
+            except Exception as error:
+                ray.shutdown()
+                if attempt + 1 == START_ATTEMPTS or SLOW_START not in str(error):
+                    raise
     except Exception as error:
         first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise FlextokError(

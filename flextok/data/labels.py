@@ -54,8 +54,9 @@ class Labels:
 
 def make_labels(config: CorpusConfig, source_classes: list[list[str] | None]) -> Labels:
     """The labelling of a corpus: the label CSV if given, else the class names of its sources. Raises UsageError."""
-    if config.label_csv is not None:
-        return _read_label_csv(config)
+    url = label_csv_url(config)
+    if url is not None:
+        return _read_label_csv(config, url)
     named = [classes for classes in source_classes if classes is not None]
     if not named:
         return Labels(None, tuple(source_classes))
@@ -65,15 +66,20 @@ def make_labels(config: CorpusConfig, source_classes: list[list[str] | None]) ->
 
 
 def label_csv_url(config: CorpusConfig) -> str | None:
-    """Where the label CSV is: beside the pictures of the first source, or where its own path or URL says."""
+    """Where the label CSV is: beside the pictures of the first source, or where its own path or URL says.
+
+    A bare file name that is not beside the pictures is left out of account, so that one profile serves sources with
+    and without a table; a path or URL must exist.
+    """
     if config.label_csv is None:
         return None
     beside = storage.join(config.all_sources()[0].url, config.label_csv)
-    return beside if storage.exists(beside) else config.label_csv
+    if storage.exists(beside):
+        return beside
+    return config.label_csv if "/" in config.label_csv else None
 
 
-def _read_label_csv(config: CorpusConfig) -> Labels:
-    url = str(label_csv_url(config))
+def _read_label_csv(config: CorpusConfig, url: str) -> Labels:
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
