@@ -20,10 +20,13 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/pyright flextok
 
-bench: $(INSTALLED)  ## measure on this machine and write docs/benchmarks.md
-	$(BIN)/python -m flextok.bench docs/benchmarks.md
+bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder (ImageNet layout) adds sharding and tokenization
+	$(BIN)/python -m flextok.model.bench docs/benchmarks.md
+	$(if $(PICTURES),$(BIN)/python -m flextok.data.bench $(PICTURES))
+	$(if $(PICTURES),$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES))
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo 'installing the pinned packages into $(VENV): a few minutes, about 3 GB'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev]'
 	touch $@

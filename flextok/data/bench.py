@@ -29,13 +29,12 @@ ROUNDS = 2
 
 @dataclass(frozen=True)
 class ShardingSpeed:
-    """Pictures a second, the best of ROUNDS, and peak memory in MiB of this process and of its largest worker."""
+    """Pictures a second, the best of ROUNDS, and this process's peak memory in MiB."""
 
     pictures: int
     sharding_per_s: float
     bare_per_s: float
-    parent_mib: float
-    worker_mib: float
+    peak_mib: float
 
     @property
     def share(self) -> float:
@@ -58,9 +57,8 @@ def measure_sharding(folder: Path, pictures: int = 40_000, workers: int = 2) -> 
             shard_corpus(config, "all", str(Path(scratch) / "out"), workers, progress=False)
             sharding.append(time.perf_counter() - started)
             shutil.rmtree(Path(scratch) / "out")
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return ShardingSpeed(pictures, pictures / min(sharding), pictures / min(bare), parent, children)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return ShardingSpeed(pictures, pictures / min(sharding), pictures / min(bare), peak_mib)
 
 
 def repeat_by_links(folder: Path, goal: Path, count: int) -> list[str]:
@@ -103,7 +101,7 @@ def main() -> None:
     speed = measure_sharding(arguments.folder, arguments.pictures, arguments.workers)
     sys.stdout.write(
         f"sharding {speed.pictures} pictures: {speed.sharding_per_s:.0f}/s, bare loop {speed.bare_per_s:.0f}/s, "
-        f"share {speed.share:.2f} (aim 0.85); memory {speed.parent_mib:.0f} MiB + workers of {speed.worker_mib:.0f} MiB\n"
+        f"share {speed.share:.2f} (aim 0.85); peak memory {speed.peak_mib:.0f} MiB\n"
     )
 
 

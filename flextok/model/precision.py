@@ -10,8 +10,6 @@ from flextok.errors import UsageError
 BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-
-
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """bfloat16 or None (float32) for "auto", "float32" or "bfloat16" on `device`."""
     if precision == "auto":

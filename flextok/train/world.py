@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among `size`, and the device it computes on."""

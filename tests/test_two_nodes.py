@@ -1,0 +1,66 @@
+"""Training and tokenization on a Ray cluster of two nodes, against the same work in one process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from flextok.cluster import stop_ray
+from flextok.data.config import CorpusConfig
+from flextok.data.scenes import ScenesConfig
+from flextok.data.shards import shard_corpus
+from flextok.data.tokens import TokenStore, verify_tokens
+from flextok.model.checkpoint import read_checkpoint
+from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerModelConfig, TrunkConfig
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.job import tokenize_corpus
+from flextok.train.config import ComputeConfig, LatentsRecipe, TokenizerRecipe, TrainConfig
+from flextok.train.tokenizer import train_tokenizer
+from flextok.train.vae import train_latents
+
+NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+TRUNK = TrunkConfig(width=32, depth=1, head_dim=16)
+TWO_STEPS = TrainConfig(steps=2, batch_size=8, precision="float32")
+HERE = ComputeConfig(train_workers=0)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[str]:
+    """Address of a cluster with one CPU on each of two nodes: two workers must lie on both."""
+    stop_ray()
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_train_and_tokenize_as_one_process_does(two_nodes: str, tmp_path: Path) -> None:
+    corpus = CorpusConfig(name="scenes", scenes=ScenesConfig(train_samples=60), shard_samples=20)
+    images = shard_corpus(corpus, "train", f"{tmp_path}/corpus", workers=1, progress=False)
+    stage0 = LatentsRecipe(model=ConvLatentsConfig(channels=8, blocks=0), train=TWO_STEPS)
+    latents = train_latents(stage0, images.url, 32, f"{tmp_path}/vae", HERE)
+    model = TokenizerModelConfig(
+        registers=4, encoder=TRUNK, quantizer=FSQConfig(levels=(4, 4)), decoder=FlowDecoderConfig(trunk=TRUNK)
+    )
+    recipe = TokenizerRecipe(model=model, train=TWO_STEPS)
+    on_both = ComputeConfig(address=two_nodes, train_workers=2, tokenize_actors=(2, 2), threads=1)
+
+    alone = train_tokenizer(recipe, latents.url, images.url, 32, f"{tmp_path}/alone", HERE)
+    together = train_tokenizer(recipe, latents.url, images.url, 32, f"{tmp_path}/together", on_both)
+
+    expected = read_checkpoint(alone.url).state
+    for name, tensor in read_checkpoint(together.url).state.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+    tokens = tokenize_corpus(
+        images.url, together.url, f"{tmp_path}/tokens", TokenizeConfig(batch_size=8), on_both, progress=False
+    )
+    assert (tokens.rows, tokens.shards) == (60, 3)
+    assert verify_tokens(tokens.url, images.url) == []
+    assert TokenStore.open(tokens.url).tokenizer == together.digest
