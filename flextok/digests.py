@@ -29,6 +29,6 @@ def digest_arrays(arrays: dict[str, np.ndarray], config: Any) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         sha.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        sha.update(memoryview(array.reshape(-1).view(np.uint8)))
+        sha.update(array.reshape(-1).view(np.uint8).data)
     sha.update(canonical_json(config).encode())
     return sha.hexdigest()

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 
@@ -77,7 +77,7 @@ def open_read(url: str) -> IO[bytes]:
     """A binary stream of `url`; raises FileNotFoundError."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return fs.open(path, "rb")
+    return cast(IO[bytes], fs.open(path, "rb"))
 
 
 def read_bytes(url: str) -> bytes:

@@ -74,7 +74,7 @@ def draw_scene(config: ScenesConfig, split: str, index: int) -> SceneSample:
     random = np.random.default_rng((config.seed, SPLIT_STREAM[split], index))
     colour, shape, sky, ground = (int(random.integers(len(x))) for x in (COLOURS, SHAPES, SKIES, GROUNDS))
     horizon = random.uniform(0.4, 0.8)
-    radius = random.uniform(0.18, 0.28)
+    radius = random.uniform(0.24, 0.36)
     x, y = random.uniform(radius, 1 - radius, size=2)
 
     points = (np.arange(config.image_px * SUPERSAMPLING) + 0.5) / (config.image_px * SUPERSAMPLING)

@@ -63,6 +63,8 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
     dest = storage.absolute(dest)
     config = _with_absolute_sources(config)
     check_sources(config)
+    if config.label_csv is not None and label_csv_url(config) is None:
+        print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
     _check_place(config, dest)
     with _disk_errors(dest), locked(dest):
         _check_destination(config, split, dest)

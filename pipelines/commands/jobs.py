@@ -1,6 +1,7 @@
 """Commands that do one job of the library, without Dagster."""
 
 import dataclasses
+import os
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -37,7 +38,9 @@ def shard(
     ],
     format: Annotated[str, typer.Option("--format", help="How to read the sources; auto looks at them.")] = "auto",
     split: Annotated[str, typer.Option("--split", help="train, val or all.")] = "all",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same for any.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same for any.")] = (
+        os.cpu_count() or 1
+    ),
     shard_samples: Annotated[int, typer.Option("--shard-samples", min=1, help="Most samples in a shard.")] = 1000,
     max_reject_fraction: Annotated[
         float, typer.Option("--max-reject-fraction", min=0, max=1, help="More rejects than this are a failure.")
@@ -66,7 +69,11 @@ def shard(
         ),
     }
     made = shard_corpus(parse_config(CorpusConfig, values, "flextok shard"), split, dest, workers)
-    say(f"{made.samples:,} samples in {made.shards} shards, {made.rejects} rejects, digest {made.digest[:12]}")
+    say(
+        f"{made.inputs:,} inputs = {made.samples:,} samples in {made.shards} shards + {made.rejects:,} rejects "
+        f"({', '.join(f'{reason} {count}' for reason, count in sorted(made.reason_counts.items())) or 'none'}), "
+        f"digest {made.digest[:12]}"
+    )
     print(made.url)
 
 
