@@ -19,20 +19,8 @@ DRAWING_VERSION = 1
 SUPERSAMPLING = 4
 
 COLOURS = {"red": (214, 40, 40), "yellow": (250, 200, 30), "green": (40, 170, 80), "blue": (50, 100, 230)}
-SKIES = {
-    "white": (242, 242, 238),
-    "pale blue": (170, 205, 240),
-    "pink": (245, 190, 200),
-    "dusk": (70, 60, 110),
-    "night": (20, 24, 52),
-}
-GROUNDS = {
-    "sand": (225, 205, 160),
-    "gray": (130, 132, 138),
-    "brown": (110, 80, 56),
-    "moss": (92, 112, 70),
-    "black": (28, 28, 30),
-}
+SKIES = {"white": (242, 242, 238), "pale blue": (170, 205, 240), "night": (20, 24, 52)}
+GROUNDS = {"sand": (225, 205, 160), "gray": (130, 132, 138), "moss": (92, 112, 70)}
 SHAPES = ("disk", "square", "triangle", "ring")
 SPLIT_STREAM = {"train": 0, "val": 1}
 
@@ -73,7 +61,7 @@ def draw_scene(config: ScenesConfig, split: str, index: int) -> SceneSample:
     """Scene `index` of `split`; a stream of its own makes it independent of all others."""
     random = np.random.default_rng((config.seed, SPLIT_STREAM[split], index))
     colour, shape, sky, ground = (int(random.integers(len(x))) for x in (COLOURS, SHAPES, SKIES, GROUNDS))
-    horizon = random.uniform(0.4, 0.8)
+    horizon = random.uniform(0.5, 0.7)
     radius = random.uniform(0.24, 0.36)
     x, y = random.uniform(radius, 1 - radius, size=2)
 

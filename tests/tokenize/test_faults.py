@@ -154,20 +154,20 @@ def test_corrupt_picture_is_listed_and_its_shard_made_again_when_mended(
 def test_s3_that_fails_one_request_in_ten(inputs, undisturbed, s3, ray_session):
     """Corpus and store both on S3."""
     fs = fsspec.filesystem("s3")
-    fs.mkdir("bucket")
-    fs.put(inputs.corpus, "bucket/corpus", recursive=True)
+    fs.mkdir("token-stores")  # moto keeps the buckets of the whole process
+    fs.put(inputs.corpus, "token-stores/corpus", recursive=True)
     s3.faulty = True
     try:
-        summary = run(inputs, "s3://bucket/tokens", corpus="s3://bucket/corpus")
-        with locked("s3://bucket/tokens"), pytest.raises(FlextokError, match="another run"):
-            run(inputs, "s3://bucket/tokens", corpus="s3://bucket/corpus")
+        summary = run(inputs, "s3://token-stores/tokens", corpus="s3://token-stores/corpus")
+        with locked("s3://token-stores/tokens"), pytest.raises(FlextokError, match="another run"):
+            run(inputs, "s3://token-stores/tokens", corpus="s3://token-stores/corpus")
     finally:
         s3.faulty = False
     assert s3.failed >= 5
     assert s3.cut >= 1
     assert summary.digest == undisturbed[1]
-    assert verify_tokens("s3://bucket/tokens", "s3://bucket/corpus") == []
-    assert TokenStore.open("s3://bucket/tokens").ids().shape == (IMAGES, 8)
+    assert verify_tokens("s3://token-stores/tokens", "s3://token-stores/corpus") == []
+    assert TokenStore.open("s3://token-stores/tokens").ids().shape == (IMAGES, 8)
 
 
 def test_disk_that_fills_up(inputs, tmp_path):
