@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 
 from flextok.errors import FlextokError
 
@@ -16,6 +17,7 @@ QUIET = {
 # Ray gives a node 30 s to start, which a busy machine may overrun.
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
+REACH_TIMEOUT_S = 10.0
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -30,6 +32,8 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    if ":" in address and "://" not in address:
+        _require_listener(address)
     local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
     try:
         for attempt in range(START_ATTEMPTS):
@@ -48,6 +52,17 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
         ) from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _require_listener(address: str) -> None:
+    """Fail at once where nothing answers at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise FlextokError(
+            f"expected a Ray cluster at {address}, found: {error}; check that its head runs there and compute.address"
+        ) from error
 
 
 def stop_ray() -> None:
