@@ -16,6 +16,6 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(address: str) -> None:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: nothing else can answer there
         closed = unused.getsockname()[1]
         started = time.monotonic()
-        with pytest.raises(FlextokError, match="expected a Ray cluster at 127.0.0.1"):
+        with pytest.raises(FlextokError, match=r"expected a Ray cluster at 127\.0\.0\.1"):
             ensure_ray(address.format(closed=closed))
         assert time.monotonic() - started < 30
