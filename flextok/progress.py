@@ -19,16 +19,18 @@ class Task:
         self.done = 0
         self.note = ""
         self._started = time.monotonic()
-        self._first: int | None = None
+        self._taken_over: int | None = None
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count `count` more units; `note` (for instance the loss) stands beside the count."""
+        if self._taken_over is None:
+            self._taken_over = 0
         self.update(self.done + count, note)
 
     def update(self, done: int, note: str | None = None) -> None:
-        """Set the count of finished units; the first call may start above 0, where earlier work is taken over."""
-        if self._first is None:
-            self._first = done if self.done == 0 else 0
+        """Set the count of finished units; a first count above 0 is earlier work that is taken over."""
+        if self._taken_over is None:
+            self._taken_over = done
         self.done = done
         if note is not None:
             self.note = note
@@ -36,7 +38,7 @@ class Task:
 
     def rate(self) -> float:
         """Units a second since the start, without those taken over from earlier work."""
-        return (self.done - (self._first or 0)) / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - (self._taken_over or 0)) / max(time.monotonic() - self._started, 1e-9)
 
     def _show(self) -> None:
         raise NotImplementedError
