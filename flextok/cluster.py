@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from typing import Any
 
 from flextok.errors import FlextokError
 
@@ -36,14 +37,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
         _require_listener(address)
     local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
     try:
-        for attempt in range(START_ATTEMPTS):
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-                break
-            except Exception as error:
-                ray.shutdown()
-                if attempt + 1 == START_ATTEMPTS or SLOW_START not in str(error):
-                    raise
+        _start(address, local, START_ATTEMPTS)
     except Exception as error:
         first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise FlextokError(
@@ -52,6 +46,19 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
         ) from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _start(address: str, options: dict[str, Any], attempts: int) -> None:
+    """`ray.init`, tried again where the machine was only too slow."""
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:
+        ray.shutdown()
+        if attempts == 1 or SLOW_START not in str(error):
+            raise
+        _start(address, options, attempts - 1)
 
 
 def _require_listener(address: str) -> None:

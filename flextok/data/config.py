@@ -66,7 +66,8 @@ class CorpusConfig(ImageLimits):
     )
 
     label_csv: str | None = Field(
-        default=None, description="CSV with the labels; a path relative to the source, or a path or URL."
+        default=None,
+        description="CSV with the labels: a file beside the pictures, left out where there is none, or a path or URL.",
     )
     label_key: str = Field(default="key", description="Its column with class folder, file name or sample key.")
     label_id: str | None = Field(
