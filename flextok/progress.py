@@ -3,19 +3,23 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flextok.interrupts import remembered
 
 LINE_EVERY_S = 15.0
 
 
 class Task:
-    """A running count of `total` units; `advance` or `update` it as the work goes."""
+    """A running count of `total` units; `advance` or `update` it as the work goes. Each count is also a place where an
+    interrupt that got lost is raised, by `handle_interrupt`."""
 
-    def __init__(self, label: str, total: int, unit: str):
+    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None]):
         self.label, self.total, self.unit = label, total, unit
+        self._handle_interrupt = handle_interrupt
         self.done = 0
         self.note = ""
         self._started = time.monotonic()
@@ -29,6 +33,7 @@ class Task:
 
     def update(self, done: int, note: str | None = None) -> None:
         """Set the count of finished units; a first count above 0 is earlier work that is taken over."""
+        self._handle_interrupt()
         if self._taken_over is None:
             self._taken_over = done
         self.done = done
@@ -45,8 +50,8 @@ class Task:
 
 
 class _BarTask(Task):
-    def __init__(self, progress: Progress, label: str, total: int, unit: str):
-        super().__init__(label, total, unit)
+    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None], progress: Progress):
+        super().__init__(label, total, unit, handle_interrupt)
         self._progress = progress
         self._row = progress.add_task(label, total=total, note="")
 
@@ -56,8 +61,8 @@ class _BarTask(Task):
 
 
 class _LineTask(Task):
-    def __init__(self, label: str, total: int, unit: str):
-        super().__init__(label, total, unit)
+    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None]):
+        super().__init__(label, total, unit, handle_interrupt)
         self._next_line = self._started
 
     def _show(self) -> None:
@@ -76,7 +81,8 @@ def track(label: str, total: int, unit: str) -> Iterator[Task]:
     """A Task shown on stderr while the block runs."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _LineTask(label, total, unit)
+        with remembered() as handle_interrupt:
+            yield _LineTask(label, total, unit, handle_interrupt)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -86,5 +92,5 @@ def track(label: str, total: int, unit: str) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        yield _BarTask(progress, label, total, unit)
+    with remembered() as handle_interrupt, Progress(*columns, console=console) as progress:
+        yield _BarTask(label, total, unit, handle_interrupt, progress)
