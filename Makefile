@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PROFILE ?= smoke
+# The demo's tokenizer, where it was run.
+TRAINED = $(wildcard workspace/checkpoints/tokenizer/*)
 
 .PHONY: demo test lint type bench clean
 
@@ -21,9 +23,14 @@ type: $(INSTALLED)
 	$(BIN)/pyright flextok
 
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder (ImageNet layout) adds sharding and tokenization
-	$(BIN)/python -m flextok.model.bench docs/benchmarks.md
-	$(if $(PICTURES),$(BIN)/python -m flextok.data.bench $(PICTURES))
-	$(if $(PICTURES),$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES))
+	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
+	$(BIN)/python -m flextok.model.bench $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
+ifdef PICTURES
+	$(BIN)/python -m flextok.data.bench $(PICTURES) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model smoke --scaling --store >> docs/benchmarks.new
+	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model d12 --dtype bfloat16 --images 192 >> docs/benchmarks.new
+endif
+	mv docs/benchmarks.new docs/benchmarks.md
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'installing the pinned packages into $(VENV): a few minutes, about 3 GB'

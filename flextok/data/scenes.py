@@ -15,8 +15,10 @@ from pydantic import Field
 from flextok.config import Config
 from flextok.digests import digest_of
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 3
 SUPERSAMPLING = 4
+HORIZON = 0.625
+PLACES = (0.3125, 0.4375, 0.5625, 0.6875)
 
 COLOURS = {"red": (214, 40, 40), "yellow": (250, 200, 30), "green": (40, 170, 80), "blue": (50, 100, 230)}
 SKIES = {"white": (242, 242, 238), "pale blue": (170, 205, 240), "night": (20, 24, 52)}
@@ -61,13 +63,12 @@ def draw_scene(config: ScenesConfig, split: str, index: int) -> SceneSample:
     """Scene `index` of `split`; a stream of its own makes it independent of all others."""
     random = np.random.default_rng((config.seed, SPLIT_STREAM[split], index))
     colour, shape, sky, ground = (int(random.integers(len(x))) for x in (COLOURS, SHAPES, SKIES, GROUNDS))
-    horizon = random.uniform(0.5, 0.7)
-    radius = random.uniform(0.24, 0.36)
-    x, y = random.uniform(radius, 1 - radius, size=2)
+    radius = random.uniform(0.25, 0.3125)
+    x, y = random.choice(PLACES, size=2)
 
     points = (np.arange(config.image_px * SUPERSAMPLING) + 0.5) / (config.image_px * SUPERSAMPLING)
     across, down = points[None, :], points[:, None]
-    canvas = np.where((down < horizon)[..., None], list(SKIES.values())[sky], list(GROUNDS.values())[ground])
+    canvas = np.where((down < HORIZON)[..., None], list(SKIES.values())[sky], list(GROUNDS.values())[ground])
     inside = _inside(SHAPES[shape], (across - x) / radius, (down - y) / radius)
     canvas = np.where(inside[..., None], list(COLOURS.values())[colour], canvas)
 

@@ -60,7 +60,7 @@ class ConvLatentsConfig(Config):
     """A small convolutional autoencoder, trained here as stage 0 where no pretrained one is at hand."""
 
     kind: Literal["conv"] = "conv"
-    channels: int = Field(gt=0, multiple_of=8, description="Width of the residual blocks.")
+    channels: int = Field(gt=0, description="Width of the residual blocks.")
     blocks: int = Field(default=2, ge=0, description="Residual blocks in the encoder, and as many in the decoder.")
     latent_channels: int = Field(default=4, gt=0, description="Channels of the latents.")
     factor: int = Field(default=4, gt=0, description="Pixels a latent position covers along each side.")

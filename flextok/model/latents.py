@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from flextok import torchvision_compat  # noqa: F401  (diffusers imports torchvision)
 from flextok.model.config import AutoencoderKLConfig, ConvLatentsConfig, LatentsConfig
 
-NORM_GROUPS = 8
-
 
 class Latents(nn.Module):
     """Interface of a stage 0. Images are [B,3,H,W] in [-1,1]; latents [B,c,H/factor,W/factor], scaled to about 1."""
@@ -30,26 +28,26 @@ class Latents(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each after GroupNorm and SiLU."""
+    """Two 3x3 convolutions, each after SiLU; the identity at first.
+
+    Without normalization: over a whole picture it would let every object tint the flat areas around it.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,C,H,W] -> [B,C,H,W]."""
-        x_inner = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(x_inner)))
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
 def _stack(in_channels: int, channels: int, out_channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1),
         *(ResidualBlock(channels) for _ in range(blocks)),
-        nn.GroupNorm(NORM_GROUPS, channels),
         nn.SiLU(),
         nn.Conv2d(channels, out_channels, 3, padding=1),
     )
@@ -84,15 +82,16 @@ class ConvLatents(Latents):
         return self._pixels(z_BCHW * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1))
 
     def reconstruction_loss(self, images_B3HW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
-        """Training loss [B]: mean squared error, the latents blurred by `latent_noise` * noise.
+        """Training loss [B]: mean absolute error, the latents blurred by `latent_noise` * noise.
 
-        Raw latents are held near unit size by a small penalty, which is what gives the noise its weight.
+        Absolute, because flat areas then become exact rather than nearly so. Raw latents are held near unit size by a
+        small penalty, which is what gives the noise its weight: the decoder learns to clean what comes out of a flow.
         """
         raw = self._raw(images_B3HW)
         blurred = raw if noise_BCHW is None else raw + self.latent_noise * noise_BCHW
         error = (self._pixels(blurred) - images_B3HW).flatten(1)
         size_penalty = 1e-4 * raw.square().flatten(1).mean(dim=1)
-        return error.square().mean(dim=1) + size_penalty
+        return error.abs().mean(dim=1) + size_penalty
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[Tensor]) -> None:

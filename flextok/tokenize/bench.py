@@ -3,7 +3,7 @@
     python -m flextok.tokenize.bench --source PICTURES --model smoke
     python -m flextok.tokenize.bench --source PICTURES --model d12 --images 256
 
-Printed as JSON, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
+Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
 alone, all cores), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
 beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is what the
 stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all cores can do
@@ -12,7 +12,6 @@ of both at once.
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -258,13 +257,68 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     config = TokenizeConfig.model_validate({"batch_size": options.batch_size, "dtype": options.dtype})
     compute = ComputeConfig.model_validate({"tokenize_actors": (1, 1), "gpus_per_worker": options.gpus})
-    result: dict[str, Any] = {"stage": benchmark(options.source, options.model, options.images, config, compute)}
+    command = " ".join(["python -m flextok.tokenize.bench", *arguments])
+    print(f"## Tokenization: {options.model}, {options.dtype}\n\n`{command}`\n")
+    print(stage_table(benchmark(options.source, options.model, options.images, config, compute)))
     if options.scaling:
-        result["scaling"] = scaling(options.source, options.model, config, compute)
+        print(scaling_table(scaling(options.source, options.model, config, compute)))
     if options.store:
         with tempfile.TemporaryDirectory() as folder:
-            result["store"] = store_rates(folder)
-    print(json.dumps(result, indent=2))
+            print(store_table(store_rates(folder)))
+
+
+def stage_table(rates: dict[str, Any]) -> str:
+    """Images/s of the stage and of what it is compared with."""
+    compared = {
+        "model alone": "model",
+        "decoding alone": "decode",
+        "limit: all cores at model and decoding": "limit",
+        "usual loop: DataLoader, tokenizer, one .npy an image": "peer",
+    }
+    rows = [f"| {label} | {rates[key]:.1f} | {rates['stage'] / rates[key]:.2f} |" for label, key in compared.items()]
+    return "\n".join(
+        [
+            (
+                f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['threads']} cores; the stage's actor began "
+                f"after {rates['start_s']:.0f} s and held at most {rates['peak_bytes'] / 2**20:.0f} MiB."
+            ),
+            "",
+            "| what | images/s | the stage is so many times as fast |",
+            "| --- | --- | --- |",
+            f"| stage: JPEG shards to Parquet | {rates['stage']:.1f} | 1 |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def scaling_table(runs: list[dict[str, Any]]) -> str:
+    """Images/s and peak memory by the size of the corpus."""
+    rows = [f"| {run['rows']:,} | {run['images_per_s']:.1f} | {run['peak_bytes'] / 2**20:.0f} |" for run in runs]
+    return "\n".join(["| images | images/s | peak of the actor, MiB |", "| --- | --- | --- |", *rows, ""])
+
+
+def store_table(rates: dict[str, float]) -> str:
+    """GB/s of ids by way of reading."""
+    ways = {
+        "`TokenStore.ids()`": "store_ids",
+        "`TokenStore.to_arrow()`": "store_arrow",
+        "plain `pyarrow.dataset`": "pyarrow_dataset",
+    }
+    rows = [f"| {way} | {rates[key]:.2f} |" for way, key in ways.items()]
+    return "\n".join(
+        [
+            (
+                f"A store of {STORE_ROWS:,} rows of {STORE_TOKENS} tokens, {rates['bytes_per_token']:.2f} bytes a token, in the "
+                "page cache:"
+            ),
+            "",
+            "| read with | GB/s of ids |",
+            "| --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -10,15 +10,20 @@ from flextok.model.prior_config import PriorModelConfig
 
 
 class OptimizerConfig(Config):
-    """AdamW with linear warm-up and a cosine down to a fraction of the top learning rate."""
+    """Linear warm-up and a cosine down to a fraction of the top learning rate, for either kind of optimizer."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="AdamW, or Muon for the matrices of transformer blocks and AdamW for all else: more learnt a step, "
+        "and a step costs more.",
+    )
     lr: float = Field(default=1e-3, gt=0, description="Learning rate after warm-up.")
     warmup_steps: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
     final_lr_fraction: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the last step, as a part of lr."
     )
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay; matrices only, not biases or gains.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="Decay of the two moments.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="Decay of AdamW's two moments.")
     grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
 
 

@@ -20,8 +20,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.model.precision import autocast_dtype
-from flextok.train.config import OptimizerConfig, TrainConfig
+from flextok.train.config import TrainConfig
 from flextok.train.draws import Draws, sample_indices
+from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 from flextok.train.world import World
 
@@ -92,7 +93,7 @@ class _Run:
         self.named = objective.trained()
         self.parameters: list[Tensor] = list(self.named.values())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = _optimizer(self.parameters, config.optimizer)
+        self.optimizer = Optimizer(self.named, config.optimizer)
         self.dtype = autocast_dtype(config.precision, world.device)
         self.history: list[HistoryRow] = []
         # Sums since the last row of the history: loss, gradient norm.
@@ -125,8 +126,6 @@ class _Run:
 
     def _step(self, forward: nn.Module, step: int, batch: Batch, draws: Draws) -> None:
         config, world = self.config, self.world
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.steps)
         # Dropout's masks: the same after a resume, different for each worker.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
         with self._autocast():
@@ -134,8 +133,7 @@ class _Run:
         # DistributedDataParallel averages over workers, which may hold unequal parts of the batch.
         (losses_B.sum() * (world.size / config.batch_size)).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(learning_rate(config.optimizer, step, config.steps))
         # A long average forgets the random start of a short run only with a warm-up.
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -163,7 +161,7 @@ class _Run:
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": learning_rate(self.config.optimizer, done - 1, self.config.steps),
             "train/images_per_s": images_per_s,
             **self.objective.interval_metrics(self.world),
         }
@@ -226,10 +224,8 @@ class _Run:
         """Every tensor of the training state by name, as it lies in memory."""
         named = {}
         for (name, parameter), average in zip(self.named.items(), self.average, strict=True):
-            moments = self.optimizer.state[parameter]
             named |= {f"model.{name}": parameter.data, f"average.{name}": average}
-            named |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        return named
+        return named | self.optimizer.moments()
 
     def _save(self, done: int) -> None:
         """Write the training state, unless it is already spoiled by a loss that is not finite."""
@@ -244,33 +240,13 @@ class _Run:
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
         if done == 0:
             return 0
-        for parameter in self.parameters:
-            step = torch.tensor(float(done), device=parameter.device)
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": step, **moments}
+        self.optimizer.make_moments(done)
         for name, tensor in self._tensors().items():
             if state is not None:
                 tensor.copy_(state.tensors[name])
             self.world.from_first(tensor)
         self.history = list(state.history) if state else []
         return done
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear from 0 over the warm-up, then a half cosine down to `final_lr_fraction` at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
-    floor = config.final_lr_fraction
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def _optimizer(parameters: list[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def _ahead(fetch: Callable[[int], tuple[int, Batch, Draws]], steps: range) -> Iterator[tuple[int, Batch, Draws]]:

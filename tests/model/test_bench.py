@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flextok.model.bench import D12, Speed, agreement, forward_gflop
+from flextok.model.bench import D12, Speed, agreement, agreement_table, forward_gflop
 
 
 def test_operations_of_the_published_size() -> None:
@@ -15,4 +15,6 @@ def test_share_of_peak_and_agreement() -> None:
     row = Speed("encode", torch.float32, images_per_s=2.0, gflop_per_image=94.2, peak_gflops=376.8).row()
     assert row == "| encode | float32 | 2.00 | 94.2 | 50% |"
     exact, rounded = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 2], [3, 5]])
-    assert agreement(exact, rounded) == (0.75, 0.5, 1.0)
+    assert agreement(exact, rounded) == [1.0, 0.5]
+    heading, _, _, _, table, _ = agreement_table("toy", [1.0, 0.5])
+    assert "75.0% over all positions" in heading and table.startswith("| 0 | 100% | 50% |")

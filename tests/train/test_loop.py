@@ -13,7 +13,8 @@ from train_toy import ToyConfig, make_objective
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.draws import Draws, sample_indices
-from flextok.train.loop import learning_rate, train
+from flextok.train.loop import train
+from flextok.train.optimizer import Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.state import load_latest_state
 from flextok.train.world import World
 
@@ -53,20 +54,43 @@ def test_training_fits_and_keeps_a_history(tmp_path: Path) -> None:
     assert not objective.training
 
 
-@pytest.mark.parametrize("stop_step", [5, 13])
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_stopped_run_goes_on_exactly(stop_step: int, in_memory: bool, tmp_path: Path) -> None:
+MUON = CONFIG.model_copy(update={"optimizer": OPTIMIZER.model_copy(update={"kind": "muon"})})
+
+
+@pytest.mark.parametrize(
+    ("config", "stop_step", "in_memory"),
+    [(CONFIG, 5, True), (CONFIG, 13, True), (CONFIG, 13, False), (MUON, 5, True), (MUON, 13, False)],
+)
+def test_a_stopped_run_goes_on_exactly(config: TrainConfig, stop_step: int, in_memory: bool, tmp_path: Path) -> None:
     straight = make_objective()
-    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+    train(straight, config, World(), str(tmp_path / "straight"))
 
     run = str(tmp_path / "stopped")
     with pytest.raises(Stopped):
-        train(make_objective(in_memory=in_memory), CONFIG, World(), run, on_progress=stop_at(stop_step))
+        train(make_objective(in_memory=in_memory), config, World(), run, on_progress=stop_at(stop_step))
     seen = []
     resumed = make_objective(in_memory=in_memory)
-    train(resumed, CONFIG, World(), run, on_progress=lambda step, note: seen.append(step))
+    train(resumed, config, World(), run, on_progress=lambda step, note: seen.append(step))
     assert seen[0] == stop_step // 5 * 5
     assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_muon_takes_the_matrices_of_blocks() -> None:
+    """Its update is a (nearly) orthogonal matrix of AdamW's size, whatever the gradient's scale."""
+    named = make_objective().trained()
+    assert [name for name, p in named.items() if is_hidden_matrix(name, p)] == ["blocks.0.weight"]
+    optimizer = Optimizer(named, MUON.optimizer)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    torch.manual_seed(0)
+    for p in named.values():
+        p.grad = 1e-3 * torch.randn_like(p)
+    optimizer.step(lr=0.5)
+    assert all(p.grad is None for p in named.values())
+    decayed = before["blocks.0.weight"] * (1 - 0.5 * MUON.optimizer.weight_decay)
+    sizes = torch.linalg.svdvals(named["blocks.0.weight"].detach() - decayed) / (0.5 * 0.2 * math.sqrt(16))
+    assert sizes.min() > 0.6 and sizes.max() < 1.3
+    # AdamW's first step has the size of the learning rate in each place.
+    assert torch.allclose((named["head.bias"].detach() - before["head.bias"]).abs(), torch.tensor(0.5), rtol=1e-3)
 
 
 def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:

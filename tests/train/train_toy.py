@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ class ToyObjective(Objective):
 
 def make_objective(config: ToyConfig | None = None, in_memory: bool = True) -> ToyObjective:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    layers = {"blocks": nn.Sequential(nn.Linear(8, 16), nn.Tanh()), "head": nn.Linear(16, 4)}
+    model = nn.Sequential(OrderedDict(layers))
     return ToyObjective(model, ToySource(config or ToyConfig(), in_memory))
 
 

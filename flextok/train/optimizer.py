@@ -1,0 +1,78 @@
+"""Optimizers of the training loop: AdamW, or Muon for the matrices of transformer blocks and AdamW for the rest."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flextok.train.config import OptimizerConfig
+
+Parameters = dict[str, nn.Parameter]
+ADAMW_MOMENTS, MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+
+
+class Optimizer:
+    """torch's optimizers under one learning rate, with the state that a killed run needs by name."""
+
+    def __init__(self, named: Parameters, config: OptimizerConfig):
+        hidden = {name: p for name, p in named.items() if config.kind == "muon" and is_hidden_matrix(name, p)}
+        others = {name: p for name, p in named.items() if name not in hidden}
+        self._parts: list[tuple[Parameters, torch.optim.Optimizer, tuple[str, ...]]] = []
+        if hidden:
+            self._parts.append((hidden, _muon(list(hidden.values()), config), MUON_MOMENTS))
+        if others:
+            self._parts.append((others, _adamw(list(others.values()), config), ADAMW_MOMENTS))
+
+    def step(self, lr: float) -> None:
+        """Change the parameters by their gradients at learning rate `lr`, and drop the gradients."""
+        for _, optimizer, _ in self._parts:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Running means of the gradients, `<moment>.<parameter>`, as they lie in memory."""
+        return {
+            f"{key}.{name}": optimizer.state[parameter][key]
+            for named, optimizer, keys in self._parts
+            for name, parameter in named.items()
+            for key in keys
+        }
+
+    def make_moments(self, steps_done: int) -> None:
+        """Zero moments as after `steps_done` steps, for a resumed run to fill."""
+        for named, optimizer, keys in self._parts:
+            for parameter in named.values():
+                optimizer.state[parameter] = {key: torch.zeros_like(parameter) for key in keys}
+                if keys == ADAMW_MOMENTS:
+                    optimizer.state[parameter]["step"] = torch.tensor(float(steps_done), device=parameter.device)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon is meant for a parameter: a matrix of a transformer block that reads and writes token features."""
+    return parameter.ndim == 2 and ".blocks." in f".{name}" and ".adaln." not in name
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear from 0 over the warm-up, then a half cosine down to `final_lr_fraction` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
+    floor = config.final_lr_fraction
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
+    # Steps as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one learning rate serves both.
+    return torch.optim.Muon(
+        matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
