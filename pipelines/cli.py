@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
         if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-            return _fail(f"{error.format_message()}; see `flextok --help`", 2, error, debug)
+            return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)
     return code if isinstance(code, int) else 0
 
