@@ -128,12 +128,20 @@ class Executor:
         say(f"{name}: done in {time.monotonic() - started:.0f} s, {_summary(record)}")
 
     def _close_dead_runs(self) -> None:
-        """Mark runs of killed commands as failed: the caller holds the workspace's lock, so none is alive."""
+        """Mark runs of killed commands as failed: the caller holds the workspace's lock, so none is alive.
+
+        Their places in the pool are given back too; else the next run would wait for them without end.
+        """
         unfinished = dg.RunsFilter(
             statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING], tags={lineage.IN_PROCESS_TAG: "true"}
         )
         for run in self.instance.get_runs(unfinished):
             self.instance.report_run_failed(run, "its process ended before it did")
+        log = self.instance.event_log_storage
+        for run_id in log.get_concurrency_run_ids():
+            run = self.instance.get_run_by_id(run_id)
+            if run is None or run.is_finished:
+                log.free_concurrency_slots_for_run(run_id)
 
 
 @contextlib.contextmanager

@@ -167,3 +167,26 @@ def test_an_interrupt_keeps_what_is_finished(how: signal.Signals, tmp_path):
     )  # fmt: skip
     fresh = [item["asset"] for item in json.loads(states.stdout)["assets"] if item["status"] == "fresh"]
     assert fresh == ["corpus", "corpus", "image_shards", "image_shards"]
+
+
+def test_after_a_kill_the_same_stage_goes_on(tmp_path):
+    """SIGKILL in the middle of a stage leaves Dagster's run open and its place in the pool taken."""
+    arguments = [
+        "--workspace", str(tmp_path / "w"), "--set", "corpus.scenes.train_samples=64",
+        "--set", "corpus.scenes.val_samples=16", "--set", "latents.train.steps=100", "--set", "latents.train.batch_size=8",
+        "--set", "compute.train_workers=0",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--select", "+latents", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train vae"):
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    again = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "run", "--select", "latents", *arguments],
+        check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0 and "latents: done" in again.stderr, again.stderr
