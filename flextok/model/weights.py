@@ -40,8 +40,9 @@ def read_weights(url: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_metadata(path: Path, url: str) -> dict[str, str]:
     with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(PICKLE_MAGICS):
+        start, opening = file.read(8), file.read(1)
+        # The length of a safetensors header may begin with the same bytes; its text begins with a brace.
+        if start.startswith(PICKLE_MAGICS) and opening != b"{":
             raise IntegrityError(
                 f"expected safetensors in {url}, found a pickle, which is never loaded; convert it first"
             )
@@ -52,7 +53,7 @@ def _read_metadata(path: Path, url: str) -> dict[str, str]:
                 f"found {size if len(start) == 8 else 'a shorter file'}; this is no model of ours"
             )
         try:
-            header = json.loads(file.read(size))
+            header = json.loads(opening + file.read(max(size - 1, 0)))
             metadata = header.get("__metadata__", {})
         except (ValueError, AttributeError, RecursionError):
             raise IntegrityError(f"expected a safetensors header in {url}, found something else") from None

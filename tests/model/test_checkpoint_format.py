@@ -17,6 +17,7 @@ from flextok.model.config import ConvLatentsConfig
 from flextok.model.describe import describe_checkpoint
 from flextok.model.latents import build_latents
 from flextok.model.tokenizer import Tokenizer
+from flextok.model.weights import read_weights
 from flextok.provenance import read_provenance
 
 
@@ -118,3 +119,15 @@ def test_changed_config_is_noticed(saved: Path) -> None:
     (saved / "config.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(IntegrityError, match="content with digest"):
         read_checkpoint(str(saved))
+
+
+def test_a_header_may_be_as_long_as_a_pickle_begins(tmp_path: Path) -> None:
+    """Lengths such as 0x480 are written as the bytes that begin a pickle of protocol 4."""
+    path = tmp_path / "model.safetensors"
+    for length in range(0x200, 0x600, 8):
+        save_file({"x": torch.ones(2)}, path, metadata={"pad": " " * (length - 0x80)})
+        if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            assert torch.equal(read_weights(str(path))[0]["x"], torch.ones(2))
+            break
+    else:
+        pytest.fail("expected such a header among those lengths")
