@@ -3,6 +3,7 @@
 import torch
 
 from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
+from flextok.model.latents import ConvLatents
 from flextok.model.tokenizer import Tokenizer
 
 TINY = TokenizerConfig(
@@ -25,4 +26,7 @@ def scrambled(config: TokenizerConfig, seed: int = 0) -> Tokenizer:
         for parameter in tokenizer.trainable_parameters():
             if not parameter.any():
                 parameter.normal_(std=0.3, generator=generator)
+    if isinstance(tokenizer.latents, ConvLatents):  # scaled to unit size, as after their training
+        images = torch.rand(16, 3, config.image_size, config.image_size, generator=generator) * 2 - 1
+        tokenizer.latents.measure_statistics([images])
     return tokenizer.eval().prepare(torch.float32)
