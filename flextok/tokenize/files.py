@@ -19,6 +19,7 @@ from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
+from flextok.progress import track
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.encoder import Encoder
 from flextok.tokenize.views import preprocess_record
@@ -105,19 +106,21 @@ def decode_tokens(
         for keep in (keeps or (None,))
     ]
     written = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        rows = [store[row] for row, _, _ in batch]
-        pixels = _decode(
-            tokenizer,
-            np.stack([row.ids for row in rows]),
-            [keep for _, keep, _ in batch],
-            [f"{row.key}/{row.view}" for row in rows],
-            {"steps": steps, "guidance": guidance, "norm_guidance": norm_guidance, "seed": seed},
-        )
-        for (_, _, name), picture in zip(batch, pixels, strict=True):
-            written.append(storage.join(out_dir, name))
-            storage.write_bytes(written[-1], png_bytes(picture))
+    with track("decode", len(jobs), "images") as task:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            rows = [store[row] for row, _, _ in batch]
+            pixels = _decode(
+                tokenizer,
+                np.stack([row.ids for row in rows]),
+                [keep for _, keep, _ in batch],
+                [f"{row.key}/{row.view}" for row in rows],
+                {"steps": steps, "guidance": guidance, "norm_guidance": norm_guidance, "seed": seed},
+            )
+            for (_, _, name), picture in zip(batch, pixels, strict=True):
+                written.append(storage.join(out_dir, name))
+                storage.write_bytes(written[-1], png_bytes(picture))
+            task.advance(len(batch))
     return written
 
 
