@@ -24,29 +24,23 @@ def remembered() -> Iterator[Callable[[], None]]:
         yield _nothing
         return
     received: list[signal.Signals] = []
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
-        handle(number, frame)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        handler = handlers[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
+        handlers[received[-1]](number, frame)
 
     def handle_again() -> None:
         if received and threading.current_thread() is threading.main_thread():
-            handle(received[-1], None)
+            handlers[received[-1]](received[-1], None)
 
-    taken = [number for number, handler in handlers.items() if callable(handler)]
-    for number in taken:
+    for number in handlers:
         signal.signal(number, remember)
     try:
         yield handle_again
     finally:
-        for number in taken:
-            signal.signal(number, handlers[number])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _nothing() -> None:

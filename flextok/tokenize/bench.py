@@ -276,26 +276,18 @@ def stage_table(rates: dict[str, Any]) -> str:
         "usual loop: DataLoader, tokenizer, one .npy an image": "peer",
     }
     rows = [f"| {label} | {rates[key]:.1f} | {rates['stage'] / rates[key]:.2f} |" for label, key in compared.items()]
-    return "\n".join(
-        [
-            (
-                f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['threads']} cores; the stage's actor began "
-                f"after {rates['start_s']:.0f} s and held at most {rates['peak_bytes'] / 2**20:.0f} MiB."
-            ),
-            "",
-            "| what | images/s | the stage is so many times as fast |",
-            "| --- | --- | --- |",
-            f"| stage: JPEG shards to Parquet | {rates['stage']:.1f} | 1 |",
-            *rows,
-            "",
-        ]
+    about = (
+        f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['threads']} cores; the stage's actor began "
+        f"after {rates['start_s']:.0f} s and held at most {rates['peak_bytes'] / 2**20:.0f} MiB."
     )
+    stage_row = f"| stage: JPEG shards to Parquet | {rates['stage']:.1f} | 1 |"
+    return f"{about}\n\n" + _table("| what | images/s | the stage is so many times as fast |", [stage_row, *rows])
 
 
 def scaling_table(runs: list[dict[str, Any]]) -> str:
     """Images/s and peak memory by the size of the corpus."""
     rows = [f"| {run['rows']:,} | {run['images_per_s']:.1f} | {run['peak_bytes'] / 2**20:.0f} |" for run in runs]
-    return "\n".join(["| images | images/s | peak of the actor, MiB |", "| --- | --- | --- |", *rows, ""])
+    return _table("| images | images/s | peak of the actor, MiB |", rows)
 
 
 def store_table(rates: dict[str, float]) -> str:
@@ -306,19 +298,16 @@ def store_table(rates: dict[str, float]) -> str:
         "plain `pyarrow.dataset`": "pyarrow_dataset",
     }
     rows = [f"| {way} | {rates[key]:.2f} |" for way, key in ways.items()]
-    return "\n".join(
-        [
-            (
-                f"A store of {STORE_ROWS:,} rows of {STORE_TOKENS} tokens, {rates['bytes_per_token']:.2f} bytes a token, in the "
-                "page cache:"
-            ),
-            "",
-            "| read with | GB/s of ids |",
-            "| --- | --- |",
-            *rows,
-            "",
-        ]
+    about = (
+        f"A store of {STORE_ROWS:,} rows of {STORE_TOKENS} tokens, {rates['bytes_per_token']:.2f} bytes a token, in the "
+        "page cache:"
     )
+    return f"{about}\n\n" + _table("| read with | GB/s of ids |", rows)
+
+
+def _table(header: str, rows: list[str]) -> str:
+    """A Markdown table and an empty line after it."""
+    return "\n".join([header, "|" + " --- |" * (header.count("|") - 1), *rows, ""])
 
 
 if __name__ == "__main__":
