@@ -104,7 +104,7 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
     else:
         temporary = Path(tempfile.gettempdir()) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=CHUNK_BYTES) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -17,7 +17,7 @@
 | crop | `center_crop`: halved by BOX while twice too large, BICUBIC to the short side, the centre cut out (ADM's rule); smaller pictures are enlarged |
 | model range | x / 127.5 - 1, and back clamp(round((x + 1) * 127.5), 0, 255) |
 
-Memory: while one picture is decoded at most about 16 bytes for each of its pixels (`max_pixels`) plus twice the file are in use.
+Memory: while one picture is decoded at most 17 bytes for each of its pixels (`max_pixels`) plus twice the file are in use.
 """
 
 import io
@@ -96,12 +96,16 @@ class DecodedImage:
 
 
 def inspect(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
-    """Decodes all pixels as `decode` does but converts none: what sharding needs to trust a picture.
+    """Decodes all data of a picture as `decode` does but converts none of it: what sharding needs to trust a picture.
 
     Raises ImageError exactly where `decode` would.
     """
-    image = _load(raw, limits)
+    image = _open(raw, limits)
     width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        # All coefficients are read, which is where damage shows; colours and full size, which nobody looks at, are not made.
+        image.draft("L", (1, 1))
+    _load(image)
     if _orientation(image) in SIDEWAYS:
         width, height = height, width
     return ImageInfo(EXTENSIONS[str(image.format)], width, height)
@@ -109,7 +113,8 @@ def inspect(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
 
 def decode(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
     """The picture in `raw` by the rules of this module's table; raises ImageError(reason, detail)."""
-    image = _load(raw, limits)
+    image = _open(raw, limits)
+    _load(image)
     ext = EXTENSIONS[str(image.format)]
     turn = TURNS.get(_orientation(image))
     if turn is not None:
@@ -154,8 +159,8 @@ def preprocess(size_px: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _load(raw: bytes, limits: ImageLimits) -> Image.Image:
-    """The decoded but unconverted first frame, after all checks."""
+def _open(raw: bytes, limits: ImageLimits) -> Image.Image:
+    """The picture with its header read and judged, nothing decoded yet."""
     if not raw:
         raise ImageError("empty_file", "0 bytes")
     if len(raw) > limits.max_bytes:
@@ -173,13 +178,17 @@ def _load(raw: bytes, limits: ImageLimits) -> Image.Image:
     _check_size(*image.size, limits)
     if image.mode == "F":
         raise ImageError("unsupported_pixels", "floating point pixels, whose range is unknown")
+    return image
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the first frame in place."""
     try:
         image.load()
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", str(error)) from None
     except Exception as error:  # noqa: BLE001 - decoders raise a dozen kinds, and no picture may stop a run
         raise ImageError("broken_image", _one_line(error)) from None
-    return image
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -218,8 +227,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        wide += 128
+        wide //= 257
+        return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -3,7 +3,11 @@
 import csv
 import io
 import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,3 +189,73 @@ def test_model_range_round_trips_exactly() -> None:
 def test_a_damaged_exif_block_does_not_cost_the_picture() -> None:
     raw = encoded(Image.fromarray(noise(32, 32)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
     assert images.decode(raw).width == 32
+
+
+@pytest.mark.parametrize("save", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_sharding_judges_damaged_jpegs_as_decoding_does(mode: str, save: dict[str, int]) -> None:
+    """`inspect` makes no colours and no full size; it must refuse what `decode` refuses, whatever the damage."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", **save)
+    outcomes = set()
+    for attempt in range(60):
+        raw = bytearray(file.getvalue())
+        place = int(rng.integers(len(raw)))
+        if attempt % 3 == 0:
+            del raw[place:]
+        elif attempt % 3 == 1:
+            raw[place : place + 200] = bytes(len(raw[place : place + 200]))
+        else:
+            raw[place] ^= 1 << int(rng.integers(8))
+        judged = [_judged(judge, bytes(raw)) for judge in (images.inspect, images.decode)]
+        assert judged[0] == judged[1]
+        outcomes.add(judged[0][0])
+    assert {"fine", "broken_image"} <= outcomes
+
+
+DECODE_AND_TELL_PEAK = """
+import sys
+from flextok.data import images
+
+def peak():  # ru_maxrss would begin with the peak of the process that started this one
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) * 1024
+
+raw = open(sys.argv[1], "rb").read()
+before = peak()
+decoded = images.decode(raw)
+print(decoded.width * decoded.height, peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("I;16", "PNG"), ("P", "PNG"), ("RGB", "WEBP"), ("RGB", "AVIF")],
+)  # fmt: skip
+def test_memory_of_a_large_picture_is_within_the_stated_bound(mode: str, format: str, tmp_path: Path) -> None:
+    """At most 17 bytes a pixel and twice the file, turned pictures included; each kind in a process of its own."""
+    side = 3000
+    gradient = np.add.outer(np.arange(side), np.arange(side)).astype(np.uint16)
+    picture = Image.fromarray(gradient)
+    if mode != "I;16":
+        picture = Image.fromarray((gradient % 251).astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = 6
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(picture, format, exif=exif))
+    told = subprocess.run(
+        [sys.executable, "-c", DECODE_AND_TELL_PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    pixels, peak = map(int, told.stdout.split())
+    assert pixels == side * side
+    assert 3 * pixels <= peak <= 17 * pixels + 2 * path.stat().st_size
+
+
+def _judged(judge: Callable[..., Any], raw: bytes) -> tuple[Any, ...]:
+    try:
+        found = judge(raw)
+    except images.ImageError as error:
+        return (error.reason,)
+    return "fine", found.ext, found.width, found.height
