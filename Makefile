@@ -28,7 +28,7 @@ bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder (ImageNet layou
 ifdef PICTURES
 	$(BIN)/python -m flextok.data.bench $(PICTURES) >> docs/benchmarks.new
 	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model smoke --scaling --store >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model d12 --dtype bfloat16 --images 192 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model d12 --images 160 >> docs/benchmarks.new
 endif
 	mv docs/benchmarks.new docs/benchmarks.md
 

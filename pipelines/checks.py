@@ -6,24 +6,31 @@ from typing import Any
 import dagster as dg
 
 SHARDS_MATCH_MANIFEST = "shards_match_manifest"
+CLASSES_FOR_PRIOR = "classes_for_prior"
 ROWS_MATCH_IMAGES = "rows_match_images"
 MORE_TOKENS_ARE_CLOSER = "more_tokens_are_closer"
 CLOSER_THAN_RANDOM = "closer_than_random_tokens"
 
-_SPECS: dict[str, tuple[str, bool, str]] = {
-    "image_shards": (SHARDS_MATCH_MANIFEST, True, "Every shard is there with the bytes its manifest says."),
-    "token_shards": (ROWS_MATCH_IMAGES, True, "Every image that was not rejected has tokens of the latest tokenizer."),
-    "reconstructions": (MORE_TOKENS_ARE_CLOSER, False, "All tokens give a smaller pixel error than one."),
-    "fid": (CLOSER_THAN_RANDOM, False, "Samples are closer to the val set than images of random tokens."),
+# Stage -> name, whether it blocks, what holds.
+_SPECS: dict[str, list[tuple[str, bool, str]]] = {
+    "image_shards": [
+        (SHARDS_MATCH_MANIFEST, True, "Every shard is there with the bytes its manifest says."),
+        (CLASSES_FOR_PRIOR, False, "Every sample has a class, if the prior is to be trained on classes."),
+    ],
+    "token_shards": [
+        (ROWS_MATCH_IMAGES, True, "Every image that was not rejected has tokens of the latest tokenizer.")
+    ],
+    "reconstructions": [(MORE_TOKENS_ARE_CLOSER, False, "All tokens give a smaller pixel error than one.")],
+    "fid": [(CLOSER_THAN_RANDOM, False, "Samples are closer to the val set than images of random tokens.")],
 }
 
 
 def check_specs(stage: str, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """The checks that a stage reports with its result."""
-    if stage not in _SPECS:
-        return []
-    name, blocking, description = _SPECS[stage]
-    return [dg.AssetCheckSpec(name, asset=key, blocking=blocking, description=description)]
+    return [
+        dg.AssetCheckSpec(name, asset=key, blocking=blocking, description=description)
+        for name, blocking, description in _SPECS.get(stage, [])
+    ]
 
 
 def shards_match_manifest(corpus_url: str) -> dg.AssetCheckResult:
@@ -39,6 +46,21 @@ def shards_match_manifest(corpus_url: str) -> dg.AssetCheckResult:
         if found != shard.bytes:
             wrong.append(f"{shard.name}: expected {shard.bytes} bytes, found {found}")
     return _result(SHARDS_MATCH_MANIFEST, not wrong, "; ".join(wrong[:3]), blocking=True)
+
+
+def classes_for_prior(corpus_url: str, condition: str) -> dg.AssetCheckResult:
+    """Count samples without a class: a prior over classes would refuse them, only hours later."""
+    from flextok.data.corpus import Corpus
+
+    problem = ""
+    if condition == "class":
+        labels = Corpus.open(corpus_url).index()["label"]
+        if labels.null_count():
+            problem = (
+                f"{labels.null_count()} of {len(labels)} samples have no class, and the prior will refuse them; "
+                "label the corpus or set prior.model.condition to text or none"
+            )
+    return _result(CLASSES_FOR_PRIOR, not problem, problem)
 
 
 def rows_match_images(tokens_url: str, expected_rows: int, tokenizer: str) -> dg.AssetCheckResult:

@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
             "corpus.captions_file",
         ),
     ),
-    "image_shards": (1, ("corpus",)),
+    "image_shards": (2, ("corpus",)),
     "latents": (1, ("image_size", "latents")),
     "tokenizer": (1, ("image_size", "tokenizer")),
     "reconstructions": (

@@ -23,7 +23,10 @@ class SourceConfig(Config):
         description="Prefix of its samples' names; default: last part of the URL.",
     )
     weight: float = Field(
-        default=1.0, gt=0, description="Sampling weight, recorded in the manifest (see Corpus.sample_weights)."
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How often its pictures are drawn in the training of stage 0 and tokenizer, relative to the others'.",
     )
     format: SourceFormat = Field(default="auto", description="How to read it; auto looks at the content.")
 

@@ -100,9 +100,10 @@ class Corpus:
     def sample_weights(self) -> np.ndarray:
         """For each sample, in the order of `index`, the weight of its source (float64, mean 1)."""
         weights = {source["name"]: float(source["weight"]) for source in self.manifest["sources"]}
-        if len(weights) == 1:
+        if len(set(weights.values())) == 1:
             return np.ones(self.num_samples)
-        names = self.index()["source"].str.split_exact("/", 1).struct.field("field_0")
+        index = read_indexes(self.url, [shard.name for shard in self.shards], ["source"])
+        names = index["source"].str.split_exact("/", 1).struct.field("field_0")
         found = names.replace_strict(weights, return_dtype=pl.Float64).to_numpy()
         return found / found.mean()
 

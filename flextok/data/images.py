@@ -81,18 +81,23 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture as displayed: `rgb` uint8 [height, width, 3], and its file ending by content."""
+    """A picture as displayed, in Pillow's mode RGB, and its file ending by content."""
 
-    rgb: np.ndarray
+    image: Image.Image
     ext: str
 
     @property
+    def rgb(self) -> np.ndarray:
+        """A read-only copy of its pixels, uint8 [height, width, 3]."""
+        return np.asarray(self.image)
+
+    @property
     def width(self) -> int:
-        return self.rgb.shape[1]
+        return self.image.width
 
     @property
     def height(self) -> int:
-        return self.rgb.shape[0]
+        return self.image.height
 
 
 def inspect(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
@@ -119,12 +124,12 @@ def decode(raw: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
     turn = TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    return DecodedImage(np.asarray(_to_rgb(image)), ext)
+    return DecodedImage(_to_rgb(image), ext)
 
 
-def center_crop(rgb: np.ndarray, size_px: int) -> np.ndarray:
-    """The centre of `rgb` (uint8 HWC) as uint8 [size_px, size_px, 3], by ADM's rule."""
-    image = resize_short_side(Image.fromarray(rgb), size_px)
+def center_crop(picture: Image.Image | np.ndarray, size_px: int) -> np.ndarray:
+    """The centre of `picture` (RGB, or uint8 HWC) as uint8 [size_px, size_px, 3], by ADM's rule."""
+    image = resize_short_side(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, size_px)
     left, top = (image.width - size_px) // 2, (image.height - size_px) // 2
     return np.asarray(image.crop((left, top, left + size_px, top + size_px)))
 
@@ -234,7 +239,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Class ids of samples: from a label CSV, or from the names of the classes a source has."""
 
 import csv
+import hashlib
 import io
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ class Labels:
     by_key: dict[str, int] | None = None
     """From the label CSV, when there is one; it goes before what the sources say."""
     ids: dict[str, int] = field(default_factory=dict)
+    csv_sha256: str | None = None
+    """Hash of the label CSV, None without one."""
 
     def resolve(self, raw: RawInput, source: int) -> int | None:
         """The class id of an input, None without a label; raises InputError when it has no place among the classes."""
@@ -81,7 +84,8 @@ def label_csv_url(config: CorpusConfig) -> str | None:
 
 def _read_label_csv(config: CorpusConfig, url: str) -> Labels:
     try:
-        text = storage.read_bytes(url).decode("utf-8-sig")
+        content = storage.read_bytes(url)
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"corpus.label_csv: expected a UTF-8 CSV file in {url}, found: {error}") from None
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -99,7 +103,8 @@ def _read_label_csv(config: CorpusConfig, url: str) -> Labels:
         ids = [_class_id(row[config.label_id], url) for row in rows]
         by_id = dict(zip(ids, names, strict=True))
         classes = [by_id.get(i, f"class {i}") for i in range(max(ids) + 1)]
-    return Labels(classes, by_key={row[config.label_key]: label for row, label in zip(rows, ids, strict=True)})
+    by_key = {row[config.label_key]: label for row, label in zip(rows, ids, strict=True)}
+    return Labels(classes, by_key=by_key, csv_sha256=hashlib.sha256(content).hexdigest())
 
 
 def _class_id(text: str | None, url: str) -> int:

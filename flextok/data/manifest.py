@@ -2,9 +2,11 @@
 
 manifest.json: `{format, digest, name, split, counts: {inputs, samples, rejects, shards, duplicates}, reasons, classes,
 sources: [{name, url, weight}], added, removed, files: {name: sha256}, provenance, checksum}`; `digest` is over the
-shards (name, samples, sha256), `files` covers every other file, `checksum` the document itself without this field.
+shards (name, samples, sha256), and over the sources' weights where these differ; `files` covers every other file,
+`checksum` the document itself without this field.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,16 @@ class CorpusSummary:
     """Inputs that are gone from the source; their samples are still in the corpus."""
 
 
+def corpus_digest(shards: Iterable[tuple[str, int, str]], sources: list[dict[str, Any]]) -> str:
+    """Digest of a corpus from its shards (name, samples, sha256) and the manifest's `sources`.
+
+    Weights decide what training on it gives. Those that are all equal decide nothing, and count for nothing.
+    """
+    digest = digest_rows(shards)
+    weights = {source["name"]: source["weight"] for source in sources}
+    return digest_of([digest, weights]) if len(set(weights.values())) > 1 else digest
+
+
 def write_tables(dest: str, records: dict[str, ShardRecord], rejects: list[Reject]) -> None:
     """Store manifest.parquet and rejects.parquet."""
     rows = [(shard, record.samples, record.bytes, record.sha256) for shard, record in records.items()]
@@ -79,7 +91,11 @@ def commit(
     near_duplicates: int | None,
 ) -> CorpusSummary:
     """Write manifest.json, which makes everything under `dest` a corpus."""
-    digest = digest_rows((shard, record.samples, record.sha256) for shard, record in records.items())
+    sources = [
+        {"name": prefix.rstrip("/"), "url": redact(source.url), "weight": source.weight}
+        for source, prefix in zip(config.all_sources(), catalog.prefixes, strict=True)
+    ]
+    digest = corpus_digest(((shard, record.samples, record.sha256) for shard, record in records.items()), sources)
     summary = CorpusSummary(
         url=dest,
         digest=digest,
@@ -105,10 +121,7 @@ def commit(
         "counts": {name: getattr(summary, name) for name in ("inputs", "samples", "rejects", "shards", "duplicates")},
         "reasons": summary.reason_counts,
         "classes": summary.classes,
-        "sources": [
-            {"name": prefix.rstrip("/"), "url": redact(source.url), "weight": source.weight}
-            for source, prefix in zip(config.all_sources(), catalog.prefixes, strict=True)
-        ],
+        "sources": sources,
         "added": plan.added,
         "removed": plan.removed,
         "files": {name: storage.sha256_file(storage.join(dest, name)) for name in names},

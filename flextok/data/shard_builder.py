@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from flextok import storage
 from flextok.data import images
@@ -123,14 +122,14 @@ class ShardBuilder:
         import imagehash
 
         decoded = images.decode(raw, self.limits)
-        bits = imagehash.phash(Image.fromarray(decoded.rgb)).hash
+        bits = imagehash.phash(decoded.image).hash
         phash = int.from_bytes(np.packbits(bits).tobytes(), "big")
         return images.ImageInfo(decoded.ext, decoded.width, decoded.height), phash
 
     def _resized(self, raw: bytes) -> tuple[bytes, images.ImageInfo]:
         assert self.resize_short_side is not None
         decoded = images.decode(raw, self.limits)
-        image = images.resize_short_side(Image.fromarray(decoded.rgb), self.resize_short_side)
+        image = images.resize_short_side(decoded.image, self.resize_short_side)
         file = io.BytesIO()
         # Lossless pictures stay lossless: JPEG would smear drawings and text.
         if decoded.ext in ("png", "gif", "bmp"):

@@ -22,7 +22,6 @@ import polars as pl
 from flextok import storage
 from flextok.data.config import SCENES, CorpusConfig
 from flextok.data.duplicates import drop_duplicates, find_duplicates, find_near_duplicates, read_indexes
-from flextok.data.labels import label_csv_url
 from flextok.data.lock import LOCK_FILE, locked
 from flextok.data.manifest import (
     MANIFEST,
@@ -63,14 +62,14 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
     dest = storage.absolute(dest)
     config = _with_absolute_sources(config)
     check_sources(config)
-    if config.label_csv is not None and label_csv_url(config) is None:
-        print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
     _check_place(config, dest)
     with _disk_errors(dest), locked(dest):
         _check_destination(config, split, dest)
         staging = Staging(_staging_folder(dest))
         with _source_errors(config):
             catalog = list_sources(config, split, staging)
+        if config.label_csv is not None and catalog.labels.csv_sha256 is None:
+            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
         summary = _shard(config, split, dest, workers, progress, catalog)
         staging.remove()
         return summary
@@ -102,10 +101,9 @@ def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
     """Everything but the inputs that decides what the shards hold."""
     operational = {"name", "max_reject_fraction", "source", "sources", "scenes"}
     sources = [redact(storage.absolute(source.url)) for source in config.all_sources()]
-    labels = label_csv_url(config)
     return digest_of(
         [CONTENT_VERSION, config.model_dump(mode="json", exclude=operational), sources, catalog.prefixes,
-         catalog.labels.classes, storage.sha256_file(labels) if labels else None]
+         catalog.labels.classes, catalog.labels.csv_sha256]
     )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data.corpus import Shard, iter_shard
 from flextok.data.lock import LOCK_FILE
-from flextok.data.manifest import FORMAT, MANIFEST, REJECTS_TABLE, SHARDS_TABLE
+from flextok.data.manifest import FORMAT, MANIFEST, REJECTS_TABLE, SHARDS_TABLE, corpus_digest
 from flextok.data.shard_builder import index_url, shard_url
-from flextok.digests import digest_of, digest_rows
+from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError
 
 Problems = list[str]
@@ -60,10 +60,10 @@ def _read_shards(root: str, manifest: dict[str, Any], problems: Problems) -> lis
         shards = [Shard(r["shard"], shard_url(root, r["shard"]), r["samples"], r["bytes"], r["sha256"]) for r in rows]
     except (OSError, KeyError, pa.ArrowException):
         return []  # named by the check of the file itself
-    digest = digest_rows((shard.name, shard.samples, shard.sha256) for shard in shards)
+    digest = corpus_digest(((shard.name, shard.samples, shard.sha256) for shard in shards), manifest["sources"])
     if digest != manifest["digest"]:
         problems.append(
-            f"{SHARDS_TABLE}: belongs to another corpus: its shards give digest {digest[:12]}, {MANIFEST} says {manifest['digest'][:12]}"
+            f"{SHARDS_TABLE}: belongs to another corpus: it gives digest {digest[:12]}, {MANIFEST} says {manifest['digest'][:12]}"
         )
     return shards
 

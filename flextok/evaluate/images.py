@@ -54,10 +54,10 @@ def stream_images(corpus: Corpus, keys: Sequence[str], size_px: int, batch_size:
                 continue
             wanted.remove(sample.key)
             try:
-                rgb = decode(sample.image, ANY_SIZE).rgb
+                picture = decode(sample.image, ANY_SIZE).image
             except ImageError as error:
                 raise IntegrityError(f"expected an image under {sample.key} in {corpus.url}, found: {error}") from None
-            held.append((sample.key, sample.label, center_crop(rgb, size_px)))
+            held.append((sample.key, sample.label, center_crop(picture, size_px)))
             if len(held) == batch_size:
                 yield _batch(held)
                 held = []

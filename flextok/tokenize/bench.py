@@ -1,10 +1,10 @@
 """How fast bulk tokenization is, against its own parts and against the usual loop, in one run on one machine.
 
     python -m flextok.tokenize.bench --source PICTURES --model smoke
-    python -m flextok.tokenize.bench --source PICTURES --model d12 --images 256
+    python -m flextok.tokenize.bench --source PICTURES --model d12 --images 480
 
 Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
-alone, all cores), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
+alone, a process for each core), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
 beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is what the
 stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all cores can do
 of both at once.
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ from flextok.model.config import (
 )
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.encoder import DecodedSample, Encoder, decode_sample, model_threads
+from flextok.tokenize.decoding import Crops, DecodeProcesses, StoredPicture, decode_picture, decode_pictures
+from flextok.tokenize.encoder import GROUP_PICTURES, Encoder, model_threads
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
 
@@ -102,12 +102,18 @@ def model_rate(encoder: Encoder, seconds: float, threads: int) -> float:
     return images / (time.perf_counter() - begun)
 
 
-def decode_rate(samples: list[Sample], size_px: int, threads: int) -> float:
-    """Images/s from bytes in memory to crops, by a pool of threads."""
-    with ThreadPoolExecutor(threads) as pool:
+def decode_rate(samples: list[Sample], size_px: int, processes: int) -> float:
+    """Images/s from bytes in memory to crops, by so many processes; their start is not counted."""
+    groups = [
+        [StoredPicture(sample.image, sample.meta["sha256"]) for sample in samples[start : start + GROUP_PICTURES]]
+        for start in range(0, len(samples), GROUP_PICTURES)
+    ]
+    with DecodeProcesses(processes) as decoders:
+        for future in [decoders.submit(time.sleep, 1.0) for _ in range(processes)]:
+            future.result()
         begun = time.perf_counter()
-        for _ in pool.map(lambda sample: decode_sample(sample, size_px, TokenizeConfig.model_validate({})), samples):
-            pass
+        for future in [decoders.submit(decode_pictures, group, size_px, ("center",)) for group in groups]:
+            future.result()
         return len(samples) / (time.perf_counter() - begun)
 
 
@@ -119,10 +125,11 @@ class _Pictures(Dataset):
         return len(self._samples)
 
     def __getitem__(self, place: int) -> tuple[str, torch.Tensor]:
-        decoded = decode_sample(self._samples[place], self._size_px, TokenizeConfig.model_validate({}))
-        assert isinstance(decoded, DecodedSample)
-        pixels = torch.from_numpy(decoded.crops[0]).permute(2, 0, 1).float() / 127.5 - 1
-        return decoded.columns["key"], pixels
+        sample = self._samples[place]
+        decoded = decode_picture(StoredPicture(sample.image, sample.meta["sha256"]), self._size_px, ("center",))
+        assert isinstance(decoded, Crops)
+        pixels = torch.from_numpy(decoded.pixels[0]).permute(2, 0, 1).float() / 127.5 - 1
+        return sample.key, pixels
 
 
 def peer_rate(tokenizer: Tokenizer, samples: list[Sample], batch_size: int, workers: int, folder: Path) -> float:
@@ -187,7 +194,7 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
         device = "cuda" if compute.gpus_per_worker else "cpu"
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
-        encoder = Encoder(tokenizer, config, batch_size, threads)
+        encoder = Encoder(tokenizer, config, batch_size, DecodeProcesses(threads))
         alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, threads})
         decoding = decode_rate(samples, encoder.size_px, threads)
         torch.set_num_threads(model_threads(tokenizer, threads))
@@ -248,7 +255,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="folder of pictures (ImageNet layout, train split)")
     parser.add_argument("--model", choices=list(MODELS), default="smoke")
-    parser.add_argument("--images", type=int, default=4800, help="pictures of the measured run, about")
+    parser.add_argument("--images", type=int, default=19_200, help="pictures of the measured run, about")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor")

@@ -1,31 +1,31 @@
-"""From samples to rows of tokens: decode threads ahead of the model, batches of one fixed shape."""
+"""From samples to rows of tokens: decoders ahead of the model, batches of one fixed shape."""
 
 import collections
-import concurrent.futures
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from flextok.data import images
-from flextok.data.config import ImageLimits
 from flextok.data.corpus import Sample
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.decoding import Crops, Decoders, StoredPicture, Undecodable, decode_pictures
 from flextok.tokenize.length import kept_lengths
 from flextok.tokenize.prefetch import Prefetcher
-from flextok.tokenize.views import crop_view
 
 BATCHES_AHEAD = 2
-# Sharding has judged the pictures by the corpus' own limits; here only what cannot be decoded is refused.
-ANY_SIZE = ImageLimits(min_side=1, max_aspect=1e9, max_pixels=170_000_000, max_bytes=2**30)
-
+PICTURES_AHEAD = 512
+BYTES_AHEAD = 256 * 2**20
+"""Pictures with the decoders, and their bytes, stored and decoded: enough for dozens of them, and bounded."""
+GROUP_PICTURES = 16
+GROUP_BYTES = 4 * 2**20
+"""A decoder gets several small pictures or one large picture at once."""
 
 # Parameters below which a call is so short that threads wait for each other longer than they work (measured: a model of
 # 2 M on a busy machine of 2 cores made 1,250 images/s with one thread, 60 with two).
@@ -40,14 +40,6 @@ def model_threads(tokenizer: Tokenizer, threads: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodedSample:
-    """A sample ready for the model: `crops` uint8 [V, S, S, 3], one for each view, and its columns but `view`."""
-
-    crops: np.ndarray
-    columns: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
 class Batch:
     """`pixels` uint8 [batch_size, S, S, 3], of which the first rows are filled, and the columns of those rows."""
 
@@ -55,39 +47,13 @@ class Batch:
     columns: list[dict[str, Any]]
 
 
-def decode_sample(sample: Sample, size_px: int, config: TokenizeConfig) -> DecodedSample | Reject:
-    """The crops of a sample, or why there are none. Runs in decode threads.
-
-    Bytes that differ from the hash taken at sharding are refused even when they decode: their pixels are not the
-    corpus' pixels.
-    """
-    sha256 = hashlib.sha256(sample.image).digest()
-    recorded = sample.meta.get("sha256")
-    if recorded is not None and recorded != sha256.hex():
-        return Reject(sample.key, "broken_image", "its bytes differ from the hash recorded in the corpus")
-    try:
-        decoded = images.decode(sample.image, ANY_SIZE)
-    except images.ImageError as error:
-        return Reject(sample.key, error.reason, error.detail)
-    crops = np.stack([crop_view(decoded.rgb, size_px, view) for view in config.views])
-    columns = {
-        "key": sample.key,
-        "label": sample.label,
-        "text": sample.text,
-        "width": decoded.width,
-        "height": decoded.height,
-        "sha256": sha256,
-    }
-    return DecodedSample(crops, columns)
-
-
 class Encoder:
-    """A tokenizer with decode threads before it, for one shard after another."""
+    """A tokenizer with decoders before it, for one shard after another."""
 
-    def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, threads: int):
+    def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, decoders: Decoders):
         self.tokenizer, self.config, self.batch_size = tokenizer, config, batch_size
         self.size_px = tokenizer.config.image_size
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = decoders
 
     def batches(self, samples: Iterable[Sample], rejects: list[Reject]) -> Prefetcher[Batch]:
         """Decoded batches of `samples`, prepared ahead; undecodable ones go to `rejects`."""
@@ -103,6 +69,10 @@ class Encoder:
             launched = batch, ids
         if launched is not None:
             yield self._rows(*launched, schema)
+
+    def warm_up(self) -> None:
+        """One call on black pictures: the first one chooses kernels, and costs more than any other."""
+        self.encode(self._blank()).cpu()
 
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> ids [B, L] or [B, L, C], on the tokenizer's device."""
@@ -121,22 +91,31 @@ class Encoder:
         columns["length"] = kept_lengths(self.tokenizer, self.config.length, batch.pixels[:rows], kept, names)
         return token_table(schema, kept.cpu().numpy(), columns)
 
-    def _decoded(self, samples: Iterable[Sample]) -> Iterator[DecodedSample | Reject]:
-        """Samples decoded by the pool in their order, a bounded number at a time."""
-        ahead = BATCHES_AHEAD * self.batch_size
-        pending: collections.deque[concurrent.futures.Future[DecodedSample | Reject]] = collections.deque()
+    def _decoded(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Crops | Undecodable]]:
+        """Samples with what the decoders made of them, in their order; a bounded number is ahead."""
+        pending: collections.deque[tuple[list[Sample], Future[list[Crops | Undecodable]]]] = collections.deque()
+        pictures_ahead = bytes_ahead = 0
         try:
-            for sample in samples:
-                pending.append(self._pool.submit(decode_sample, sample, self.size_px, self.config))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
+            for group in _grouped(samples):
+                pictures = [StoredPicture(sample.image, sample.meta.get("sha256")) for sample in group]
+                pending.append(
+                    (group, self._decoders.submit(decode_pictures, pictures, self.size_px, self.config.views))
+                )
+                pictures_ahead, bytes_ahead = pictures_ahead + len(group), bytes_ahead + self._bytes(group)
+                while pictures_ahead >= PICTURES_AHEAD or bytes_ahead >= BYTES_AHEAD:
+                    group, future = pending.popleft()
+                    pictures_ahead, bytes_ahead = pictures_ahead - len(group), bytes_ahead - self._bytes(group)
+                    yield from zip(group, future.result(), strict=True)
             while pending:
-                yield pending.popleft().result()
+                group, future = pending.popleft()
+                yield from zip(group, future.result(), strict=True)
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
-    def _assembled(self, decoded: Iterator[DecodedSample | Reject], rejects: list[Reject]) -> Iterator[Batch]:
+    def _assembled(
+        self, decoded: Iterator[tuple[Sample, Crops | Undecodable]], rejects: list[Reject]
+    ) -> Iterator[Batch]:
         """Batches of exactly `batch_size`; the rest of the last one is black.
 
         One shape for all calls means one kernel choice and no recompilation, and that a row's ids do not depend on
@@ -144,18 +123,45 @@ class Encoder:
         """
         columns: list[dict[str, Any]] = []
         pixels = self._blank()
-        for sample in decoded:
-            if isinstance(sample, Reject):
-                rejects.append(sample)
+        for sample, found in decoded:
+            if isinstance(found, Undecodable):
+                rejects.append(Reject(sample.key, found.reason, found.detail))
                 continue
-            for crop, view in zip(sample.crops, self.config.views, strict=True):
+            shared = {
+                "key": sample.key,
+                "label": sample.label,
+                "text": sample.text,
+                "width": found.width,
+                "height": found.height,
+                "sha256": found.sha256,
+            }
+            for crop, view in zip(found.pixels, self.config.views, strict=True):
                 pixels[len(columns)] = crop
-                columns.append({**sample.columns, "view": view})
+                columns.append({**shared, "view": view})
                 if len(columns) == self.batch_size:
                     yield Batch(pixels, columns)
                     pixels, columns = self._blank(), []
         if columns:
             yield Batch(pixels, columns)
 
+    def _bytes(self, group: list[Sample]) -> int:
+        return _stored_bytes(group) + len(group) * len(self.config.views) * self.size_px**2 * 3
+
     def _blank(self) -> np.ndarray:
         return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
+
+
+def _grouped(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Consecutive samples, as many as a decoder gets at once."""
+    group: list[Sample] = []
+    for sample in samples:
+        group.append(sample)
+        if len(group) == GROUP_PICTURES or _stored_bytes(group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _stored_bytes(group: list[Sample]) -> int:
+    return sum(len(sample.image) for sample in group)

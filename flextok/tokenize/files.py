@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def encode_images(
         batch_size=batch_size,
     )
     schema = token_schema(meta, views=config.views != ("center",))
-    encoder = Encoder(tokenizer, config, batch_size, THREADS)
+    encoder = Encoder(tokenizer, config, batch_size, ThreadPoolExecutor(THREADS))
     rejects: list[Reject] = []
 
     def tables() -> Iterator[Any]:

@@ -12,12 +12,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import logging
 import sys
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
 
 from flextok import storage
 from flextok.cluster import ensure_ray
@@ -37,11 +35,11 @@ from flextok.tokenize.plan import (
     check_destination,
     finished_records,
     shard_tasks,
-    task_to_json,
     tokenizer_spec,
 )
 from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_trying
-from flextok.tokenize.worker import SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
+from flextok.tokenize.running import innermost_message, run_tasks
+from flextok.tokenize.worker import ShardOutcome
 from flextok.tokenize.workers import Workers, choose_workers
 from flextok.train.config import ComputeConfig
 
@@ -161,17 +159,15 @@ def _run(
     )
     batch_size = batch_size or _find_batch_size(tasks, spec, config, workers)
     tasks = [dataclasses.replace(task, meta=dataclasses.replace(task.meta, batch_size=batch_size)) for task in tasks]
-    outcomes = []
+    skipped = total - sum(task.source.samples for task in tasks)
     with track("tokenizing", total, "images") if progress else contextlib.nullcontext() as shown:
-        if shown and (skipped := total - sum(task.source.samples for task in tasks)):
-            shown.advance(skipped)
-        samples = {task.name: task.source.samples for task in tasks}
-        for outcome in _outcomes(tasks, spec, config, batch_size, workers):
-            outcomes.append(outcome)
+
+        def show(images: int, failed: int) -> None:
             if shown:
-                failed = sum(1 for other in outcomes if other.record is None)
-                shown.advance(samples[outcome.shard], f"{failed} shards failed" if failed else "")
-    return outcomes
+                shown.update(skipped + images, f"{failed} shards failed" if failed else "")
+
+        show(0, 0)
+        return run_tasks(tasks, spec, config, batch_size, workers, show)
 
 
 def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:
@@ -190,59 +186,9 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
     try:
         return ray.get(search.remote(spec.url, config.dtype, workers))
     except RayError as error:
-        raise FlextokError(f"expected to find a batch size, found: {_cause(error)}; give batch_size") from error
-
-
-def _outcomes(
-    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers
-) -> Iterator[ShardOutcome]:
-    import ray.data
-    from ray.exceptions import RayError
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for name in ("ray.data", "ray.data.dataset"):  # its import sets the level anew
-        logging.getLogger(name).setLevel(logging.ERROR)
-    constructor: dict[str, Any] = {
-        "tokenizer_url": spec.url,
-        "digest": spec.digest,
-        "config": config.model_dump(mode="json"),
-        "batch_size": batch_size,
-        "threads": workers.threads,
-        "device": workers.device,
-    }
-    # Two calls at once let an actor read and decode the next shard while the model is at work on this one.
-    pool = ray.data.ActorPoolStrategy(
-        min_size=workers.fewest,
-        max_size=workers.most,
-        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
-        max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
-        enable_true_multi_threading=True,
-    )
-    rows = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
-    # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
-    # actors themselves give up a shard which kills them time and again (see worker.MOST_CRASHES).
-    outcomes = rows.map(
-        ShardTokenizer,  # pyright: ignore[reportArgumentType]
-        fn_constructor_kwargs=constructor,
-        compute=pool,
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
-    )
-    try:
-        for row in outcomes.iter_rows():
-            yield ShardOutcome.from_json(row["outcome"])
-    except RayError as error:
         raise FlextokError(
-            f"expected Ray to finish the job, found: {_cause(error)}; run the same command again (finished shards are kept)"
+            f"expected to find a batch size, found: {innermost_message(error)}; give batch_size"
         ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message of a Ray error, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
 
 
 def _clear_leftovers(dest: str) -> None:

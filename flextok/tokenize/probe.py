@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from flextok import storage
@@ -19,6 +18,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 from flextok.tokenize.workers import Workers, choose_workers
@@ -142,22 +142,27 @@ def find_batch_size(tokenizer: Tokenizer) -> int:
 
 
 def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, workers: Workers, corpus: Corpus) -> float:
-    """Images a second of one actor, from tar to token rows, on the first images of the corpus."""
-    encoder = Encoder(tokenizer, config, batch_size, max(2, workers.threads))
+    """Images a second of one actor, from tar to token rows, on the first images of the corpus.
+
+    Counted from the first batch on, where there is more than one: until then decoders start.
+    """
+    decoders = DecodeProcesses(workers.threads)
+    encoder = Encoder(tokenizer, config, batch_size, decoders)
     schema = shard_tasks(corpus, spec_of("", tokenizer.digest, tokenizer), "", config)[0].schema
     samples = itertools.chain.from_iterable(iter_shard(corpus.url, shard) for shard in corpus.shards)
-    encoder.encode(
-        np.zeros((batch_size, encoder.size_px, encoder.size_px, 3), np.uint8)
-    ).cpu()  # the first call warms up
-    begun, rows = time.perf_counter(), 0
-    with _threads(model_threads(tokenizer, workers.threads)), encoder.batches(samples, []) as batches:
+    encoder.warm_up()
+    times, rows = [time.perf_counter()], [0]
+    threads = _threads(model_threads(tokenizer, workers.threads))
+    with threads, decoders, encoder.batches(samples, []) as batches:
         for table in encoder.tables(batches, schema):
-            rows += table.num_rows
-            if time.perf_counter() - begun > PROBE_S:
+            times.append(time.perf_counter())
+            rows.append(table.num_rows)
+            if times[-1] - times[1] > PROBE_S:
                 break
-    if not rows:
+    if len(rows) == 1:
         raise FlextokError(f"expected pictures that decode in {corpus.url}, found none; run `flextok verify` on it")
-    return rows / len(config.views) / (time.perf_counter() - begun)
+    first = 1 if len(rows) > 2 else 0
+    return sum(rows[first + 1 :]) / len(config.views) / (times[-1] - times[first])
 
 
 @contextlib.contextmanager

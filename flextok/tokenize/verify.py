@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -17,6 +18,7 @@ from flextok.tokenize.encoder import Encoder
 
 # A latent on the edge between two ids may be rounded either way when it is computed in another batch.
 ALLOWED_DIFFERENCE = 0.02
+THREADS = 2
 
 
 def verify_encoding(
@@ -50,7 +52,7 @@ def verify_encoding(
     problems = []
     for view in dict.fromkeys(row.view for row in stored):
         config = TokenizeConfig.model_validate({"views": (view,)})
-        encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, threads=2)
+        encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, ThreadPoolExecutor(THREADS))
         group = [row for row in stored if row.view == view]
         samples = _source_samples(corpus, [places[row.key] for row in group])
         rejects: list[Reject] = []

@@ -11,13 +11,13 @@ from flextok.tokenize.config import View
 FLIP = "_flip"
 
 
-def crop_view(rgb: np.ndarray, size_px: int, view: View) -> np.ndarray:
-    """uint8 [size_px, size_px, 3] of `rgb` (uint8 HWC): the centre, start (left or top) or end, flipped or not."""
+def crop_view(picture: Image.Image, size_px: int, view: View) -> np.ndarray:
+    """uint8 [size_px, size_px, 3] of `picture` (RGB): the centre, start (left or top) or end, flipped or not."""
     place = view.removesuffix(FLIP)
     if place == "center":
-        crop = images.center_crop(rgb, size_px)
+        crop = images.center_crop(picture, size_px)
     else:
-        image = images.resize_short_side(Image.fromarray(rgb), size_px)
+        image = images.resize_short_side(picture, size_px)
         left, top = (0, 0) if place == "start" else (image.width - size_px, image.height - size_px)
         crop = np.asarray(image.crop((left, top, left + size_px, top + size_px)))
     return crop[:, ::-1] if view.endswith(FLIP) else crop

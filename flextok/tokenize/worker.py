@@ -7,7 +7,8 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,9 @@ from flextok.data.shard_builder import index_url
 from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.checkpoint import load_tokenizer
+from flextok.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
 
@@ -29,6 +32,8 @@ ATTEMPTS = 4
 LASTING_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 SHARDS_AT_ONCE = 2
 MOST_CRASHES = 5
+HELP = "help"
+HELP_EVERY_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,45 +68,100 @@ class ShardOutcome:
 class ShardTokenizer:
     """Callable for Ray Data: a row `{task}` in, a row `{outcome}` out. A fault of one shard is told, not raised.
 
-    Ray calls it for two shards at once: while one has the model, the other's pictures are read and decoded ahead.
+    Ray calls it for two shards at once: while one has the model, the other's pictures are read and decoded ahead. A row
+    with the task HELP asks for a straggler of another actor, and its outcome is "" when there was none to the end.
     """
 
     def __init__(
-        self, tokenizer_url: str, digest: str, config: dict[str, Any], batch_size: int, threads: int, device: str
+        self,
+        tokenizer_url: str,
+        digest: str,
+        config: dict[str, Any],
+        batch_size: int,
+        threads: int,
+        device: str,
+        board: Any = None,
     ):
+        keep_freed_memory()
         settings = TokenizeConfig(**config)
+        decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
         if tokenizer.digest != digest:
             raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
         torch.set_num_threads(model_threads(tokenizer, threads))
-        self._encoder = Encoder(tokenizer, settings, batch_size, max(2, threads))
+        self._encoder = Encoder(tokenizer, settings, batch_size, decoders)
+        self._encoder.warm_up()
         self._model_turn = threading.Lock()
+        self._views = len(settings.views)
+        self._board = board
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        if row["task"] == HELP:
+            return {"outcome": self._help()}
         task = task_from_json(row["task"])
+        outcome = self._outcome(task, lambda: self._begin(task))
+        if self._board is not None:
+            self._board.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
+        return {"outcome": outcome.to_json()}
+
+    def _help(self) -> str:
+        """The outcome of a straggler made here too; "" when there is none, or it could not be made here either."""
+        import ray
+
+        own_id = ray.get_runtime_context().get_actor_id()
+        while True:
+            found: Any = ray.get(self._board.straggler.remote(own_id))
+            if found is None:
+                return ""
+            if found:
+                task = task_from_json(found)
+                outcome = self._outcome(task, lambda: None)
+                if outcome.record is None:
+                    return ""
+                warning = f"shard {task.name} was slow where it was begun; another actor made it too"
+                return dataclasses.replace(outcome, warning=warning).to_json()
+            time.sleep(HELP_EVERY_S)
+
+    def _outcome(self, task: ShardTask, begin: Callable[[], None]) -> ShardOutcome:
         started = time.time()
         record, rejects, error, warning = None, list[Reject](), "", ""
         try:
-            _give_up_after_crashes(task)
+            begin()
             record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        outcome = ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak)
-        return {"outcome": outcome.to_json()}
+        return ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak)
+
+    def _begin(self, task: ShardTask) -> None:
+        """Raises FlextokError when this job has begun the shard too often: each time but the last its actor died.
+
+        Without this a shard which needs more memory than there is would kill actors for ever.
+        """
+        if self._board is None:
+            return
+        import ray
+
+        context = ray.get_runtime_context()
+        began = self._board.begin.remote(task.name, context.get_actor_id(), context.current_actor)
+        died: Any = ray.get(began)
+        if died > MOST_CRASHES:
+            raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
 
     def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
         # An actor may die between committing a shard and saying so.
         if (finished := finished_record(task)) is not None:
             return *finished, ""
         far = not (storage.is_local(task.source.url) and storage.is_local(task.dest))
-        for attempt in range(ATTEMPTS if far else 1):
+        for _ in range(ATTEMPTS - 1):
             try:
                 return self._attempt(task)
+            except BrokenProcessPool:
+                continue  # a decoder was killed, perhaps for want of memory by something else
             except Exception as fault:
-                if attempt == ATTEMPTS - 1 or not far or _lasting(fault):
+                if not far or _lasting(fault):
                     raise
-        raise AssertionError("unreachable")
+        return self._attempt(task)
 
     def _attempt(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
         """Tokenize from the first byte on: a stream that broke is never gone on with."""
@@ -137,26 +197,13 @@ class ShardTokenizer:
 
     def _in_turn(self, batches: Iterable[Any], task: ShardTask) -> Generator[pa.Table, None, None]:
         """Rows of a shard. The model is free again when they are encoded, while the file's end is still on its way."""
+        rows = 0
         with self._model_turn:
-            yield from self._encoder.tables(batches, task.schema)
-
-
-def _give_up_after_crashes(task: ShardTask) -> None:
-    """Raises FlextokError when this job has begun the shard too often: each time but the last its actor died.
-
-    Without this a shard which needs more memory than there is would kill actors for ever. The count is kept by Ray's
-    head, where it outlives the actors.
-    """
-    import ray
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
-    if not ray.is_initialized():
-        return
-    key = f"flextok/begun/{ray.get_runtime_context().get_job_id()}/{task.dest}/{task.meta.fingerprint}".encode()
-    begun = int(_internal_kv_get(key) or 0)
-    if begun > MOST_CRASHES:
-        raise FlextokError(f"its actor died {begun} times; look for want of memory, or try a smaller batch_size")
-    _internal_kv_put(key, str(begun + 1).encode(), overwrite=True)
+            for table in self._encoder.tables(batches, task.schema):
+                rows += table.num_rows
+                if self._board is not None:
+                    self._board.advance.remote(task.name, rows // self._views)
+                yield table
 
 
 class _Counter:
@@ -196,4 +243,6 @@ def _one_line(fault: Exception) -> str:
     text = " ".join(str(fault).split())
     if isinstance(fault, FlextokError):
         return text
+    if isinstance(fault, BrokenProcessPool):
+        return f"a decoding process was killed {ATTEMPTS} times; look for want of memory, or a picture that crashes it"
     return f"{type(fault).__name__}: {text}"[:500]

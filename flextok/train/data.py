@@ -27,6 +27,7 @@ class CorpusImages:
         self._urls = [shard_urls[name] for name in index["shard"]]
         self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
         self._keys = index["key"].to_list()
+        self.weights = corpus.sample_weights()
         self._size_px = size_px
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self.in_memory = len(self) * self.bytes_each <= cache_bytes
@@ -57,7 +58,7 @@ class CorpusImages:
     def _load(self, index: int) -> np.ndarray:
         raw = read_at(self._urls[index], int(self._offsets[index]), int(self._sizes[index]))
         try:
-            return images.center_crop(images.decode(raw).rgb, self._size_px)
+            return images.center_crop(images.decode(raw).image, self._size_px)
         except images.ImageError as error:
             raise IntegrityError(
                 f"expected the picture {self._keys[index]} in {self._urls[index]}, found {error}; "
@@ -83,6 +84,7 @@ class CachedLatents:
             stop = min(start + ENCODE_BATCH, len(crops))
             batch = crops.fetch(np.arange(start, stop))["images"].to(world.device)
             self._latents[start:stop] = encode(model_images(batch)).float().cpu()
+        self.weights = crops.weights
         on_device = self._latents.to(world.device)
         self._latents.copy_(world.sum(on_device))
 
@@ -98,6 +100,7 @@ class TokenRows:
     """Rows of a token store: `ids` int64 [B,L] or [B,L,C], `labels` int64 [B] (-1 where there is none)."""
 
     in_memory = True
+    weights = None
 
     def __init__(self, store: TokenStore):
         self._ids = store.ids()

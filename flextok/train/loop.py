@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flextok.errors import FlextokError, UsageError
 from flextok.model.precision import autocast_dtype
 from flextok.train.config import TrainConfig
-from flextok.train.draws import Draws, sample_indices
+from flextok.train.draws import Draws, SampleOrder
 from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 from flextok.train.world import World
@@ -36,6 +36,11 @@ class Source(Protocol):
     """Training samples by index."""
 
     in_memory: bool
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often each sample is drawn, mean 1; None: all alike."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -145,11 +150,12 @@ class _Run:
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, Draws]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
         source, config = self.objective.source, self.config
+        order = SampleOrder(config.seed, len(source), source.weights)
 
         def fetch(step: int) -> tuple[int, Batch, Draws]:
             part = self.world.part(config.batch_size)
             places = range(step * config.batch_size + part.start, step * config.batch_size + part.stop)
-            batch = source.fetch(sample_indices(config.seed, len(source), places))
+            batch = source.fetch(order.indices(places))
             return step, batch, Draws(config.seed, places)
 
         steps = range(first_step, config.steps)

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from pipelines.assets.stages import Stages
-from pipelines.checks import shards_match_manifest
+from pipelines.checks import classes_for_prior, shards_match_manifest
 from pipelines.partitions import split_of
 from pipelines.resources import Store
 
@@ -30,7 +30,9 @@ def data_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         split = split_of(context.partition_key)
         made = shard_corpus(recipe.corpus, split, store.workspace.corpus(stages.corpus, split), workers=stages.workers)
         numbers = {"dagster/row_count": made.samples, "shards": made.shards, "rejects": made.rejects}
-        checks = [shards_match_manifest(made.url)]
+        # Held-out images without a class do no harm: the prior is not trained on them.
+        condition = recipe.prior.model.condition if split == "train" else "none"
+        checks = [shards_match_manifest(made.url), classes_for_prior(made.url, condition)]
         return stages.result(store, "image_shards", made.url, made.digest, numbers, checks)
 
     return [corpus, image_shards]

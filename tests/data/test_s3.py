@@ -1,8 +1,12 @@
 """Corpora from and to S3 over its real protocol: moto's server on loopback, also failing and dying."""
 
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from werkzeug.serving import make_server
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus import Corpus, iter_shard, read_at
+from flextok.data.remote_lock import STALE_AFTER_S
 from flextok.data.shards import shard_corpus
 from flextok.data.sources.catalog import source_digest
 from flextok.data.verify import verify_corpus
@@ -34,6 +39,8 @@ class Store:
         self.fail_every: int | None = None
         self.dies_at_put_of: str | None = None
         self.dead = False
+        self.holds_put_of: str | None = None
+        self.holding, self.let_go = threading.Event(), threading.Event()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
@@ -42,6 +49,10 @@ class Store:
         if environ["REQUEST_METHOD"] == "PUT" and self.dies_at_put_of and self.dies_at_put_of in environ["PATH_INFO"]:
             environ["wsgi.input"].read(64)  # in the middle of the upload
             self.dead = True
+        if environ["REQUEST_METHOD"] == "PUT" and self.holds_put_of and self.holds_put_of in environ["PATH_INFO"]:
+            self.holding.set()
+            self.let_go.wait()
+            raise ConnectionAbortedError("the client is gone")
         if self.dead:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError("the store is gone")
@@ -168,6 +179,37 @@ def test_two_runs_to_one_place_on_s3(store: Store, source: Path) -> None:
     with locked("s3://bucket/out"), pytest.raises(FlextokError, match="another run is writing"):
         shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False)
     assert shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False).samples == 24
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_at_once(store: Store, source: Path, tmp_path: Path) -> None:
+    wanted = shard_corpus(config(str(source)), "all", str(tmp_path / "disk"), progress=False).digest
+    store.holds_put_of = "shards/000001.tar"
+    run = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("shard_process.py")), str(source), "s3://bucket/out", "1"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert store.holding.wait(120)
+    finally:
+        run.kill()
+        run.wait()
+        store.holds_put_of = None
+        store.let_go.set()
+    assert storage.read_json("s3://bucket/out/.lock")["process"] == run.pid
+    assert storage.list_names("s3://bucket/out/shards") == ["000000.tar"]
+    assert shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False).digest == wanted
+    assert verify_corpus("s3://bucket/out") == [] and not storage.exists("s3://bucket/out/.lock")
+
+
+def test_the_lock_of_another_host_is_kept_while_it_is_renewed(store: Store, source: Path) -> None:
+    holder = {"token": "of another", "process": 1, "host": "elsewhere.example", "renewed": time.time()}
+    storage.write_json("s3://bucket/out/.lock", holder)
+    with pytest.raises(FlextokError, match=r"process 1 on elsewhere\.example\); .* try again in (59|60) s"):
+        shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False)
+    assert storage.read_json("s3://bucket/out/.lock") == holder
+    storage.write_json("s3://bucket/out/.lock", {**holder, "renewed": time.time() - STALE_AFTER_S - 1})
+    assert shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False).samples == 24
+    assert not storage.exists("s3://bucket/out/.lock")
 
 
 def test_credentials_reach_no_file(store: Store, source: Path) -> None:

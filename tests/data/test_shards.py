@@ -46,7 +46,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def test_worker_counts_and_places_do_not_change_the_corpus(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     source = make_folder([f"{'cat' if i % 3 else 'dog'}/{i}.jpg" for i in range(40)])
     (source / "cat/bad.jpg").write_text("no")
-    shutil.copytree(source, tmp_path / "elsewhere")
+    shutil.copytree(source, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # with times of its own
     summaries = [
         shard(source, tmp_path / "1", 1, shard_samples=6),
         shard(source, tmp_path / "2", 2, shard_samples=6),
@@ -141,6 +141,46 @@ def test_added_inputs_make_new_shards_only(
     shard(source, tmp_path / "out", shard_samples=10)
     changed = files(tmp_path / "out")
     assert [name for name in changed if changed[name] != after[name]] == ["000002.tar"]
+
+
+def test_a_file_replaced_by_one_of_equal_size_is_read_again(
+    make_folder: Callable[..., Path], make_picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    source = make_folder([f"{i}.jpg" for i in range(20)])
+    for name in ("7.jpg", "linked.jpg"):
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to(tmp_path / f"behind-{name}")
+        (tmp_path / f"behind-{name}").write_bytes(make_picture(50, format="BMP"))
+    first = shard(source, tmp_path / "out", shard_samples=6)
+    before = files(tmp_path / "out")
+    index = Corpus.open(str(tmp_path / "out")).index()
+    holding = {row["source"]: f"{row['shard']}.tar" for row in index.to_dicts()}
+
+    replaced = tmp_path / "behind-7.jpg"
+    replaced.write_bytes(make_picture(51, format="BMP"))  # as large as the one before, as all BMP of one shape are
+    second = shard(source, tmp_path / "out", shard_samples=6)
+    after = files(tmp_path / "out")
+    assert [name for name in after if after[name] != before[name]] == [holding["7.jpg"]]
+    assert second.digest != first.digest
+    assert second.digest == shard(source, tmp_path / "anew", shard_samples=6).digest
+
+    os.utime(source / "3.jpg", (0, 0))
+    assert shard(source, tmp_path / "out", shard_samples=6).digest == second.digest
+    touched = files(tmp_path / "out")
+    assert [name for name in touched if touched[name] != after[name]] == [holding["3.jpg"]]
+
+
+def test_a_tar_replaced_by_one_of_equal_size_is_read_again(
+    make_tar: Callable[..., Path], make_picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    members = [(f"{i}.bmp", make_picture(i, format="BMP")) for i in range(4)]
+    tar = make_tar(tmp_path / "one.tar", members)
+    first = shard(tar, tmp_path / "out")
+    os.utime(tar, (0, 0))
+    assert shard(tar, tmp_path / "out").digest == first.digest
+    make_tar(tar, [*members[:3], ("3.bmp", make_picture(9, format="BMP"))])
+    second = shard(tar, tmp_path / "out").digest
+    assert second != first.digest and second == shard(tar, tmp_path / "anew").digest
 
 
 def test_an_interrupted_addition_ends_as_an_undisturbed_one(make_folder: Callable[..., Path], tmp_path: Path) -> None:

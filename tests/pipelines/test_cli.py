@@ -93,6 +93,19 @@ def test_an_empty_corpus_says_so(capsys, tmp_path):
     assert code in (1, 2) and str(tmp_path / "source") in line
 
 
+def test_pictures_without_classes_are_told_before_the_prior_wants_them(capsys, tmp_path):
+    for split in ("train", "val"):
+        pictures(tmp_path / "source" / split)
+    arguments = ["--workspace", str(tmp_path / "w"), "--set", f"corpus.source={tmp_path / 'source'}"]
+    assert cli.run(["run", "--select", "corpus,image_shards", *arguments]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "image_shards[scenes/train]: 4 of 4 samples have no class" in warnings[0]
+    condition = ["--set", "prior.model.condition=none"]
+    assert cli.run(["run", "--select", "image_shards", *arguments, *condition]) == 0
+    assert "warning: " not in capsys.readouterr().err
+
+
 def test_a_missing_input_says_how_to_make_it(capsys, tmp_path):
     code, line = fails(capsys, ["run", "--select", "prior", "--workspace", str(tmp_path)])
     assert code == 1 and "expected token_shards to be there for prior" in line

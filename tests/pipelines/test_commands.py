@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from shrunk_smoke import Built
 
+from flextok.data.corpus import Corpus
+from flextok.data.tokens import TokenStore
 from pipelines import cli
 
 pytestmark = pytest.mark.slow
@@ -122,6 +124,89 @@ def test_shards_and_tokens_by_hand_are_those_of_the_pipeline(built: Built, place
     assert cli.run(["tokenize", places["corpus"], str(tmp_path), "--tokenizer", places["tokenizer"]]) == 0
     ours = json.loads((tmp_path / "manifest.json").read_text())["digest"]
     assert ours == json.loads(Path(places["tokens"], "manifest.json").read_text())["digest"]
+
+
+def test_options_of_tokenize_decide_the_rows(built: Built, places: dict[str, str], capsys, tmp_path):
+    common = ["tokenize", places["corpus"], str(tmp_path / "tokens"), "--tokenizer", places["tokenizer"]]
+    views = ["--view", "start", "--view", "center_flip"]
+    assert cli.run([*common, *views, "--length", "2", "--keep", "3", "--batch-size", "8", "--actors", "1"]) == 0
+    store = TokenStore.open(str(tmp_path / "tokens"))
+    assert (len(store), store.num_tokens, store.meta.batch_size) == (2 * 48, 3, 8)
+    assert [store[row].view for row in range(4)] == ["start", "center_flip"] * 2
+    assert set(store.lengths()) == {2}
+    capsys.readouterr()
+    for wrong in (["--length", "short"], ["--length", "mae:-1"], ["--length", "ssim:0.1"], ["--view", "above"]):
+        assert cli.run([*common, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("error: ")
+
+
+def draw(folder: Path, sizes: dict[str, tuple[int, int]]) -> str:
+    """A folder with a picture of its own colour for each name."""
+    for number, (name, size) in enumerate(sizes.items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number, 90, 200)).save(path)
+    return str(folder)
+
+
+def test_options_of_shard_decide_what_the_shards_hold(capsys, tmp_path):
+    source = draw(tmp_path / "pictures", {f"{i}.png": (80, 60) for i in range(30)})
+    draw(tmp_path / "pictures", {"small.png": (300, 39), "long.png": (300, 50)})
+    shutil.copy(tmp_path / "pictures/0.png", tmp_path / "pictures/copy.png")
+    names = [path.name for path in (tmp_path / "pictures").iterdir()]
+    (tmp_path / "labels.csv").write_text("key,label\n" + "".join(f"{name},{int(name < '2')}\n" for name in names))
+    limits = ["--min-side", "40", "--max-aspect", "5", "--max-reject-fraction", "0.5", "--duplicates", "drop"]
+    layout = ["--resize", "32", "--shard-bytes", "1000", "--seed", "3", "--near-duplicates"]
+    out = str(tmp_path / "out")
+    labels = ["--labels", str(tmp_path / "labels.csv")]
+    assert cli.run(["shard", source, out, *limits, *layout, *labels, "--workers", "1"]) == 0
+    corpus = Corpus.open(out)
+    rejects = pq.read_table(f"{out}/rejects.parquet").to_pylist()
+    assert {row["source"]: row["reason"] for row in rejects if row["reason"] != "duplicate"} == {
+        "small.png": "too_small", "long.png": "extreme_aspect",
+    }  # fmt: skip
+    assert len(rejects) == 3 and corpus.num_samples == 30 and len(corpus.shards) > 2
+    index = corpus.index()
+    assert set(index["height"]) == {32} and corpus.classes == ["0", "1"]
+    assert index["phash"].null_count() == 0 and (tmp_path / "out/near_duplicates.parquet").is_file()
+    assert corpus.manifest["provenance"]["recipe"]["seed"] == 3
+
+    held_out = str(tmp_path / "val")
+    assert cli.run(["shard", source, held_out, *limits, "--split", "val", "--val-fraction", "0.4"]) == 0
+    assert 4 <= Corpus.open(held_out).num_samples <= 20
+
+
+def test_several_sources_have_names_and_weights(capsys, tmp_path):
+    sources = [draw(tmp_path / part / "pictures", {f"{i}.png": (32, 32) for i in range(3)}) for part in "ab"]
+    out = str(tmp_path / "out")
+    named = ["--name", "one", "--name", "two", "--weight", "1", "--weight", "2.5"]
+    assert cli.run(["shard", *sources, out, *named]) == 0
+    corpus = Corpus.open(out)
+    assert [(source["name"], source["weight"]) for source in corpus.manifest["sources"]] == [("one", 1.0), ("two", 2.5)]
+    assert corpus.name == "one" and set(corpus.sample_weights()) == {2 / 3.5, 5 / 3.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--name", "one"], "expected --name once for each SOURCE in their order, found 1 for 2"),
+        (["--weight", "1", "--weight", "2", "--weight", "3"], "expected --weight once for each SOURCE"),
+        (["--name", "a", "--name", "a"], "sources need different names"),
+        (["--name", "a b", "--name", "c"], "'name': String should match pattern"),
+        (["--name", "a", "--name", "b", "--weight", "1", "--weight", "-1"], "'sources.1.weight': Input should be"),
+        (["--name", "a", "--name", "b", "--duplicates", "some"], "'duplicates': Input should be 'keep' or 'drop'"),
+        (["--name", "a", "--name", "b", "--val-fraction", "1"], "'val_fraction': Input should be less than 1"),
+        (["--name", "a", "--name", "b", "--labels", "no.csv"], "expected no.csv beside the pictures"),
+        (["--name", "a", "--name", "b", "--labels", "./no.csv"], "label_csv: expected a UTF-8 CSV file"),
+    ],
+)
+def test_wrong_options_of_shard_are_one_line(options: list[str], expected: str, capsys, tmp_path):
+    sources = [draw(tmp_path / part / "pictures", {"1.png": (32, 32)}) for part in "ab"]
+    assert cli.run(["shard", *sources, str(tmp_path / "out"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and expected in line
 
 
 def test_training_by_hand_needs_no_dagster(built: Built, capsys, tmp_path):

@@ -23,6 +23,7 @@ from flextok.data.corpus import Corpus
 from flextok.data.lock import locked
 from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
 from flextok.errors import FlextokError, UsageError
+from flextok.tokenize import running
 from flextok.tokenize.job import tokenize_corpus
 from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
 from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
@@ -75,6 +76,46 @@ def test_actor_killed_in_mid_shard(inputs, undisturbed, tmp_path):
         os.kill(pid, signal.SIGKILL)
     job.join()
     assert len(actors) == 1
+    assert results[0].digest == undisturbed[1]
+    assert verify_tokens(str(dest), inputs.corpus) == []
+
+
+def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, capfd, monkeypatch):
+    """A stopped process answers nothing and does not end: the other actor makes its shards, then it is killed."""
+    monkeypatch.setattr(running, "STRAGGLER_S", 3.0)
+    dest, results = tmp_path / "t", []
+    compute = inputs.compute.model_copy(update={"tokenize_actors": (2, 2), "threads": 1})
+    job = threading.Thread(
+        target=lambda: results.append(
+            tokenize_corpus(inputs.corpus, inputs.tokenizer, str(dest), inputs.config, compute, progress=False)
+        )
+    )
+    job.start()
+    wait_until_at_work(dest, job.is_alive)
+    actors = [pid for pid, command in processes_below(os.getpid()).items() if "ShardTokenizer" in command]
+    os.kill(actors[0], signal.SIGSTOP)
+    job.join()
+    assert len(actors) == 2
+    assert results[0].digest == undisturbed[1]
+    assert "another actor made it too" in capfd.readouterr().err
+    assert verify_tokens(str(dest), inputs.corpus) == []
+    deadline = time.monotonic() + 30
+    while actors[0] in processes_below(os.getpid()):
+        assert time.monotonic() < deadline, "the process that hangs was left behind"
+        time.sleep(0.1)
+
+
+def test_decoding_process_killed_in_mid_shard(inputs, undisturbed, tmp_path):
+    dest, results = tmp_path / "t", []
+    job = threading.Thread(target=lambda: results.append(run(inputs, dest)))
+    job.start()
+    wait_until_at_work(dest, job.is_alive)
+    (actor,) = [pid for pid, command in processes_below(os.getpid()).items() if "ShardTokenizer" in command]
+    decoders = [pid for pid, command in processes_below(actor).items() if "spawn_main" in command]
+    for pid in decoders:
+        os.kill(pid, signal.SIGKILL)
+    job.join()
+    assert decoders
     assert results[0].digest == undisturbed[1]
     assert verify_tokens(str(dest), inputs.corpus) == []
 

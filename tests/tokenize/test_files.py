@@ -24,6 +24,7 @@ from flextok.data.tokens import (
 )
 from flextok.errors import FlextokError, UsageError
 from flextok.provenance import artifact_input
+from flextok.tokenize.board import Board
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.length import kept_lengths, reconstruction_errors
@@ -155,10 +156,10 @@ def test_summary_counts(inputs, store_url):
 
 def test_views_are_the_crops_they_say():
     rgb = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
-    np.testing.assert_array_equal(crop_view(rgb, 32, "center"), images.center_crop(rgb, 32))
-    np.testing.assert_array_equal(crop_view(rgb, 32, "start"), rgb[:, :32])
-    np.testing.assert_array_equal(crop_view(rgb, 32, "end"), rgb[:, 16:])
-    np.testing.assert_array_equal(crop_view(rgb, 32, "end_flip"), rgb[:, 16:][:, ::-1])
+    np.testing.assert_array_equal(crop_view(Image.fromarray(rgb), 32, "center"), images.center_crop(rgb, 32))
+    np.testing.assert_array_equal(crop_view(Image.fromarray(rgb), 32, "start"), rgb[:, :32])
+    np.testing.assert_array_equal(crop_view(Image.fromarray(rgb), 32, "end"), rgb[:, 16:])
+    np.testing.assert_array_equal(crop_view(Image.fromarray(rgb), 32, "end_flip"), rgb[:, 16:][:, ::-1])
     with pytest.raises(ValueError, match="differ"):
         TokenizeConfig(views=("center", "center"))
 
@@ -205,16 +206,47 @@ def test_batch_size_is_found(inputs):
 
 
 def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
+    import ray
+
     spec = tokenizer_spec(inputs.tokenizer)
     task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path), inputs.config)[0]
-    worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
+    board = ray.remote(Board).options(num_cpus=0).remote({task.name: task_to_json(task)}, 60)
+    arguments = (spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu", board)
+    actor = ray.remote(ShardTokenizer).options(num_cpus=0).remote(*arguments)
+
+    def call() -> ShardOutcome:
+        row = ray.get(actor.__call__.remote({"task": task_to_json(task)}))
+        return ShardOutcome.from_json(row["outcome"])
+
     # Each call but the last stands for one whose actor died.
-    outcomes = [
-        ShardOutcome.from_json(worker({"task": task_to_json(task)})["outcome"]) for _ in range(MOST_CRASHES + 2)
-    ]
+    outcomes = [call() for _ in range(MOST_CRASHES + 2)]
     assert [outcome.error == "" for outcome in outcomes] == [True] * (MOST_CRASHES + 1) + [False]
     assert "its actor died 6 times" in outcomes[-1].error
     assert read_shard_footer(task.dest).rows == 20
+
+
+def test_board_finds_stragglers_and_counts_images():
+    now = [0.0]
+    board = Board({shard: f"task {shard}" for shard in "abcd"}, straggler_s=10.0, clock=lambda: now[0])
+    assert [board.begin(shard, "slow", shard) for shard in "ab"] == [0, 0]
+    now[0] = 30.0
+    assert board.straggler("fast") == ""  # nobody knows yet how long a shard takes
+    assert board.begin("c", "fast", "c") == 0
+    board.advance("c", 8)
+    board.advance("a", 5)
+    assert board.images() == 13
+    now[0] = 35.0
+    board.end("c", 20)
+    assert board.images() == 25
+    assert board.straggler("slow") == ""  # its own
+    assert {board.straggler("fast"), board.straggler("fast")} == {"task a", "task b"}
+    assert board.straggler("fast") == ""  # d may be on its way to an actor still
+    now[0] = 46.0
+    assert board.straggler("fast") == "task d"
+    board.end("a", 20)
+    assert board.begin("b", "another", "b") == 1
+    assert board.close() == ["b"]
+    assert board.straggler("fast") is None
 
 
 def test_prefetcher_passes_errors_and_stops_with_its_consumer():

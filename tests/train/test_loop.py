@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from train_toy import ToyConfig, make_objective
+from train_toy import ToyConfig, ToySource, make_objective
 
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
-from flextok.train.draws import Draws, sample_indices
-from flextok.train.loop import train
+from flextok.train.draws import Draws, SampleOrder
+from flextok.train.loop import Batch, train
 from flextok.train.optimizer import Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.state import load_latest_state
 from flextok.train.world import World
@@ -154,17 +154,53 @@ def test_any_number_of_workers_sees_the_same_numbers(tmp_path: Path) -> None:
 
 def test_a_corpus_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
     train(make_objective(ToyConfig(samples=3)), CONFIG, World(), str(tmp_path))
-    seen = np.concatenate([sample_indices(0, 3, range(step * 8, step * 8 + 8)) for step in range(3)])
+    order = SampleOrder(0, 3)
+    seen = np.concatenate([order.indices(range(step * 8, step * 8 + 8)) for step in range(3)])
     assert np.bincount(seen).tolist() == [8, 8, 8]
     assert all(sorted(seen[start : start + 3]) == [0, 1, 2] for start in range(0, 24, 3))
 
 
 def test_epochs_are_shuffled_anew() -> None:
-    first, second = sample_indices(0, 50, range(50)), sample_indices(0, 50, range(50, 100))
+    order = SampleOrder(0, 50)
+    first, second = order.indices(range(50)), order.indices(range(50, 100))
     assert sorted(first) == sorted(second) == list(range(50))
     assert first.tolist() != second.tolist()
-    across = sample_indices(0, 50, range(45, 55))
+    across = order.indices(range(45, 55))
     assert across.tolist() == [*first[45:], *second[:5]]
+
+
+def test_weights_say_how_often_a_sample_is_drawn() -> None:
+    weights = np.array([0.3, 0.3, 1.0, 2.0, 1.4] * 40)
+    order = SampleOrder(0, 200, weights)
+    epochs = [order.indices(range(200 * epoch, 200 * epoch + 200)) for epoch in range(300)]
+    counts = np.stack([np.bincount(epoch, minlength=200) for epoch in epochs])
+    assert ((counts == np.floor(weights)) | (counts == np.ceil(weights))).all()
+    # The mean of 300 draws of 0 or 1 more: a standard deviation of at most 0.5 / sqrt(300) = 0.03.
+    assert np.abs(counts.mean(axis=0) - weights).max() < 0.15
+    halves = [order.indices(range(start, start + 100)) for start in (300, 400)]
+    assert np.concatenate(halves).tolist() == order.indices(range(300, 500)).tolist()
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_equal_weights_draw_permutations_as_no_weights_do() -> None:
+    wanted = np.concatenate([np.random.default_rng((7, epoch)).permutation(20) for epoch in range(3)])
+    for weights in (None, np.ones(20), np.full(20, 1.1)):
+        assert SampleOrder(7, 20, weights).indices(range(60)).tolist() == wanted.tolist()
+
+
+def test_training_draws_by_the_weights_of_its_source(tmp_path: Path) -> None:
+    class Recorded(ToySource):
+        def fetch(self, indices: np.ndarray) -> Batch:
+            seen.extend(indices.tolist())
+            return super().fetch(indices)
+
+    seen: list[int] = []
+    objective = make_objective(ToyConfig(samples=40))
+    objective.source = Recorded(ToyConfig(samples=40))
+    objective.source.weights = np.repeat([0.5, 1.5], 20)
+    train(objective, CONFIG, World(), str(tmp_path))
+    counts = np.bincount(seen)  # 20 steps of 8: four epochs
+    assert counts[:20].sum() == 40 and counts[20:].sum() == 120
 
 
 def test_draws_belong_to_the_place_not_the_batch() -> None:

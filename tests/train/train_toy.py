@@ -33,6 +33,8 @@ class ToyConfig(Config):
 class ToySource:
     """x and y = A x for `samples` fixed x."""
 
+    weights: np.ndarray | None = None
+
     def __init__(self, config: ToyConfig, in_memory: bool = True):
         self.config, self.in_memory = config, in_memory
         generator = torch.Generator().manual_seed(3)

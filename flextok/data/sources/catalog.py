@@ -64,11 +64,12 @@ def list_sources(config: CorpusConfig, split: str, staging: Staging) -> Catalog:
 
 
 def source_digest(config: CorpusConfig, split: str) -> str:
-    """A digest that changes when what a corpus split is made of does: names and sizes of files, ETags where a store
-    has them, class folders, and the content of captions and label files.
+    """A digest that changes when what a corpus split is made of may have: names and sizes of files, their ETags or the
+    times they were last written, class folders, and the content of captions and label files.
 
-    Cheap (no picture, tar or table is read), for a nightly look. A local picture changed at equal size is not seen.
-    Raises UsageError when a source is missing or has no such split.
+    Cheap (no picture, tar or table is read), for a nightly look. It says when to shard again: files that were only
+    touched, or copied elsewhere, then give the same corpus. Raises UsageError when a source is missing or has no such
+    split.
     """
     check_sources(config)
     parts = [_digest_source(config, source, split) for source in config.all_sources()]

@@ -7,7 +7,7 @@ from itertools import product
 from flextok import storage
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import redact
-from flextok.data.sources.walk import require_split, split_folders, walk
+from flextok.data.sources.walk import require_split, size_and_stamp, split_folders, walk
 
 FILE_SPLIT = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|test)(?=[-_.\d])", re.IGNORECASE)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -80,8 +80,10 @@ def file_name(url: str) -> str:
 
 
 def _single(url: str) -> Container:
-    fs, path = storage.filesystem(url)
     try:
+        if storage.is_local(url):
+            return Container(file_name(url), url, *size_and_stamp(storage.local_path(url).stat()))
+        fs, path = storage.filesystem(url)
         info = fs.info(path)
     except FileNotFoundError:
         return Container(file_name(url), url, 0, "")

@@ -20,7 +20,7 @@ class Listing:
 
     frame: pl.DataFrame
     """`name` (unique, relative to the source), `base` (what its key is made of), `size` in bytes (0: unknown),
-    `stamp` (changes when the content is known to have changed, or ""), `where` (the reader's note, or null)."""
+    `stamp` (changes when the content may have changed; "" if unknown), `where` (the reader's note, or null)."""
     reader: Reader
     rejects: list[Reject]
     """Inputs that were refused without being read."""

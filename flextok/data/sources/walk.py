@@ -18,7 +18,11 @@ SPLIT_NAMES = {
 
 @dataclass
 class Walk:
-    """Files below a folder: parallel lists of name (relative, "/" between parts), size and stamp."""
+    """Files below a folder: parallel lists of name (relative, "/" between parts), size and stamp.
+
+    A stamp (a store's ETag, a local file's modification time) changes when the content may have. It decides which
+    files are read again, never what a corpus holds.
+    """
 
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -77,6 +81,11 @@ def require_split(splits: dict[str, str], split: str, url: str) -> None:
         )
 
 
+def size_and_stamp(stat: os.stat_result) -> tuple[int, str]:
+    """A local file's size and, as its stamp, the time it was last written (of a link: its target's)."""
+    return stat.st_size, str(stat.st_mtime_ns)
+
+
 def _walk_local(root: str, below: str, found: Walk) -> None:
     pending = [below]
     while pending:
@@ -106,7 +115,7 @@ def _take_entry(entry: os.DirEntry[str], name: str, pending: list[str], found: W
         else:
             pending.append(name)
     elif entry.is_file():
-        found.add(name, entry.stat().st_size)
+        found.add(name, *size_and_stamp(entry.stat()))
     else:
         detail = "link to nothing" if entry.is_symlink() else "a device, pipe or socket"
         found.rejects.append(Reject(name, "unsafe_name", detail))

@@ -1,0 +1,154 @@
+"""The tasks of a job as rows of a Ray dataset, mapped by a pool of actors that hold the tokenizer."""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flextok.errors import FlextokError
+from flextok.tokenize.board import Board
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.plan import ShardTask, TokenizerSpec, task_to_json
+from flextok.tokenize.worker import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
+from flextok.tokenize.workers import Workers
+
+SHOW_EVERY_S = 1.0
+STRAGGLER_S = 60.0
+"""See Board. A shard on a slow or hanging node costs this much at the end of a job."""
+ENDING_S = 5.0
+
+
+def run_tasks(
+    tasks: list[ShardTask],
+    spec: TokenizerSpec,
+    config: TokenizeConfig,
+    batch_size: int,
+    workers: Workers,
+    show: Callable[[int, int], None],
+) -> list[ShardOutcome]:
+    """The first outcome of each task. `show` gets the images done and the shards failed by now, every second.
+
+    Raises FlextokError when Ray cannot go on. Ray is connected.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board: Any = (
+        ray.remote(Board)
+        .options(num_cpus=0, scheduling_strategy=here)
+        .remote({task.name: task_to_json(task) for task in tasks}, STRAGGLER_S)
+    )
+    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, board))
+    outcomes: dict[str, ShardOutcome] = {}
+    try:
+        while len(outcomes) < len(tasks):
+            for outcome in rows.arrived(SHOW_EVERY_S):
+                outcomes.setdefault(outcome.shard, outcome)
+            show(ray.get(board.images.remote()), sum(1 for outcome in outcomes.values() if outcome.record is None))
+    finally:
+        _end(rows, board, ENDING_S if len(outcomes) == len(tasks) else 0)
+    return list(outcomes.values())
+
+
+def _end(rows: "_Rows", board: Any, patience_s: float) -> None:
+    """Let the dataset come to its end; actors that are still at work after `patience_s` are killed, which ends it."""
+    import ray
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(RayError):  # where Ray is gone, so are its actors
+        late: Any = ray.get(board.close.remote())
+        if not rows.ended(patience_s):
+            for actor in late:
+                ray.kill(actor)
+            rows.ended(ENDING_S)
+
+
+def _mapped(
+    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, board: Any
+) -> Any:
+    """The dataset of outcomes: a row for each task, and behind them one for each actor that may help out."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.data.dataset"):  # its import sets the level anew
+        logging.getLogger(name).setLevel(logging.ERROR)
+    constructor: dict[str, Any] = {
+        "tokenizer_url": spec.url,
+        "digest": spec.digest,
+        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "threads": workers.threads,
+        "device": workers.device,
+        "board": board,
+    }
+    # Two calls at once let an actor read and decode the next shard while the model is at work on this one.
+    pool = ray.data.ActorPoolStrategy(
+        min_size=workers.fewest,
+        max_size=workers.most,
+        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
+        max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+    texts = [task_to_json(task) for task in tasks] + [HELP] * (workers.most if workers.most > 1 else 0)
+    rows = ray.data.from_items([{"task": text} for text in texts], override_num_blocks=len(texts))
+    # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
+    # actors themselves give up a shard which kills them time and again (see worker.MOST_CRASHES).
+    return rows.map(
+        ShardTokenizer,  # pyright: ignore[reportArgumentType]
+        fn_constructor_kwargs=constructor,
+        compute=pool,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+    )
+
+
+class _Rows:
+    """The outcomes of a dataset, taken by a thread: an actor that hangs would keep its consumer for ever."""
+
+    def __init__(self, dataset: Any):
+        self._ready: queue.Queue[ShardOutcome | BaseException] = queue.Queue()
+        self._thread = threading.Thread(target=self._take, args=(dataset,), name="outcomes", daemon=True)
+        self._thread.start()
+
+    def arrived(self, timeout_s: float) -> Iterator[ShardOutcome]:
+        """What is there, or comes within `timeout_s`; raises FlextokError when Ray could not go on."""
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found = self._ready.get(timeout=timeout_s)
+                if isinstance(found, RayError):
+                    raise FlextokError(
+                        f"expected Ray to finish the job, found: {innermost_message(found)}; run the same command again "
+                        "(finished shards are kept)"
+                    ) from found
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+                timeout_s = 0
+
+    def ended(self, timeout_s: float) -> bool:
+        """Whether the dataset comes to its end within `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _take(self, dataset: Any) -> None:
+        try:
+            # Each row as soon as it is there: one that is read ahead would be kept back until another follows.
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+                for outcome in batch["outcome"]:
+                    if outcome:
+                        self._ready.put(ShardOutcome.from_json(str(outcome)))
+        except BaseException as error:  # noqa: BLE001 - raised again, to the consumer
+            self._ready.put(error)
+
+
+def innermost_message(error: BaseException) -> str:
+    """The innermost message of a Ray error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
