@@ -22,11 +22,12 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/pyright flextok
 
-bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder (ImageNet layout) adds sharding and tokenization
+bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
 	$(BIN)/python -m flextok.model.bench $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
 ifdef PICTURES
 	$(BIN)/python -m flextok.data.bench $(PICTURES) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model none >> docs/benchmarks.new
 	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model smoke --scaling --store >> docs/benchmarks.new
 	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model d12 --images 160 >> docs/benchmarks.new
 endif

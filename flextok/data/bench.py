@@ -63,9 +63,7 @@ def measure_sharding(folder: Path, pictures: int = 40_000, workers: int = 2) -> 
 
 def repeat_by_links(folder: Path, goal: Path, count: int) -> list[str]:
     """`count` files below `goal`, links to the pictures below `folder` again and again; gives back their paths."""
-    originals = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+    originals = pictures_below(folder)
     paths = []
     for number in range(count):
         original = originals[number % len(originals)]
@@ -74,6 +72,13 @@ def repeat_by_links(folder: Path, goal: Path, count: int) -> list[str]:
         os.symlink(original.resolve(), path)
         paths.append(str(path))
     return paths
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All JPEG and PNG files below `folder`, by their names."""
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
 
 
 def _timed_bare(paths: list[str], workers: int) -> float:

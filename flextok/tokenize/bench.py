@@ -3,20 +3,22 @@
     python -m flextok.tokenize.bench --source PICTURES --model smoke
     python -m flextok.tokenize.bench --source PICTURES --model d12 --images 480
 
-Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (bytes to crops
-alone, a process for each core), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start; Ray's start stands
-beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is what the
-stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all cores can do
-of both at once.
+Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (files to
+crops alone, a process for each core), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start;
+Ray's start stands beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is
+what the stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all
+cores can do of both at once.
 """
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ import pyarrow.dataset
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from flextok import storage
 from flextok.cluster import ensure_ray, stop_ray
-from flextok.data.config import CorpusConfig, SourceConfig
+from flextok.data.bench import pictures_below, repeat_by_links
+from flextok.data.config import CorpusConfig
 from flextok.data.corpus import Corpus, Sample, iter_shard
 from flextok.data.shards import shard_corpus
 from flextok.data.tokens import (
@@ -50,22 +52,28 @@ from flextok.model.config import (
 )
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, DecodeProcesses, StoredPicture, decode_picture, decode_pictures
-from flextok.tokenize.encoder import GROUP_PICTURES, Encoder, model_threads
+from flextok.tokenize.decoding import Crops, StoredPicture, decode_picture
+from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
 
+TINIEST = TrunkConfig(width=32, depth=1, head_dim=32)
 TINY = TrunkConfig(width=128, depth=4, head_dim=32)
 D12, D18, D28 = (TrunkConfig(width=64 * depth, depth=depth) for depth in (12, 18, 28))
 CONV = ConvLatentsConfig(channels=64, blocks=2)
 MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
+    "none": (ConvLatentsConfig(channels=8, blocks=0), 32, 1, TINIEST, TINIEST),
     "smoke": (CONV, 32, 16, TINY, TINY),
     "d12": (AutoencoderKLConfig(), 256, 256, D12, D12),
     "d18": (AutoencoderKLConfig(), 256, 256, D18, D28),
 }
-"""Latents, image size, registers, encoder and decoder. Speed does not depend on the weights, which are random."""
+"""Latents, image size, registers, encoder and decoder. Speed does not depend on the weights, which are random. "none" is
+next to no model: decoding alone is the limit, also where both share the cores."""
 SHARD_SAMPLES = 256
 SCALES = (1, 4, 16)
+SCALED_IMAGES = 2400
+MOST_IN_MEMORY = 4800
+"""Images that decoding alone and, at most, the usual loop are timed on."""
 STORE_ROWS, STORE_TOKENS = 1_000_000, 256
 
 
@@ -83,11 +91,12 @@ def build_tokenizer(name: str, parent_url: str) -> str:
     return save_checkpoint(parent_url, "tokenizer", tokenizer.state_dict(), config, [], {}).url
 
 
-def build_corpus(source: str, copies: int, dest: str) -> str:
-    """A corpus of the pictures in `source`, each `copies` times under different keys; gives its URL."""
-    sources = tuple(SourceConfig(url=storage.absolute(source), name=f"copy{copy}") for copy in range(copies))
-    config = CorpusConfig(name="bench", sources=sources, shard_samples=SHARD_SAMPLES)
-    return shard_corpus(config, "train", dest, workers=os.cpu_count() or 1, progress=False).url
+def build_corpus(source: str, images: int, dest: str) -> str:
+    """A corpus of so many images, the pictures in `source` again and again under different keys; gives its URL."""
+    with tempfile.TemporaryDirectory() as links:
+        repeat_by_links(Path(source), Path(links), images)
+        config = CorpusConfig(name="bench", source=links, format="folder", shard_samples=SHARD_SAMPLES)
+        return shard_corpus(config, "all", dest, workers=os.cpu_count() or 1, progress=False).url
 
 
 def model_rate(encoder: Encoder, seconds: float, threads: int) -> float:
@@ -102,19 +111,19 @@ def model_rate(encoder: Encoder, seconds: float, threads: int) -> float:
     return images / (time.perf_counter() - begun)
 
 
-def decode_rate(samples: list[Sample], size_px: int, processes: int) -> float:
-    """Images/s from bytes in memory to crops, by so many processes; their start is not counted."""
-    groups = [
-        [StoredPicture(sample.image, sample.meta["sha256"]) for sample in samples[start : start + GROUP_PICTURES]]
-        for start in range(0, len(samples), GROUP_PICTURES)
-    ]
-    with DecodeProcesses(processes) as decoders:
-        for future in [decoders.submit(time.sleep, 1.0) for _ in range(processes)]:
-            future.result()
+def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:
+    """Images/s from files to crops, by processes that read for themselves and give back nothing."""
+    parts = [(paths[start::processes], size_px) for start in range(processes)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.starmap(_decode_files, [(part[:8], size_px) for part, _ in parts], chunksize=1)
         begun = time.perf_counter()
-        for future in [decoders.submit(decode_pictures, group, size_px, ("center",)) for group in groups]:
-            future.result()
-        return len(samples) / (time.perf_counter() - begun)
+        pool.starmap(_decode_files, parts, chunksize=1)
+        return len(paths) / (time.perf_counter() - begun)
+
+
+def _decode_files(paths: list[Path], size_px: int) -> None:
+    for path in paths:
+        decode_picture(StoredPicture(path.read_bytes(), None), size_px, ("center",))
 
 
 class _Pictures(Dataset):
@@ -183,20 +192,19 @@ def store_rates(folder: str) -> dict[str, float]:
 
 
 def benchmark(source: str, model: str, images: int, config: TokenizeConfig, compute: ComputeConfig) -> dict[str, Any]:
-    """All rates for one model on about `images` pictures, of the corpus made of `source`."""
+    """All rates for one model on `images` images, made of the pictures in `source`."""
     threads = compute.num_cpus or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
-        first = Corpus.open(build_corpus(source, 1, f"{folder}/corpus1"))
-        samples = list(_samples(first, images))
-        copies = max(1, round(images / first.num_samples))
-        corpus_url = build_corpus(source, copies, f"{folder}/corpus") if copies > 1 else first.url
+        corpus_url = build_corpus(source, images, f"{folder}/corpus")
+        samples = list(_samples(Corpus.open(corpus_url), min(images, MOST_IN_MEMORY)))
         device = "cuda" if compute.gpus_per_worker else "cpu"
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
-        encoder = Encoder(tokenizer, config, batch_size, DecodeProcesses(threads))
+        encoder = Encoder(tokenizer, config, batch_size, ThreadPoolExecutor(1))
         alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, threads})
-        decoding = decode_rate(samples, encoder.size_px, threads)
+        pictures = pictures_below(Path(source))
+        decoding = decode_rate([pictures[n % len(pictures)] for n in range(MOST_IN_MEMORY)], encoder.size_px, threads)
         torch.set_num_threads(model_threads(tokenizer, threads))
         peer = peer_rate(tokenizer, samples, batch_size, threads, Path(folder) / "npy")
         ensure_ray(compute.address, compute.num_cpus)
@@ -228,13 +236,13 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
 
 
 def scaling(source: str, model: str, config: TokenizeConfig, compute: ComputeConfig) -> list[dict[str, Any]]:
-    """Rate and peak memory of the stage on 1, 4 and 16 times the pictures, each with fresh actors."""
+    """Rate and peak memory of the stage on 1, 4 and 16 times the images, each with fresh actors."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
         ensure_ray(compute.address, compute.num_cpus)
         for scale in SCALES:
-            corpus_url = build_corpus(source, scale, f"{folder}/corpus{scale}")
+            corpus_url = build_corpus(source, scale * SCALED_IMAGES, f"{folder}/corpus{scale}")
             summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens{scale}", config, compute)
             rows.append({"scale": scale, **dataclasses.asdict(summary)})
         stop_ray()
@@ -253,13 +261,13 @@ def _samples(corpus: Corpus, most: int) -> Iterator[Sample]:
 def main(arguments: list[str]) -> None:
     """Runs what the arguments ask for and prints one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="folder of pictures (ImageNet layout, train split)")
+    parser.add_argument("--source", required=True, help="folder of pictures")
     parser.add_argument("--model", choices=list(MODELS), default="smoke")
-    parser.add_argument("--images", type=int, default=19_200, help="pictures of the measured run, about")
+    parser.add_argument("--images", type=int, default=19_200, help="images of the measured run")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor")
-    parser.add_argument("--scaling", action="store_true", help="also 1, 4 and 16 times the source")
+    parser.add_argument("--scaling", action="store_true", help="also 1, 4 and 16 times 2,400 images")
     parser.add_argument("--store", action="store_true", help="also the reading of a store of 1 M rows")
     options = parser.parse_args(arguments)
     config = TokenizeConfig.model_validate({"batch_size": options.batch_size, "dtype": options.dtype})

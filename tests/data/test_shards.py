@@ -282,6 +282,23 @@ def test_resizing_reencodes_only_larger_pictures(make_picture: Callable[..., byt
     }  # fmt: skip
 
 
+def test_a_run_goes_on_when_a_full_disk_has_room_again(
+    make_folder: Callable[..., Path], small_disk: tuple[Path, Callable[[str], None]], tmp_path: Path
+) -> None:
+    disk, resize = small_disk
+    source = make_folder([f"{i}.jpg" for i in range(40)])
+    with pytest.raises(FlextokError, match="No space left on device; free some room") as failure:
+        shard(source, disk, shard_samples=4)
+    assert "\n" not in str(failure.value)
+    kept = {path.name: path.stat().st_ino for path in (disk / "shards").glob("*.tar")}
+    assert kept
+    assert not list(disk.rglob(".tmp-*"))
+    resize("4m")
+    found = shard(source, disk, shard_samples=4)
+    assert found.digest == shard(source, tmp_path / "elsewhere", shard_samples=4).digest
+    assert {name: (disk / "shards" / name).stat().st_ino for name in kept} == kept
+
+
 def test_a_full_or_forbidden_disk_is_one_clear_line(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     source = make_folder([f"{i}.jpg" for i in range(20)])
     process = start(source, tmp_path / "out", 1, 6000)  # no file may grow beyond 6,000 bytes

@@ -211,8 +211,22 @@ def test_s3_that_fails_one_request_in_ten(inputs, undisturbed, s3, ray_session):
     assert TokenStore.open("s3://token-stores/tokens").ids().shape == (IMAGES, 8)
 
 
-def test_disk_that_fills_up(inputs, tmp_path):
-    """A writer that may write no more tells so in one line, and leaves nothing."""
+def test_full_disk(inputs, undisturbed, small_disk):
+    disk, resize = small_disk
+    with pytest.raises(FlextokError, match=os.strerror(errno.ENOSPC)) as failure:
+        run(inputs, disk)
+    assert "\n" not in str(failure.value)
+    kept = [path.name for path in disk.iterdir()]
+    assert 1 <= len(kept) < SHARDS
+    assert all(name.endswith(".parquet") for name in kept)
+    resize("4m")
+    summary = run(inputs, disk)
+    assert (summary.skipped, summary.digest) == (len(kept), undisturbed[1])
+    assert verify_tokens(str(disk), inputs.corpus) == []
+
+
+def test_writer_that_may_write_no_more(inputs, tmp_path):
+    """It tells so in one line, and leaves nothing."""
     spec = tokenizer_spec(inputs.tokenizer)
     task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path / "t"), inputs.config)[0]
     worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
