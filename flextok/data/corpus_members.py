@@ -24,11 +24,10 @@ def shard_members(stream: Readable, name: str) -> Iterator[tuple[str, bytes]]:
             member = header[:100].rstrip(b"\0").decode("ascii")
         except ValueError:
             raise IntegrityError(f"expected a tar member in {name}, found other bytes; run `flextok verify`") from None
-        content = _read(stream, size)
-        if len(content) != size or not member or header[257:262] != b"ustar":
+        content = _read(stream, size + -size % BLOCK)
+        if len(content) < size or not member or header[257:262] != b"ustar":
             raise IntegrityError(f"expected {size} bytes for {member!r} in {name}, found fewer; run `flextok verify`")
-        _read(stream, -size % BLOCK)
-        yield member, content
+        yield member, content[:size]
 
 
 def _read(stream: Readable, size: int) -> bytes:

@@ -4,7 +4,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 SLOW_BY = 3.0
 
@@ -12,7 +11,6 @@ SLOW_BY = 3.0
 @dataclasses.dataclass
 class _AtWork:
     actor_id: str
-    actor: Any
     since: float
     images: int = 0
 
@@ -29,6 +27,7 @@ class Board:
         self._left = tasks
         self._clock = clock
         self._straggler_s = straggler_s
+        self._actors: dict[str, bytes] = {}
         self._begun: dict[str, int] = {}
         self._at_work: dict[str, _AtWork] = {}
         self._helped: set[str] = set()
@@ -37,11 +36,12 @@ class Board:
         self._all_given_out: float | None = None
         self._open = True
 
-    def begin(self, shard: str, actor_id: str, actor: Any) -> int:
-        """An actor takes up a shard; gives how often this happened before, that is how many actors it has killed."""
+    def begin(self, shard: str, actor_id: str, handle: bytes) -> int:
+        """An actor (its id, and its pickled handle) takes up a shard; gives how often this happened before, that is how many actors it has killed."""
         before = self._begun.get(shard, 0)
         self._begun[shard] = before + 1
-        self._at_work[shard] = _AtWork(actor_id, actor, self._clock())
+        self._actors[actor_id] = handle
+        self._at_work[shard] = _AtWork(actor_id, self._clock())
         return before
 
     def advance(self, shard: str, images: int) -> None:
@@ -51,16 +51,20 @@ class Board:
 
     def end(self, shard: str, images: int) -> None:
         """A shard is finished with so many images, or has failed with none."""
-        self._left.pop(shard, None)
         ended = self._at_work.pop(shard, None)
         if ended is not None and images:
             self._seconds.append(self._clock() - ended.since)
             self._images += images
 
+    def settle(self, shard: str) -> None:
+        """The driver has the outcome of a shard. Until then its actor may hang, even with the shard finished."""
+        self._left.pop(shard, None)
+
     def straggler(self, actor_id: str) -> str | None:
         """The task of a shard that `actor_id` should make as well; "" while there is none yet, None when all is done.
 
-        Asked by actors that found nothing else to do: what was not begun by then lies with an actor that hangs.
+        Asked by actors that found nothing else to do: what was not begun by then lies with an actor that hangs. So does
+        what has ended without reaching the driver.
         """
         if not self._open:
             return None
@@ -79,7 +83,7 @@ class Board:
         """Images tokenized by now, those of unfinished shards included."""
         return self._images + sum(work.images for work in self._at_work.values())
 
-    def close(self) -> list[Any]:
-        """Every shard has its outcome: helpers may go. Gives the actors that are still at work, on what is done already."""
+    def close(self) -> list[bytes]:
+        """Every shard has its outcome: helpers may go. Gives the handles of all actors that began any."""
         self._open = False
-        return [work.actor for work in self._at_work.values()]
+        return list(self._actors.values())

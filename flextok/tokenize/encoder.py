@@ -145,7 +145,9 @@ class Encoder:
             yield Batch(pixels, columns)
 
     def _bytes(self, group: list[Sample]) -> int:
-        return _stored_bytes(group) + len(group) * len(self.config.views) * self.size_px**2 * 3
+        """Stored and decoded."""
+        decoded = len(self.config.views) * self.size_px**2 * 3
+        return sum(len(sample.image) + decoded for sample in group)
 
     def _blank(self) -> np.ndarray:
         return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
@@ -154,14 +156,12 @@ class Encoder:
 def _grouped(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Consecutive samples, as many as a decoder gets at once."""
     group: list[Sample] = []
+    size = 0
     for sample in samples:
         group.append(sample)
-        if len(group) == GROUP_PICTURES or _stored_bytes(group) >= GROUP_BYTES:
+        size += len(sample.image)
+        if len(group) == GROUP_PICTURES or size >= GROUP_BYTES:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
-
-
-def _stored_bytes(group: list[Sample]) -> int:
-    return sum(len(sample.image) for sample in group)

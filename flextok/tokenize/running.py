@@ -47,6 +47,7 @@ def run_tasks(
         while len(outcomes) < len(tasks):
             for outcome in rows.arrived(SHOW_EVERY_S):
                 outcomes.setdefault(outcome.shard, outcome)
+                board.settle.remote(outcome.shard)
             show(ray.get(board.images.remote()), sum(1 for outcome in outcomes.values() if outcome.record is None))
     finally:
         _end(rows, board, ENDING_S if len(outcomes) == len(tasks) else 0)
@@ -54,15 +55,16 @@ def run_tasks(
 
 
 def _end(rows: "_Rows", board: Any, patience_s: float) -> None:
-    """Let the dataset come to its end; actors that are still at work after `patience_s` are killed, which ends it."""
+    """Let the dataset come to its end; where it has not after `patience_s`, an actor hangs, and killing them ends it."""
     import ray
+    from ray.cloudpickle import loads  # pyright: ignore
     from ray.exceptions import RayError
 
     with contextlib.suppress(RayError):  # where Ray is gone, so are its actors
-        late: Any = ray.get(board.close.remote())
+        handles: Any = ray.get(board.close.remote())
         if not rows.ended(patience_s):
-            for actor in late:
-                ray.kill(actor)
+            for handle in handles:
+                ray.kill(loads(handle))
             rows.ended(ENDING_S)
 
 

@@ -34,6 +34,7 @@ SHARDS_AT_ONCE = 2
 MOST_CRASHES = 5
 HELP = "help"
 HELP_EVERY_S = 0.5
+TELL_EVERY_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +142,11 @@ class ShardTokenizer:
         if self._board is None:
             return
         import ray
+        from ray.cloudpickle import dumps  # pyright: ignore
 
         context = ray.get_runtime_context()
-        began = self._board.begin.remote(task.name, context.get_actor_id(), context.current_actor)
+        handle = dumps(context.current_actor)  # as bytes: the board need not load what an actor needs
+        began = self._board.begin.remote(task.name, context.get_actor_id(), handle)
         died: Any = ray.get(began)
         if died > MOST_CRASHES:
             raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
@@ -197,12 +200,13 @@ class ShardTokenizer:
 
     def _in_turn(self, batches: Iterable[Any], task: ShardTask) -> Generator[pa.Table, None, None]:
         """Rows of a shard. The model is free again when they are encoded, while the file's end is still on its way."""
-        rows = 0
+        rows, told = 0, time.monotonic()
         with self._model_turn:
             for table in self._encoder.tables(batches, task.schema):
                 rows += table.num_rows
-                if self._board is not None:
+                if self._board is not None and time.monotonic() - told > TELL_EVERY_S:
                     self._board.advance.remote(task.name, rows // self._views)
+                    told = time.monotonic()
                 yield table
 
 

@@ -56,6 +56,14 @@ def wait_until_at_work(dest: Path, alive) -> None:
         time.sleep(0.002)
 
 
+def at_work_on(pid: int, dest: Path) -> bool:
+    """Whether a process has an unfinished file of `dest` open."""
+    try:
+        return any(os.readlink(link).startswith(f"{dest}/.tmp-") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
 def corrupt_picture(tar: Path, member: int) -> None:
     """Turn some bytes in the middle of one picture of a shard."""
     with tarfile.open(tar) as archive:
@@ -91,16 +99,17 @@ def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, cap
         )
     )
     job.start()
-    wait_until_at_work(dest, job.is_alive)
-    actors = [pid for pid, command in processes_below(os.getpid()).items() if "ShardTokenizer" in command]
-    os.kill(actors[0], signal.SIGSTOP)
+    while not (writing := {pid for pid in processes_below(os.getpid()) if at_work_on(pid, dest)}):
+        assert job.is_alive(), "the job ended before the fault"
+        time.sleep(0.002)
+    stopped = writing.pop()
+    os.kill(stopped, signal.SIGSTOP)
     job.join()
-    assert len(actors) == 2
     assert results[0].digest == undisturbed[1]
     assert "another actor made it too" in capfd.readouterr().err
     assert verify_tokens(str(dest), inputs.corpus) == []
     deadline = time.monotonic() + 30
-    while actors[0] in processes_below(os.getpid()):
+    while stopped in processes_below(os.getpid()):
         assert time.monotonic() < deadline, "the process that hangs was left behind"
         time.sleep(0.1)
 
