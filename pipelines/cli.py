@@ -41,7 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     code = run(sys.argv[1:] if arguments is None else list(arguments))
     sys.stdout.flush()
+    if code:
+        _end_at_once(code)
     sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    """End the process without waiting for threads.
+
+    An interrupt that comes while a pool starts a thread leaves one which Python does not know to end, and would wait for.
+    """
+    if "ray" in sys.modules:
+        from flextok.cluster import stop_ray
+
+        stop_ray()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
