@@ -54,7 +54,7 @@ def classes_for_prior(corpus_url: str, condition: str) -> dg.AssetCheckResult:
 
     problem = ""
     if condition == "class":
-        labels = Corpus.open(corpus_url).index()["label"]
+        labels = Corpus.open(corpus_url).index("label")["label"]
         if labels.null_count():
             problem = (
                 f"{labels.null_count()} of {len(labels)} samples have no class, and the prior will refuse them; "

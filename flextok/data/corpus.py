@@ -93,17 +93,19 @@ class Corpus:
             manifest,
         )
 
-    def index(self) -> pl.DataFrame:
-        """One row a sample, in shard order: key, offset, size, ext, label, text, width, height, sha256, source, phash, shard."""
-        return read_indexes(self.url, [shard.name for shard in self.shards], INDEX_SCHEMA.names)
+    def index(self, *columns: str) -> pl.DataFrame:
+        """One row a sample, in shard order: key, offset, size, ext, label, text, width, height, sha256, source, phash, shard.
+
+        With `columns`, only these (and shard) are read.
+        """
+        return read_indexes(self.url, [shard.name for shard in self.shards], list(columns) or INDEX_SCHEMA.names)
 
     def sample_weights(self) -> np.ndarray:
         """For each sample, in the order of `index`, the weight of its source (float64, mean 1)."""
         weights = {source["name"]: float(source["weight"]) for source in self.manifest["sources"]}
         if len(set(weights.values())) == 1:
             return np.ones(self.num_samples)
-        index = read_indexes(self.url, [shard.name for shard in self.shards], ["source"])
-        names = index["source"].str.split_exact("/", 1).struct.field("field_0")
+        names = self.index("source")["source"].str.split_exact("/", 1).struct.field("field_0")
         found = names.replace_strict(weights, return_dtype=pl.Float64).to_numpy()
         return found / found.mean()
 

@@ -53,7 +53,7 @@ def evaluate_generation(
         )
     corpus = Corpus.open(corpus_url)
     size_px = tokenizer.config.image_size
-    available = corpus.index()["key"].to_list()
+    available = corpus.index("key")["key"].to_list()
     reference_keys = choose_keys(available, config.distance_images)
     keys = store.keys()[: config.distance_images]
     if min(len(reference_keys), len(keys)) < 2:

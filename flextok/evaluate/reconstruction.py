@@ -48,7 +48,7 @@ def evaluate_reconstruction(
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     size_px = tokenizer.config.image_size
-    available = corpus.index()["key"].to_list()
+    available = corpus.index("key")["key"].to_list()
     keys = choose_keys(available, config.max_images)
     distance_keys = choose_keys(keys, config.distance_images)
     if len(distance_keys) < 2:

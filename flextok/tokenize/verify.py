@@ -45,7 +45,7 @@ def verify_encoding(
         )
     chosen = sorted(random.Random(seed).sample(range(len(store)), min(rows, len(store))))
     stored = [store[row] for row in chosen]
-    places = {key: place for place, key in enumerate(corpus.index()["key"])}
+    places = {key: place for place, key in enumerate(corpus.index("key")["key"])}
     missing = [row.key for row in stored if row.key not in places]
     if missing:
         return [f"{key}: not in the corpus" for key in missing]

@@ -7,7 +7,7 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -100,7 +100,7 @@ class ShardTokenizer:
         if row["task"] == HELP:
             return {"outcome": self._help()}
         task = task_from_json(row["task"])
-        outcome = self._outcome(task, lambda: self._begin(task))
+        outcome = self._outcome(task, helping=False)
         if self._board is not None:
             self._board.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
         return {"outcome": outcome.to_json()}
@@ -116,18 +116,19 @@ class ShardTokenizer:
                 return ""
             if found:
                 task = task_from_json(found)
-                outcome = self._outcome(task, lambda: None)
+                outcome = self._outcome(task, helping=True)
                 if outcome.record is None:
                     return ""
                 warning = f"shard {task.name} was slow where it was begun; another actor made it too"
                 return dataclasses.replace(outcome, warning=warning).to_json()
             time.sleep(HELP_EVERY_S)
 
-    def _outcome(self, task: ShardTask, begin: Callable[[], None]) -> ShardOutcome:
+    def _outcome(self, task: ShardTask, helping: bool) -> ShardOutcome:
         started = time.time()
         record, rejects, error, warning = None, list[Reject](), "", ""
         try:
-            begin()
+            if not helping:
+                self._begin(task)
             record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)

@@ -47,7 +47,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
             store.workspace.url("samples"),
             recipe.evaluation,
             class_names=corpus.classes,
-            texts=corpus.index()["text"].drop_nulls().to_list() if by_text else None,
+            texts=corpus.index("text")["text"].drop_nulls().to_list() if by_text else None,
         )
         return stages.result(store, "samples", made.url, made.digest, {"dagster/row_count": made.num})
 
