@@ -1,10 +1,12 @@
 """Optimizers of the training loop: AdamW, or Muon for the matrices of transformer blocks and AdamW for the rest."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flextok.model.precision import cpu_has_bfloat16
 from flextok.train.config import OptimizerConfig
 
 Parameters = dict[str, nn.Parameter]
@@ -72,7 +74,39 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
 
 
 def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
+    # torch's iterates in bfloat16, which CPUs that cannot multiply it take fifty times as long for.
+    emulated = matrices[0].device.type == "cpu" and not cpu_has_bfloat16()
+    kind = Float32Muon if emulated else torch.optim.Muon
     # Steps as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one learning rate serves both.
-    return torch.optim.Muon(
-        matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    return kind(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+
+
+class Float32Muon(torch.optim.Muon):
+    """torch.optim.Muon with Nesterov momentum and steps as large as AdamW's, its iteration in the gradients' own float32."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step by the gradients that are there."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                update = _orthogonal(matrix.grad.lerp(mean, momentum), group)
+                matrix.mul_(1 - lr * group["weight_decay"])
+                matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def _orthogonal(gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    """Near the orthogonal matrix closest to `gradient`: the quintic Newton-Schulz iteration of torch.optim.Muon."""
+    a, b, c = group["ns_coefficients"]
+    wide = gradient.T if gradient.size(0) > gradient.size(1) else gradient
+    x = wide / wide.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if gradient.size(0) > gradient.size(1) else x

@@ -2,19 +2,21 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from train_toy import ToyConfig, ToySource, make_objective
 
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.draws import Draws, SampleOrder
 from flextok.train.loop import Batch, train
-from flextok.train.optimizer import Optimizer, is_hidden_matrix, learning_rate
+from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.state import load_latest_state
 from flextok.train.world import World
 
@@ -244,3 +246,28 @@ def test_bfloat16_trains_with_float32_weights(tmp_path: Path) -> None:
     exact = train(make_objective(), CONFIG, World(), str(tmp_path / "exact"))
     assert weights(objective).dtype == torch.float32
     assert list(loss_history(rows).values()) == pytest.approx(list(loss_history(exact).values()), rel=0.05)
+
+
+def test_muon_in_float32_is_muon():
+    """Against torch's, whose iteration rounds to bfloat16: the same momentum, and steps that differ by that rounding."""
+    config = OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in ((24, 64), (64, 24), (32, 32))]
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    options: dict[str, Any] = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    steppers = [
+        kind(matrices, lr=config.lr, weight_decay=config.weight_decay, **options)
+        for kind, matrices in ((Float32Muon, ours), (torch.optim.Muon, theirs))
+    ]
+    for _ in range(3):
+        for left, right in zip(ours, theirs, strict=True):
+            left.grad = torch.randn(left.shape, generator=generator)
+            right.grad = left.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+    for left, right, start in zip(ours, theirs, starts, strict=True):
+        torch.testing.assert_close(
+            *(s.state[m]["momentum_buffer"] for s, m in zip(steppers, (left, right), strict=True))
+        )
+        moved = (right - start).norm()
+        assert (left - right).norm() < 0.02 * moved
