@@ -7,12 +7,14 @@ from typing import Any
 
 from flextok.errors import FlextokError
 
-# Ray warns about each of these once a second or once a process; none needs an action of a user.
-QUIET = {
+# Ray warns about each of these once a second or once a process; none needs an action of a user. The last one keeps a
+# thread that outlives its job from connecting to whatever cluster it finds.
+SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 # Ray gives a node 30 s to start, which a busy machine may overrun.
@@ -27,7 +29,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
     `address` is "local" (start here, ended by `stop_ray` or the process), "auto" or a cluster's address.
     Raises FlextokError when Ray cannot be started or reached.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -41,6 +41,8 @@ class StoredShard:
     name: str
     rows: int
     bytes: int
+    ids_bytes: int
+    """Of these, what the compressed column `tokens` takes."""
     row_groups: tuple[int, ...]
     """Rows of each row group."""
     meta: TokenMeta
@@ -92,12 +94,14 @@ def read_shard_footer(url: str) -> StoredShard:
         parquet = pq.ParquetFile(file)
         footer, schema = parquet.metadata, parquet.schema_arrow
         size = file.seek(0, io.SEEK_END)
+    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
     return StoredShard(
         url=url,
         name=url.rpartition("/")[2].removesuffix(".parquet"),
         rows=footer.num_rows,
         bytes=size,
-        row_groups=tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups)),
+        ids_bytes=sum(_ids_bytes(group) for group in groups),
+        row_groups=tuple(group.num_rows for group in groups),
         meta=TokenMeta.from_metadata(schema.metadata, url),
         content_sha256=(footer.metadata or {}).get(CONTENT_KEY.encode(), b"").decode(),
         has_views="view" in schema.names,
@@ -279,6 +283,11 @@ class TokenStore:
         if not 1 <= keep <= self.num_tokens:
             raise ValueError(f"keep must be in 1..{self.num_tokens}, got {keep}")
         return keep
+
+
+def _ids_bytes(group: Any) -> int:
+    columns = [group.column(place) for place in range(group.num_columns)]
+    return sum(column.total_compressed_size for column in columns if column.path_in_schema.startswith("tokens."))
 
 
 def _row_values(column: pa.Array, ids_per_row: int) -> np.ndarray:

@@ -63,6 +63,7 @@ def summarize_tokens(url: str) -> dict[str, Any]:
 
     `bits_per_image` is length * codebooks * log2(vocabulary), averaged; `entropy_bits_per_token` is that of the
     histogram of all ids (usage cannot exceed tokens / vocabulary, so `tokens` stands beside it).
+    `stored_bytes_per_token` counts whole files, `column_bytes_per_token` the compressed ids alone.
     """
     store = TokenStore.open(url)
     lengths = store.lengths()
@@ -71,6 +72,7 @@ def summarize_tokens(url: str) -> dict[str, Any]:
     counts = np.unique(ids, return_counts=True)[1]
     shares = counts / max(counts.sum(), 1)
     stored_bytes = sum(shard.bytes for shard in store.shards)
+    stored_ids = max(len(store) * store.meta.ids_per_row, 1)
     return {
         "digest": store.digest,
         "tokenizer": store.tokenizer,
@@ -90,7 +92,8 @@ def summarize_tokens(url: str) -> dict[str, Any]:
         "entropy_bits_per_token": float(-(shares * np.log2(shares)).sum()) if len(counts) else 0.0,
         "log2_vocabulary": math.log2(store.vocab_size),
         "stored_bytes": stored_bytes,
-        "stored_bytes_per_token": stored_bytes / max(len(store) * store.meta.ids_per_row, 1),
+        "stored_bytes_per_token": stored_bytes / stored_ids,
+        "column_bytes_per_token": sum(shard.ids_bytes for shard in store.shards) / stored_ids,
     }
 
 

@@ -159,6 +159,13 @@ def _cards(pick: _Picker, keeps: Sequence[int], distance: str, sample_keep: int)
             "between": "",
             "hint": f"of {usage['vocabulary']:,} ids, over {usage['tokens_counted']:,} tokens",
         },
+        {
+            "label": "Bytes a token: stored | log2 of the vocabulary | entropy",
+            "numbers": [pick(f"{name}_bytes_per_token") for name in ("column", "vocabulary", "entropy")],
+            "between": "|",
+            "hint": "the compressed column of ids; with keys, hashes and labels the files take "
+            f"{pick('stored_bytes_per_token')['text']}",
+        },
     ]
 
 

@@ -27,7 +27,8 @@ class TokenStatistics:
         return each.reshape(self.store.num_tokens, self.store.codebooks).sum(axis=1)
 
     def metrics(self) -> list[Metric]:
-        """`codebook_usage`, `codebook_perplexity`, `zipf_slope`, and by K `bits_per_image`, `entropy_bits_per_image`."""
+        """`codebook_usage`, `codebook_perplexity`, `zipf_slope`; by K `bits_per_image` and `entropy_bits_per_image`; and
+        the bytes of an id: `stored_`, `column_`, `vocabulary_` and `entropy_bytes_per_token`."""
         pooled = self.counts_NV.sum(axis=0)
         protocol = self._protocol()
         total, vocabulary = int(pooled.sum()), self.store.vocab_size
@@ -51,7 +52,26 @@ class TokenStatistics:
             coded = {**protocol, "definition": "sum of entropies over kept positions, each coded alone", "keep": keep}
             found.append(Metric("bits_per_image", raw_bits * keep, plain, keep))
             found.append(Metric("entropy_bits_per_image", float(coded_bits[keep - 1]), coded, keep))
-        return found
+        return found + self._storage()
+
+    def _storage(self) -> list[Metric]:
+        """What an id takes in the store, and what it would take at the least."""
+        shards, ids_per_row = self.store.shards, self.store.meta.ids_per_row
+        ids = max(self.rows * ids_per_row, 1)
+        each = {
+            "stored": (
+                sum(shard.bytes for shard in shards) / ids,
+                "whole Parquet files (keys, hashes, labels too) / ids",
+            ),
+            "column": (sum(shard.ids_bytes for shard in shards) / ids, "compressed column of the ids / ids"),
+            "vocabulary": (math.log2(self.store.vocab_size) / 8, "log2(vocabulary) / 8"),
+            "entropy": (float(self.entropy_by_position().sum()) / ids_per_row / 8, "mean entropy of the positions / 8"),
+        }
+        protocol = self._protocol()
+        return [
+            Metric(f"{name}_bytes_per_token", value, {**protocol, "definition": definition})
+            for name, (value, definition) in each.items()
+        ]
 
     def series(self) -> list[Series]:
         """`token_entropy_by_position` in bits and `codebook_usage_by_position`."""

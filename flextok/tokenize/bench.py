@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ from flextok.model.config import (
 )
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, StoredPicture, decode_picture
+from flextok.tokenize.decoding import Crops, DecodeThreads, StoredPicture, decode_picture
 from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
@@ -69,7 +68,7 @@ MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
 }
 """Latents, image size, registers, encoder and decoder. Speed does not depend on the weights, which are random. "none" is
 next to no model: decoding alone is the limit, also where both share the cores."""
-SHARD_SAMPLES = 256
+SHARD_SAMPLES = 1000
 SCALES = (1, 4, 16)
 SCALED_IMAGES = 2400
 MOST_IN_MEMORY = 4800
@@ -201,7 +200,7 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
         device = "cuda" if compute.gpus_per_worker else "cpu"
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
-        encoder = Encoder(tokenizer, config, batch_size, ThreadPoolExecutor(1))
+        encoder = Encoder(tokenizer, config, batch_size, DecodeThreads(1))
         alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, threads})
         pictures = pictures_below(Path(source))
         decoding = decode_rate([pictures[n % len(pictures)] for n in range(MOST_IN_MEMORY)], encoder.size_px, threads)

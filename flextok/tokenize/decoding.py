@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -71,11 +71,21 @@ def decode_pictures(
 
 
 class Decoders(Protocol):
-    """What runs `decode_pictures`: a pool of threads, or DecodeProcesses."""
+    """What runs `decode_pictures`: DecodeThreads or DecodeProcesses."""
+
+    count: int
 
     def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
         """The function's result, some time."""
         ...
+
+
+class DecodeThreads(ThreadPoolExecutor):
+    """Threads that decode in this process: for few pictures, where the start of processes would not pay."""
+
+    def __init__(self, count: int):
+        super().__init__(count)
+        self.count = count
 
 
 class DecodeProcesses:
@@ -85,8 +95,8 @@ class DecodeProcesses:
     starts new ones.
     """
 
-    def __init__(self, processes: int):
-        self._processes = processes
+    def __init__(self, count: int):
+        self.count = count
         self._lock = threading.Lock()
         self._pool = self._start()
 
@@ -107,8 +117,8 @@ class DecodeProcesses:
                 return self._pool.submit(function, *arguments)
 
     def _start(self) -> ProcessPoolExecutor:
-        pool = start_processes(self._processes, _step_back, ())
-        for _ in range(self._processes):  # each call to a pool that has no idle process starts one
+        pool = start_processes(self.count, _step_back, ())
+        for _ in range(self.count):  # each call to a pool that has no idle process starts one
             pool.submit(decode_pictures, (), 1, ())
         return pool
 

@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.progress import track
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.decoding import DecodeThreads
 from flextok.tokenize.encoder import Encoder
 from flextok.tokenize.views import preprocess_record
 
@@ -58,7 +58,7 @@ def encode_images(
         batch_size=batch_size,
     )
     schema = token_schema(meta, views=config.views != ("center",))
-    encoder = Encoder(tokenizer, config, batch_size, ThreadPoolExecutor(THREADS))
+    encoder = Encoder(tokenizer, config, batch_size, DecodeThreads(THREADS))
     rejects: list[Reject] = []
 
     def tables() -> Iterator[Any]:

@@ -33,25 +33,42 @@ def run_tasks(
     Raises FlextokError when Ray cannot go on. Ray is connected.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.exceptions import RayError
 
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board: Any = (
-        ray.remote(Board)
-        .options(num_cpus=0, scheduling_strategy=here)
-        .remote({task.name: task_to_json(task) for task in tasks}, STRAGGLER_S)
-    )
+    board = _start_board(tasks)
     rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, board))
     outcomes: dict[str, ShardOutcome] = {}
+    images = 0
     try:
         while len(outcomes) < len(tasks):
             for outcome in rows.arrived(SHOW_EVERY_S):
                 outcomes.setdefault(outcome.shard, outcome)
                 board.settle.remote(outcome.shard)
-            show(ray.get(board.images.remote()), sum(1 for outcome in outcomes.values() if outcome.record is None))
+            counted: Any = ray.get(board.images.remote())
+            images = max(images, counted)  # a board that started anew begins at 0
+            show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
+    except RayError as error:
+        raise FlextokError(
+            f"expected Ray to finish the job, found: {innermost_message(error)}; run the same command again "
+            "(finished shards are kept)"
+        ) from error
     finally:
         _end(rows, board, ENDING_S if len(outcomes) == len(tasks) else 0)
     return list(outcomes.values())
+
+
+def _start_board(tasks: list[ShardTask]) -> Any:
+    """The board of a job, on the driver's node as far as Ray heeds it.
+
+    Where it is lost (Ray may put it on a node that leaves) it starts anew with nothing counted, which costs no shard: one
+    that is finished is found to be so by whoever is asked to help with it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+    return options.remote({task.name: task_to_json(task) for task in tasks}, STRAGGLER_S)
 
 
 def _end(rows: "_Rows", board: Any, patience_s: float) -> None:
@@ -86,11 +103,12 @@ def _mapped(
         "device": workers.device,
         "board": board,
     }
-    # Two calls at once let an actor read and decode the next shard while the model is at work on this one.
+    # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
+    # waits there, so that no time is lost until the driver sends another.
     pool = ray.data.ActorPoolStrategy(
         min_size=workers.fewest,
         max_size=workers.most,
-        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
+        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,
         max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
         enable_true_multi_threading=True,
     )
@@ -116,17 +134,10 @@ class _Rows:
         self._thread.start()
 
     def arrived(self, timeout_s: float) -> Iterator[ShardOutcome]:
-        """What is there, or comes within `timeout_s`; raises FlextokError when Ray could not go on."""
-        from ray.exceptions import RayError
-
+        """What is there, or comes within `timeout_s`; raises RayError when Ray could not go on."""
         with contextlib.suppress(queue.Empty):
             while True:
                 found = self._ready.get(timeout=timeout_s)
-                if isinstance(found, RayError):
-                    raise FlextokError(
-                        f"expected Ray to finish the job, found: {innermost_message(found)}; run the same command again "
-                        "(finished shards are kept)"
-                    ) from found
                 if isinstance(found, BaseException):
                     raise found
                 yield found

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -14,6 +13,7 @@ from flextok.errors import UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.provenance import read_provenance
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.decoding import DecodeThreads
 from flextok.tokenize.encoder import Encoder
 
 # A latent on the edge between two ids may be rounded either way when it is computed in another batch.
@@ -52,7 +52,7 @@ def verify_encoding(
     problems = []
     for view in dict.fromkeys(row.view for row in stored):
         config = TokenizeConfig.model_validate({"views": (view,)})
-        encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, ThreadPoolExecutor(THREADS))
+        encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, DecodeThreads(THREADS))
         group = [row for row in stored if row.view == view]
         samples = _source_samples(corpus, [places[row.key] for row in group])
         rejects: list[Reject] = []

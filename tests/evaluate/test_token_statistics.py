@@ -56,6 +56,20 @@ def test_statistics_of_a_distribution_known_by_hand(by_hand: str):
     assert usage.protocol["tokens_counted"] == 80
 
 
+def test_bytes_of_an_id_beside_the_least_it_could_take(tmp_path: Path):
+    """Ids that use the whole vocabulary evenly pack to its logarithm; what is beside them is counted apart."""
+    ids = np.random.default_rng(0).integers(0, 64_000, (4000, 64))
+    url = store(tmp_path, ids, [0] * len(ids), vocab_size=64_000)
+    values = {metric.name: metric.value for metric in token_statistics(url).metrics()}
+    least = math.log2(64_000) / 8
+    assert values["vocabulary_bytes_per_token"] == pytest.approx(least)
+    assert values["entropy_bytes_per_token"] < least  # 4,000 images cannot show all 64,000 ids at a position
+    assert values["column_bytes_per_token"] == pytest.approx(least, rel=0.01)
+    files = sum(path.stat().st_size for path in tmp_path.glob("*.parquet"))
+    assert values["stored_bytes_per_token"] == pytest.approx(files / ids.size)
+    assert values["column_bytes_per_token"] < values["stored_bytes_per_token"] < 1.1 * least
+
+
 def test_counts_are_those_of_a_plain_loop(pipeline: TinyPipeline):
     statistics = token_statistics(pipeline.train_tokens)
     ids = TokenStore.open(pipeline.train_tokens).ids()

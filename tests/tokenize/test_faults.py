@@ -74,16 +74,18 @@ def corrupt_picture(tar: Path, member: int) -> None:
     tar.write_bytes(content)
 
 
-def test_actor_killed_in_mid_shard(inputs, undisturbed, tmp_path):
+@pytest.mark.parametrize("names", [("ShardTokenizer",), ("Board",), ("ShardTokenizer", "Board")], ids="+".join)
+def test_actor_killed_in_mid_shard(names, inputs, undisturbed, tmp_path):
     dest, results = tmp_path / "t", []
     job = threading.Thread(target=lambda: results.append(run(inputs, dest)))
     job.start()
     wait_until_at_work(dest, job.is_alive)
-    actors = [pid for pid, command in processes_below(os.getpid()).items() if "ShardTokenizer" in command]
+    commands = processes_below(os.getpid())
+    actors = [pid for pid, command in commands.items() if any(f"::{name}" in command for name in names)]
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
     job.join()
-    assert len(actors) == 1
+    assert len(actors) == len(names)
     assert results[0].digest == undisturbed[1]
     assert verify_tokens(str(dest), inputs.corpus) == []
 

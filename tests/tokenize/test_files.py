@@ -1,6 +1,8 @@
 """Single pictures to tokens and back, checks against a fresh encoding, views, length policies, plans. Without Ray."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from PIL import Image
 
 import flextok
 from flextok.data import images
+from flextok.data.config import CorpusConfig
 from flextok.data.corpus import Corpus, iter_shard
+from flextok.data.shards import shard_corpus
 from flextok.data.tokens import (
     TokenMeta,
     TokenStore,
@@ -26,6 +30,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.provenance import artifact_input
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
+from flextok.tokenize.encoder import BYTES_AHEAD
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.length import kept_lengths, reconstruction_errors
 from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
@@ -203,6 +208,33 @@ def test_plan_tells_what_a_job_would_do(inputs, store_url, tmp_path):
 
 def test_batch_size_is_found(inputs):
     assert find_batch_size(flextok.load_tokenizer(inputs.tokenizer)) in (8, 16, 32, 64, 128, 256, 512)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_shard(inputs, pictures, tmp_path):
+    """A shard of 1.5 GB, large pictures all of it, takes no more than what may be ahead of the model (BYTES_AHEAD)."""
+    small, huge = tmp_path / "small", tmp_path / "huge"
+    for folder, padding, count in ((small, 0, 8), (huge, 24 * 2**20, 64)):
+        folder.mkdir()
+        for number in range(count):
+            with (folder / f"{number}.png").open("wb") as file:
+                file.write(pictures[0].read_bytes())
+                file.write(bytes(padding))  # a decoder leaves alone what follows the end of a picture
+    peaks = []
+    for folder, rows in ((small, 8), (huge, 64)):
+        config = CorpusConfig(name="big", source=str(folder), format="folder", shard_bytes=2**31)
+        corpus = shard_corpus(config, "all", f"{folder}-corpus", workers=1, progress=False)
+        assert corpus.shards == 1
+        command = [sys.executable, str(Path(__file__).with_name("memory_process.py"))]
+        done = subprocess.run(
+            [*command, corpus.url, inputs.tokenizer, f"{folder}-tokens"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            text=True, stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+        counted, peak_mib = done.stdout.split()
+        assert int(counted) == rows
+        peaks.append(float(peak_mib))
+    assert peaks[1] < peaks[0] + 2 * BYTES_AHEAD / 2**20, peaks
 
 
 def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
