@@ -61,6 +61,13 @@ def exists(url: str) -> bool:
     return fs.exists(path)
 
 
+def size(url: str) -> int:
+    """Bytes of a file; raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    return int(fs.size(path) or 0)
+
+
 def list_names(url: str) -> list[str]:
     """Sorted names directly under a folder, temporary files left out; empty when it does not exist."""
     fs, path = filesystem(url)

@@ -83,8 +83,7 @@ def _check_shard(root: str, shard: Shard, problems: Problems) -> None:
     if not storage.exists(shard.url):
         problems.append(f"{name}: missing")
         return
-    fs, path = storage.filesystem(shard.url)
-    size = int(fs.size(path) or 0)
+    size = storage.size(shard.url)
     if size != shard.bytes:
         problems.append(
             f"{name}: {'truncated' if size < shard.bytes else 'grown'} to {size} bytes, expected {shard.bytes}"

@@ -51,7 +51,7 @@ from flextok.model.config import (
 )
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, DecodeThreads, StoredPicture, decode_picture
+from flextok.tokenize.decoding import Crops, DecodeThreads, decode_picture
 from flextok.tokenize.encoder import Encoder, model_threads
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
@@ -122,7 +122,7 @@ def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:
 
 def _decode_files(paths: list[Path], size_px: int) -> None:
     for path in paths:
-        decode_picture(StoredPicture(path.read_bytes(), None), size_px, ("center",))
+        decode_picture(path.read_bytes(), None, size_px, ("center",))
 
 
 class _Pictures(Dataset):
@@ -134,7 +134,7 @@ class _Pictures(Dataset):
 
     def __getitem__(self, place: int) -> tuple[str, torch.Tensor]:
         sample = self._samples[place]
-        decoded = decode_picture(StoredPicture(sample.image, sample.meta["sha256"]), self._size_px, ("center",))
+        decoded = decode_picture(sample.image, sample.meta["sha256"], self._size_px, ("center",))
         assert isinstance(decoded, Crops)
         pixels = torch.from_numpy(decoded.pixels[0]).permute(2, 0, 1).float() / 127.5 - 1
         return sample.key, pixels

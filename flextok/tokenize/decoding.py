@@ -1,4 +1,7 @@
-"""From the bytes of pictures to crops, in threads or in processes of their own. Light to import: processes start fast."""
+"""From stored pictures to crops, in threads or in processes of their own, which read what they decode.
+
+Light to import: processes start fast.
+"""
 
 import hashlib
 import os
@@ -12,6 +15,8 @@ import numpy as np
 
 from flextok.data import images
 from flextok.data.config import ImageLimits
+from flextok.data.sources.files import read_range
+from flextok.errors import IntegrityError
 from flextok.processes import end_processes, start_processes
 from flextok.tokenize.config import View
 from flextok.tokenize.views import crop_view
@@ -23,10 +28,11 @@ ANY_SIZE = ImageLimits(min_side=1, max_aspect=1e9, max_pixels=170_000_000, max_b
 NICENESS = 5
 
 
-class StoredPicture(NamedTuple):
-    """A picture's bytes and their hash as the corpus recorded it, in hex; None where it did not."""
+class Place(NamedTuple):
+    """Where a picture's bytes lie in its file, and their hash as the corpus recorded it (hex; None where it did not)."""
 
-    image: bytes
+    offset: int
+    size: int
     sha256: str | None
 
 
@@ -44,34 +50,47 @@ class Undecodable(NamedTuple):
 
     reason: str
     detail: str
+    damaged: bool
+    """Its bytes are not those of which the hash was recorded."""
 
 
-def decode_picture(picture: StoredPicture, size_px: int, views: Sequence[View]) -> Crops | Undecodable:
+def decode_picture(image: bytes, recorded: str | None, size_px: int, views: Sequence[View]) -> Crops | Undecodable:
     """The crops of a picture, or why there are none.
 
-    Bytes that differ from the hash taken at sharding are refused even when they decode: their pixels are not the
-    corpus' pixels.
+    Bytes that differ from the hash `recorded` at sharding (hex) are refused even when they decode: their pixels are not
+    the corpus' pixels.
     """
-    sha256 = hashlib.sha256(picture.image).digest()
-    if picture.sha256 is not None and picture.sha256 != sha256.hex():
-        return Undecodable("broken_image", "its bytes differ from the hash recorded in the corpus")
+    sha256 = hashlib.sha256(image).digest()
+    if recorded is not None and recorded != sha256.hex():
+        return Undecodable("broken_image", "its bytes differ from the hash recorded in the corpus", damaged=True)
     try:
-        decoded = images.decode(picture.image, ANY_SIZE)
+        decoded = images.decode(image, ANY_SIZE)
     except images.ImageError as error:
-        return Undecodable(error.reason, error.detail)
+        return Undecodable(error.reason, error.detail, damaged=False)
     pixels = np.stack([crop_view(decoded.image, size_px, view) for view in views])
     return Crops(pixels, decoded.width, decoded.height, sha256)
 
 
-def decode_pictures(
-    pictures: Sequence[StoredPicture], size_px: int, views: Sequence[View]
-) -> list[Crops | Undecodable]:
-    """`decode_picture` of several: what is sent to a decoder at once."""
-    return [decode_picture(picture, size_px, views) for picture in pictures]
+def decode_places(url: str, places: Sequence[Place], size_px: int, views: Sequence[View]) -> list[Crops | Undecodable]:
+    """`decode_picture` of all `places` in the file `url`, which is read once, from the first of them to the last.
+
+    Raises OSError when it cannot be read, IntegrityError when it ends before them.
+    """
+    if not places:
+        return []
+    start, end = places[0].offset, places[-1].offset + places[-1].size
+    content = memoryview(read_range(url, start, end))
+    if len(content) != end - start:
+        raise IntegrityError(f"expected {end} bytes in {url}, found its end before; run `flextok verify` on it")
+    found = []
+    for offset, size, recorded in places:
+        image = bytes(content[offset - start : offset - start + size])
+        found.append(decode_picture(image, recorded, size_px, views))
+    return found
 
 
 class Decoders(Protocol):
-    """What runs `decode_pictures`: DecodeThreads or DecodeProcesses."""
+    """What runs `decode_places`: DecodeThreads or DecodeProcesses."""
 
     count: int
 
@@ -119,7 +138,7 @@ class DecodeProcesses:
     def _start(self) -> ProcessPoolExecutor:
         pool = start_processes(self.count, _step_back, ())
         for _ in range(self.count):  # each call to a pool that has no idle process starts one
-            pool.submit(decode_pictures, (), 1, ())
+            pool.submit(decode_places, "", (), 1, ())
         return pool
 
 

@@ -1,4 +1,4 @@
-"""From samples to rows of tokens: decoders ahead of the model, batches of one fixed shape."""
+"""From pictures to rows of tokens: decoders ahead of the model, batches of one fixed shape."""
 
 import collections
 import dataclasses
@@ -10,23 +10,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flextok.data.corpus import Sample
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
+from flextok.errors import IntegrityError
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, Decoders, StoredPicture, Undecodable, decode_pictures
+from flextok.tokenize.decoding import Crops, Decoders, Undecodable, decode_places
 from flextok.tokenize.length import kept_lengths
+from flextok.tokenize.pictures import Picture, grouped
 from flextok.tokenize.prefetch import Prefetcher
 
 BATCHES_AHEAD = 2
 PICTURES_AHEAD = 64
 """For each decoder. More of them leave the processor's caches before their turn (256 were measured to cost 5 %)."""
 BYTES_AHEAD = 256 * 2**20
-"""Of pictures with all decoders, stored and decoded: bounded whatever a shard holds."""
-GROUP_PICTURES = 16
-GROUP_BYTES = 4 * 2**20
-"""A decoder gets several small pictures or one large picture at once."""
+"""Of crops that wait for the model. Stored bytes wait nowhere: a decoder reads what it is about to decode."""
 
 # Parameters below which a call is so short that threads wait for each other longer than they work (measured: a model of
 # 2 M on a busy machine of 2 cores made 1,250 images/s with one thread, 60 with two).
@@ -38,6 +36,10 @@ def model_threads(tokenizer: Tokenizer, threads: int) -> int:
     parts = (tokenizer.latents, tokenizer.encoder)
     size = sum(parameter.numel() for part in parts for parameter in part.parameters())
     return threads if size >= SMALL_MODEL else 1
+
+
+class Damaged(IntegrityError):
+    """A picture's bytes are not those that the corpus recorded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,12 @@ class Encoder:
         self._decoders = decoders
         self._pictures_ahead = PICTURES_AHEAD * decoders.count
 
-    def batches(self, samples: Iterable[Sample], rejects: list[Reject]) -> Prefetcher[Batch]:
-        """Decoded batches of `samples`, prepared ahead; undecodable ones go to `rejects`."""
-        return Prefetcher(self._assembled(self._decoded(samples), rejects), BATCHES_AHEAD)
+    def batches(self, pictures: Iterable[Picture], rejects: list[Reject], whole: bool = False) -> Prefetcher[Batch]:
+        """Decoded batches of `pictures`, prepared ahead; undecodable ones go to `rejects`.
+
+        With `whole`, raises Damaged at a picture whose bytes are not those of which the hash was recorded.
+        """
+        return Prefetcher(self._assembled(self._decoded(pictures), rejects, whole), BATCHES_AHEAD)
 
     def tables(self, batches: Iterable[Batch], schema: pa.Schema) -> Iterator[pa.Table]:
         """Token rows of `batches`, in order. The next batch is given to the device before a result is fetched."""
@@ -93,20 +98,20 @@ class Encoder:
         columns["length"] = kept_lengths(self.tokenizer, self.config.length, batch.pixels[:rows], kept, names)
         return token_table(schema, kept.cpu().numpy(), columns)
 
-    def _decoded(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Crops | Undecodable]]:
-        """Samples with what the decoders made of them, in their order; a bounded number is ahead."""
-        pending: collections.deque[tuple[list[Sample], Future[list[Crops | Undecodable]]]] = collections.deque()
-        pictures_ahead = bytes_ahead = 0
+    def _decoded(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Crops | Undecodable]]:
+        """Pictures with what the decoders made of them, in their order; a bounded number is ahead."""
+        pending: collections.deque[tuple[list[Picture], Future[list[Crops | Undecodable]]]] = collections.deque()
+        most = max(1, min(self._pictures_ahead, BYTES_AHEAD // (len(self.config.views) * self.size_px**2 * 3)))
+        ahead = 0
         try:
-            for group in _grouped(samples):
-                pictures = [StoredPicture(sample.image, sample.meta.get("sha256")) for sample in group]
-                pending.append(
-                    (group, self._decoders.submit(decode_pictures, pictures, self.size_px, self.config.views))
-                )
-                pictures_ahead, bytes_ahead = pictures_ahead + len(group), bytes_ahead + self._bytes(group)
-                while pictures_ahead >= self._pictures_ahead or bytes_ahead >= BYTES_AHEAD:
+            for url, group in grouped(pictures):
+                places = [picture.place for picture in group]
+                future = self._decoders.submit(decode_places, url, places, self.size_px, self.config.views)
+                pending.append((group, future))
+                ahead += len(group)
+                while ahead >= most:
                     group, future = pending.popleft()
-                    pictures_ahead, bytes_ahead = pictures_ahead - len(group), bytes_ahead - self._bytes(group)
+                    ahead -= len(group)
                     yield from zip(group, future.result(), strict=True)
             while pending:
                 group, future = pending.popleft()
@@ -116,7 +121,7 @@ class Encoder:
                 future.cancel()
 
     def _assembled(
-        self, decoded: Iterator[tuple[Sample, Crops | Undecodable]], rejects: list[Reject]
+        self, decoded: Iterator[tuple[Picture, Crops | Undecodable]], rejects: list[Reject], whole: bool
     ) -> Iterator[Batch]:
         """Batches of exactly `batch_size`; the rest of the last one is black.
 
@@ -125,14 +130,16 @@ class Encoder:
         """
         columns: list[dict[str, Any]] = []
         pixels = self._blank()
-        for sample, found in decoded:
+        for picture, found in decoded:
             if isinstance(found, Undecodable):
-                rejects.append(Reject(sample.key, found.reason, found.detail))
+                if whole and found.damaged:
+                    raise Damaged(f"{picture.key}: {found.detail}")
+                rejects.append(Reject(picture.key, found.reason, found.detail))
                 continue
             shared = {
-                "key": sample.key,
-                "label": sample.label,
-                "text": sample.text,
+                "key": picture.key,
+                "label": picture.label,
+                "text": picture.text,
                 "width": found.width,
                 "height": found.height,
                 "sha256": found.sha256,
@@ -146,24 +153,5 @@ class Encoder:
         if columns:
             yield Batch(pixels, columns)
 
-    def _bytes(self, group: list[Sample]) -> int:
-        """Stored and decoded."""
-        decoded = len(self.config.views) * self.size_px**2 * 3
-        return sum(len(sample.image) + decoded for sample in group)
-
     def _blank(self) -> np.ndarray:
         return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
-
-
-def _grouped(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Consecutive samples, as many as a decoder gets at once."""
-    group: list[Sample] = []
-    size = 0
-    for sample in samples:
-        group.append(sample)
-        size += len(sample.image)
-        if len(group) == GROUP_PICTURES or size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

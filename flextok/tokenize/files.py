@@ -12,7 +12,6 @@ from PIL import Image
 
 from flextok import storage
 from flextok.data import images
-from flextok.data.corpus import Sample
 from flextok.data.plan import make_keys
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema, write_token_shard
@@ -21,8 +20,9 @@ from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.progress import track
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.decoding import DecodeThreads, Place
 from flextok.tokenize.encoder import Encoder
+from flextok.tokenize.pictures import Picture
 from flextok.tokenize.views import preprocess_record
 
 THREADS = 4
@@ -62,7 +62,7 @@ def encode_images(
     rejects: list[Reject] = []
 
     def tables() -> Iterator[Any]:
-        with encoder.batches(_samples(paths), rejects) as batches:
+        with encoder.batches(_pictures(paths), rejects) as batches:
             yield from encoder.tables(batches, schema)
         if rejects:
             listed = "; ".join(f"{reject.source}: {reject.detail} ({reject.reason})" for reject in rejects[:5])
@@ -139,13 +139,13 @@ def _decode(
     return images.to_uint8(tokenizer.detokenize(tensor, keep=keep, sample_ids=sample_ids, **sampling))
 
 
-def _samples(paths: Sequence[str]) -> Iterator[Sample]:
+def _pictures(paths: Sequence[str]) -> Iterator[Picture]:
     bases = [path.rstrip("/").rpartition("/")[2].rpartition(".")[0] or path for path in paths]
     # A picture that is named twice is encoded twice, under two keys.
     names = [f"{path}#{number}" if path in paths[:number] else path for number, path in enumerate(paths)]
     keys = make_keys(pl.Series(names), pl.Series(bases))
     for path, key in zip(paths, keys, strict=True):
-        yield Sample(key, "", storage.read_bytes(path), None, None, {})
+        yield Picture(path, Place(0, storage.size(path), None), key)
 
 
 def _file_names(store: TokenStore) -> list[str]:

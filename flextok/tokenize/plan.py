@@ -61,6 +61,8 @@ class ShardTask:
     """The token file."""
     meta: TokenMeta
     has_views: bool
+    index_sha256: str | None
+    """Hash of the index beside the shard, as the corpus' manifest has it."""
 
     @property
     def name(self) -> str:
@@ -127,7 +129,8 @@ def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: Tokenize
             fingerprint=digest_of(content),
         )
         file = storage.join(dest, f"{shard.name.removesuffix('.tar')}.parquet")
-        tasks.append(ShardTask(corpus.url, shard, file, meta, has_views=config.views != ("center",)))
+        index_sha256 = corpus.manifest["files"].get(f"index/{shard.name}.parquet")
+        tasks.append(ShardTask(corpus.url, shard, file, meta, config.views != ("center",), index_sha256))
     return tasks
 
 

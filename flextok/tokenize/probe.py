@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from flextok import storage
-from flextok.data.corpus import Corpus, iter_shard
+from flextok.data.corpus import Corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, model_threads
+from flextok.tokenize.pictures import shard_pictures
 from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 from flextok.tokenize.workers import Workers, choose_workers
 from flextok.train.config import ComputeConfig
@@ -148,13 +149,14 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
     """
     decoders = DecodeProcesses(workers.threads)
     encoder = Encoder(tokenizer, config, batch_size, decoders)
-    schema = shard_tasks(corpus, spec_of("", tokenizer.digest, tokenizer), "", config)[0].schema
-    samples = itertools.chain.from_iterable(iter_shard(corpus.url, shard) for shard in corpus.shards)
+    tasks = shard_tasks(corpus, spec_of("", tokenizer.digest, tokenizer), "", config)
+    shards = (shard_pictures(task.corpus, task.source, task.index_sha256) for task in tasks)
+    pictures = itertools.chain.from_iterable(shards)
     encoder.warm_up()
     times, rows = [time.perf_counter()], [0]
     threads = _threads(model_threads(tokenizer, workers.threads))
-    with threads, decoders, encoder.batches(samples, []) as batches:
-        for table in encoder.tables(batches, schema):
+    with threads, decoders, encoder.batches(pictures, []) as batches:
+        for table in encoder.tables(batches, tasks[0].schema):
             times.append(time.perf_counter())
             rows.append(table.num_rows)
             if times[-1] - times[1] > PROBE_S:

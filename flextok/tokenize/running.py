@@ -83,12 +83,13 @@ def _end(rows: "_Rows", board: Any, patience_s: float) -> None:
             for handle in handles:
                 ray.kill(loads(handle))
             rows.ended(ENDING_S)
+        ray.kill(board)
 
 
 def _mapped(
     tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, board: Any
 ) -> Any:
-    """The dataset of outcomes: a row for each task, and behind them one for each actor that may help out."""
+    """The dataset of outcomes: a row for each task, and behind them one for each time that an actor may help out."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -104,15 +105,16 @@ def _mapped(
         "board": board,
     }
     # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
-    # waits there, so that no time is lost until the driver sends another.
+    # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.
+    in_flight = SHARDS_AT_ONCE + 1
     pool = ray.data.ActorPoolStrategy(
         min_size=workers.fewest,
         max_size=workers.most,
-        max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,
+        max_tasks_in_flight_per_actor=in_flight,
         max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
         enable_true_multi_threading=True,
     )
-    texts = [task_to_json(task) for task in tasks] + [HELP] * (workers.most if workers.most > 1 else 0)
+    texts = [task_to_json(task) for task in tasks] + [HELP] * (in_flight * workers.most if workers.most > 1 else 0)
     rows = ray.data.from_items([{"task": text} for text in texts], override_num_blocks=len(texts))
     # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
     # actors themselves give up a shard which kills them time and again (see worker.MOST_CRASHES).

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 import torch
 
 from flextok import storage
-from flextok.data.corpus import Corpus, Sample, read_at
+from flextok.data.corpus import Corpus
 from flextok.data.rejects import Reject
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.provenance import read_provenance
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.decoding import DecodeThreads, Place
 from flextok.tokenize.encoder import Encoder
+from flextok.tokenize.pictures import Picture
 
 # A latent on the edge between two ids may be rounded either way when it is computed in another batch.
 ALLOWED_DIFFERENCE = 0.02
@@ -54,9 +55,9 @@ def verify_encoding(
         config = TokenizeConfig.model_validate({"views": (view,)})
         encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, DecodeThreads(THREADS))
         group = [row for row in stored if row.view == view]
-        samples = _source_samples(corpus, [places[row.key] for row in group])
+        pictures = _source_pictures(corpus, [places[row.key] for row in group])
         rejects: list[Reject] = []
-        with encoder.batches(samples, rejects) as batches:
+        with encoder.batches(pictures, rejects) as batches:
             found = {
                 columns["key"]: ids
                 for batch in batches
@@ -81,12 +82,8 @@ def input_url(url: str, kind: str) -> str:
     raise UsageError(f"expected a {kind} among the inputs of {url}, found none; name it")
 
 
-def _source_samples(corpus: Corpus, places: Sequence[int]) -> list[Sample]:
-    index = corpus.index()
+def _source_pictures(corpus: Corpus, places: Sequence[int]) -> list[Picture]:
+    index = corpus.index("key", "offset", "size", "sha256")
     urls = {shard.name: shard.url for shard in corpus.shards}
-    samples = []
-    for place in places:
-        row = index.row(place, named=True)
-        raw = read_at(urls[row["shard"]], row["offset"], row["size"])
-        samples.append(Sample(row["key"], row["ext"], raw, row["label"], row["text"], {"sha256": row["sha256"]}))
-    return samples
+    rows = [index.row(place, named=True) for place in places]
+    return [Picture(urls[row["shard"]], Place(row["offset"], row["size"], row["sha256"]), row["key"]) for row in rows]

@@ -7,25 +7,23 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from flextok import storage
-from flextok.data.corpus import Sample, iter_shard
 from flextok.data.rejects import Reject
-from flextok.data.shard_builder import index_url
 from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Encoder, model_threads
+from flextok.tokenize.encoder import Damaged, Encoder, model_threads
+from flextok.tokenize.pictures import shard_pictures
 from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
 
 ATTEMPTS = 4
@@ -168,32 +166,28 @@ class ShardTokenizer:
         return self._attempt(task)
 
     def _attempt(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
-        """Tokenize from the first byte on: a stream that broke is never gone on with."""
-        seen = _Counter()
+        """Tokenize from the first picture on: a shard that broke is never gone on with."""
         try:
-            return *self._write(task, seen.count(iter_shard(task.corpus, task.source))), ""
-        except IntegrityError:
-            if seen.samples != task.source.samples:
-                raise
-        # All samples are there, but not all bytes are the manifest's. Damaged pictures are rejects like others, as
-        # long as all that is kept is what the corpus' index says. The shard records what it was really made from, so
-        # that it is made again when the corpus is mended.
-        found = storage.sha256_file(task.source.url)
-        damaged = dataclasses.replace(
-            task,
-            source=dataclasses.replace(task.source, sha256=found),
-            meta=dataclasses.replace(task.meta, source_sha256=found),
-        )
-        record, rejects = self._write(damaged, _like_the_index(damaged, iter_shard(task.corpus, damaged.source)))
+            return *self._write(task, whole=True), ""
+        except Damaged:
+            # Damaged pictures are rejects like others. The shard records what it was really made from, so that it is
+            # made again when the corpus is mended.
+            found = storage.sha256_file(task.source.url)
+        if found == task.source.sha256:
+            raise IntegrityError(
+                f"expected the same bytes of {task.source.url} at each reading, found others once; check disk and network"
+            )
+        meta = dataclasses.replace(task.meta, source_sha256=found)
         warning = (
             f"shard {task.name}: its bytes ({found[:12]}) are not the corpus manifest's ({task.source.sha256[:12]})"
         )
-        return record, rejects, warning
+        return *self._write(dataclasses.replace(task, meta=meta), whole=False), warning
 
-    def _write(self, task: ShardTask, samples: Iterable[Sample]) -> tuple[ShardRecord, list[Reject]]:
+    def _write(self, task: ShardTask, whole: bool) -> tuple[ShardRecord, list[Reject]]:
         rejects: list[Reject] = []
+        pictures = shard_pictures(task.corpus, task.source, task.index_sha256)
         with (
-            self._encoder.batches(samples, rejects) as batches,
+            self._encoder.batches(pictures, rejects, whole) as batches,
             contextlib.closing(self._in_turn(batches, task)) as tables,
         ):
             record = write_token_shard(task.dest, task.schema, tables, rejects)
@@ -209,30 +203,6 @@ class ShardTokenizer:
                     self._board.advance.remote(task.name, rows // self._views)
                     told = time.monotonic()
                 yield table
-
-
-class _Counter:
-    def __init__(self) -> None:
-        self.samples = 0
-
-    def count(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        for sample in samples:
-            self.samples += 1
-            yield sample
-
-
-def _like_the_index(task: ShardTask, samples: Iterable[Sample]) -> Iterator[Sample]:
-    """`samples`, each with the key, label and text that the corpus' index has in its place."""
-    with storage.open_read(index_url(task.corpus, task.source.name)) as file:
-        rows = pq.read_table(file, columns=["key", "label", "text", "sha256"]).to_pylist()
-    for row, sample in zip(rows, samples, strict=True):
-        found = {"key": sample.key, "label": sample.label, "text": sample.text, "sha256": sample.meta.get("sha256")}
-        if found != row:
-            raise IntegrityError(
-                f"expected sample {row['key']} as in the index of {task.source.url}, found {sample.key} with another "
-                "label, text or hash; run `flextok verify` on the corpus, then shard again"
-            )
-        yield sample
 
 
 def _lasting(fault: Exception) -> bool:

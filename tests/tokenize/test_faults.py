@@ -1,7 +1,7 @@
 """Bulk tokenization where things go wrong. After each fault the store verifies and equals that of an undisturbed run."""
 
 import errno
-import json
+import hashlib
 import os
 import resource
 import shutil
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from job_process import at_work
 from tokenize_helpers import IMAGES, SHARDS, processes_below
@@ -22,6 +24,7 @@ from tokenize_helpers import IMAGES, SHARDS, processes_below
 from flextok.data.corpus import Corpus
 from flextok.data.lock import locked
 from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
+from flextok.data.verify import verify_corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.tokenize import running
 from flextok.tokenize.job import tokenize_corpus
@@ -81,7 +84,11 @@ def test_actor_killed_in_mid_shard(names, inputs, undisturbed, tmp_path):
     job.start()
     wait_until_at_work(dest, job.is_alive)
     commands = processes_below(os.getpid())
-    actors = [pid for pid, command in commands.items() if any(f"::{name}" in command for name in names)]
+    actors = [
+        pid
+        for pid, command in commands.items()
+        if command.startswith("ray::") and any(name in command for name in names)
+    ]
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
     job.join()
@@ -272,18 +279,47 @@ def test_read_only_destination_is_refused_at_once(inputs):
         assert not os.path.exists(f"{folder}/tokens")
 
 
-def test_shard_that_changes_its_labels_is_refused(inputs, corpus_copy, tmp_path):
-    """Bytes that differ from the manifest pass for damaged pictures only, never for other labels or captions."""
-    tar = Path(corpus_copy) / "shards" / "000000.tar"
+def outcome_of_first_shard(inputs, corpus: str, dest: Path) -> ShardOutcome:
+    spec = tokenizer_spec(inputs.tokenizer)
+    task = shard_tasks(Corpus.open(corpus), spec, str(dest), inputs.config)[0]
+    worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
+    return ShardOutcome.from_json(worker({"task": task_to_json(task)})["outcome"])
+
+
+def test_labels_and_captions_are_those_of_the_manifests_index(inputs, undisturbed, corpus_copy, tmp_path):
+    """Another caption in the tar reaches no row; an index that is not the manifest's is refused."""
+    tar, index = Path(corpus_copy) / "shards" / "000000.tar", Path(corpus_copy) / "index" / "000000.parquet"
     with tarfile.open(tar) as archive:
         member = next(item for item in archive.getmembers() if item.name.endswith(".txt"))
     content = bytearray(tar.read_bytes())
     content[member.offset_data] ^= 1
     tar.write_bytes(content)
-    spec = tokenizer_spec(inputs.tokenizer)
-    task = shard_tasks(Corpus.open(corpus_copy), spec, str(tmp_path / "t"), inputs.config)[0]
-    worker = ShardTokenizer(spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu")
-    outcome = ShardOutcome.from_json(worker({"task": json.loads(json.dumps(task_to_json(task)))})["outcome"])
+    outcome = outcome_of_first_shard(inputs, corpus_copy, tmp_path / "t")
+    assert outcome.record is not None
+    assert outcome.record.content_sha256 == read_manifest(undisturbed[0])["shards"][0]["content_sha256"]
+    assert verify_corpus(corpus_copy) != []
+
+    table = pq.read_table(index)
+    place = table.schema.get_field_index("label")
+    labels = pa.array([0] * table.num_rows, table.schema.field("label").type)
+    pq.write_table(table.set_column(place, table.schema.field("label"), labels), index)
+    outcome = outcome_of_first_shard(inputs, corpus_copy, tmp_path / "u")
     assert outcome.record is None
-    assert "another label, text or hash" in outcome.error
-    assert list((tmp_path / "t").iterdir()) == []
+    assert "expected the index of" in outcome.error
+    assert list((tmp_path / "u").iterdir()) == []
+
+
+def test_shard_whose_end_was_never_written_has_its_pictures_listed(inputs, corpus_copy, tmp_path):
+    """A file of the right size that ends in zeros, as a machine that lost power leaves one."""
+    tar = Path(corpus_copy) / "shards" / "000000.tar"
+    content = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        pictures = [item for item in archive.getmembers() if item.name.endswith(".png")]
+    written = pictures[15].offset
+    tar.write_bytes(content[:written] + bytes(len(content) - written))
+    outcome = outcome_of_first_shard(inputs, corpus_copy, tmp_path / "t")
+    assert outcome.record is not None
+    assert outcome.record.rows == 15
+    assert [reject.source for reject in outcome.rejects] == [Path(item.name).stem for item in pictures[15:]]
+    assert outcome.record.source_sha256 == hashlib.sha256(tar.read_bytes()).hexdigest()
+    assert "are not the corpus manifest's" in outcome.warning
