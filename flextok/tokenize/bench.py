@@ -4,10 +4,11 @@
     python -m flextok.tokenize.bench --source PICTURES --model d12 --images 480
 
 Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (files to
-crops alone, a process for each core), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start;
-Ray's start stands beside it), `peer` (the usual loop: a DataLoader before the tokenizer, one .npy an image). `limit` is
-what the stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no more than all
-cores can do of both at once.
+crops alone, by as many processes as the stage has decoders: one a core, or --decoders), `stage` (JPEG shards to Parquet by
+`tokenize_corpus`, from the first shard's start; Ray's start stands beside it), `peer` (the usual loop: a DataLoader before
+the tokenizer, one .npy an image). `limit` is what the stage could reach: the slower of model and decode, and on a CPU,
+where both share the cores, no more than all cores can do of both at once. With --decoders one below the cores, decoding
+is the limit as beside an accelerator: the model has a core of its own.
 """
 
 import argparse
@@ -70,7 +71,7 @@ MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
 next to no model: decoding alone is the limit, also where both share the cores."""
 SHARD_SAMPLES = 1000
 SCALES = (1, 4, 16)
-SCALED_IMAGES = 2400
+SCALED_IMAGES = 9600
 MOST_IN_MEMORY = 4800
 """Images that decoding alone and, at most, the usual loop are timed on."""
 STORE_ROWS, STORE_TOKENS = 1_000_000, 256
@@ -192,7 +193,8 @@ def store_rates(folder: str) -> dict[str, float]:
 
 def benchmark(source: str, model: str, images: int, config: TokenizeConfig, compute: ComputeConfig) -> dict[str, Any]:
     """All rates for one model on `images` images, made of the pictures in `source`."""
-    threads = compute.num_cpus or os.cpu_count() or 1
+    cores = compute.num_cpus or os.cpu_count() or 1
+    decoders = compute.threads or cores
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_url = build_tokenizer(model, f"{folder}/tokenizer")
         corpus_url = build_corpus(source, images, f"{folder}/corpus")
@@ -201,21 +203,22 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
         encoder = Encoder(tokenizer, config, batch_size, DecodeThreads(1))
-        alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, threads})
+        alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, cores})
         pictures = pictures_below(Path(source))
-        decoding = decode_rate([pictures[n % len(pictures)] for n in range(MOST_IN_MEMORY)], encoder.size_px, threads)
-        torch.set_num_threads(model_threads(tokenizer, threads))
-        peer = peer_rate(tokenizer, samples, batch_size, threads, Path(folder) / "npy")
+        decoding = decode_rate([pictures[n % len(pictures)] for n in range(MOST_IN_MEMORY)], encoder.size_px, decoders)
+        torch.set_num_threads(model_threads(tokenizer, cores))
+        peer = peer_rate(tokenizer, samples, batch_size, decoders, Path(folder) / "npy")
         ensure_ray(compute.address, compute.num_cpus)
         summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens", config, compute)
         stop_ray()
         limit = min(alone, decoding)
         if device == "cpu":
-            limit = min(limit, threads / (model_cores / alone + threads / decoding))
+            limit = min(limit, cores / (model_cores / alone + decoders / decoding))
         return {
             "model_name": model,
             "device": device,
-            "threads": threads,
+            "cores": cores,
+            "decoders": decoders,
             "batch_size": batch_size,
             "dtype": config.dtype,
             "images": summary.rows,
@@ -265,12 +268,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images", type=int, default=19_200, help="images of the measured run")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--decoders", type=int, help="decoding processes of the stage, and of what it is compared with")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor")
-    parser.add_argument("--scaling", action="store_true", help="also 1, 4 and 16 times 2,400 images")
+    parser.add_argument("--scaling", action="store_true", help="also 1, 4 and 16 times 9,600 images")
     parser.add_argument("--store", action="store_true", help="also the reading of a store of 1 M rows")
     options = parser.parse_args(arguments)
     config = TokenizeConfig.model_validate({"batch_size": options.batch_size, "dtype": options.dtype})
-    compute = ComputeConfig.model_validate({"tokenize_actors": (1, 1), "gpus_per_worker": options.gpus})
+    compute = ComputeConfig.model_validate(
+        {"tokenize_actors": (1, 1), "gpus_per_worker": options.gpus, "threads": options.decoders}
+    )
     command = " ".join(["python -m flextok.tokenize.bench", *arguments])
     print(f"## Tokenization: {options.model}, {options.dtype}\n\n`{command}`\n")
     print(stage_table(benchmark(options.source, options.model, options.images, config, compute)))
@@ -291,7 +297,7 @@ def stage_table(rates: dict[str, Any]) -> str:
     }
     rows = [f"| {label} | {rates[key]:.1f} | {rates['stage'] / rates[key]:.2f} |" for label, key in compared.items()]
     about = (
-        f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['threads']} cores; the stage's actor began "
+        f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['cores']} cores, {rates['decoders']} decoders; the stage's actor began "
         f"after {rates['start_s']:.0f} s and held at most {rates['peak_bytes'] / 2**20:.0f} MiB."
     )
     stage_row = f"| stage: JPEG shards to Parquet | {rates['stage']:.1f} | 1 |"
