@@ -62,10 +62,13 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int:
-    """Bytes of a file; raises FileNotFoundError."""
+    """Bytes of a file; raises FileNotFoundError, or FlextokError when its server does not tell."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return int(fs.size(path) or 0)
+    found = fs.size(path)
+    if found is None:
+        raise FlextokError(f"expected the server of {url} to tell its size, found that it does not; copy it first")
+    return int(found)
 
 
 def list_names(url: str) -> list[str]:

@@ -40,6 +40,12 @@ def read_indexes(dest: str, shards: list[str], columns: list[str]) -> pl.DataFra
     return pl.concat(frames)
 
 
+def count_duplicates(dest: str, shards: list[str]) -> int:
+    """How many samples have the bytes of an earlier one; reads and keeps their hashes only."""
+    hashes = read_indexes(dest, shards, ["sha256"])["sha256"]
+    return len(hashes) - hashes.n_unique()
+
+
 def find_duplicates(index: pl.DataFrame) -> pl.DataFrame:
     """Samples with the bytes of an earlier one: shard, key, source, and `first`, the earlier one's source."""
     first = pl.col("source").first().over("sha256").alias("first")

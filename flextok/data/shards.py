@@ -21,7 +21,13 @@ import polars as pl
 
 from flextok import storage
 from flextok.data.config import SCENES, CorpusConfig
-from flextok.data.duplicates import drop_duplicates, find_duplicates, find_near_duplicates, read_indexes
+from flextok.data.duplicates import (
+    count_duplicates,
+    drop_duplicates,
+    find_duplicates,
+    find_near_duplicates,
+    read_indexes,
+)
 from flextok.data.lock import LOCK_FILE, locked
 from flextok.data.manifest import (
     MANIFEST,
@@ -218,15 +224,14 @@ def _compare(config: CorpusConfig, dest: str, records: dict[str, ShardRecord]) -
     """Counts of equal and of nearly equal samples; `records` follow when equal ones are dropped."""
     if not records:
         return 0, None
-    index = read_indexes(dest, list(records), ["key", "source", "sha256", "phash"])
-    duplicates = find_duplicates(index)
-    count = duplicates.height
+    count = count_duplicates(dest, list(records))
     if config.duplicates == "drop" and count:
+        duplicates = find_duplicates(read_indexes(dest, list(records), ["key", "source", "sha256"]))
         records.update(drop_duplicates(dest, duplicates))
         count = 0
     if not config.near_duplicates:
         return count, None
-    near = find_near_duplicates(index)
+    near = find_near_duplicates(read_indexes(dest, list(records), ["key", "source", "sha256", "phash"]))
     write_table(dest, NEAR_DUPLICATES_TABLE, near.to_arrow())
     return count, near.height
 

@@ -22,7 +22,7 @@ SHRUNK = {
     "evaluation": {
         "steps": 2, "guidance": 1.0, "extractor": "random_conv", "grid_images": 3, "samples": {"num": 32},
     },
-    "compute": {"train_workers": 2, "num_cpus": 4, "tokenize_actors": [1, 1], "threads": 1},
+    "compute": {"train_workers": 1, "num_cpus": 4, "tokenize_actors": [1, 1], "threads": 1},
 }  # fmt: skip
 
 
