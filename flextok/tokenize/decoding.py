@@ -71,26 +71,36 @@ def decode_picture(image: bytes, recorded: str | None, size_px: int, views: Sequ
     return Crops(pixels, decoded.width, decoded.height, sha256)
 
 
-def decode_places(url: str, places: Sequence[Place], size_px: int, views: Sequence[View]) -> list[Crops | Undecodable]:
-    """`decode_picture` of all `places` in the file `url`, which is read once, from the first of them to the last.
+def read_places(url: str, places: Sequence[Place]) -> bytes:
+    """What the file `url` holds from the first of `places` to the end of the last, which follow each other.
 
-    Raises OSError when it cannot be read, IntegrityError when it ends before them.
+    Raises OSError when it cannot be read, IntegrityError when it ends before.
     """
-    if not places:
-        return []
     start, end = places[0].offset, places[-1].offset + places[-1].size
-    content = memoryview(read_range(url, start, end))
+    content = read_range(url, start, end)
     if len(content) != end - start:
         raise IntegrityError(f"expected {end} bytes in {url}, found its end before; run `flextok verify` on it")
-    found = []
+    return content
+
+
+def decode_content(
+    content: bytes, places: Sequence[Place], size_px: int, views: Sequence[View]
+) -> list[Crops | Undecodable]:
+    """`decode_picture` of all `places`, of which `read_places` gave the `content`."""
+    whole, found = memoryview(content), []
     for offset, size, recorded in places:
-        image = bytes(content[offset - start : offset - start + size])
-        found.append(decode_picture(image, recorded, size_px, views))
+        start = offset - places[0].offset
+        found.append(decode_picture(bytes(whole[start : start + size]), recorded, size_px, views))
     return found
 
 
+def decode_places(url: str, places: Sequence[Place], size_px: int, views: Sequence[View]) -> list[Crops | Undecodable]:
+    """`read_places`, then `decode_content`."""
+    return decode_content(read_places(url, places), places, size_px, views)
+
+
 class Decoders(Protocol):
-    """What runs `decode_places`: DecodeThreads or DecodeProcesses."""
+    """What decodes: DecodeThreads or DecodeProcesses."""
 
     count: int
 
@@ -138,7 +148,7 @@ class DecodeProcesses:
     def _start(self) -> ProcessPoolExecutor:
         pool = start_processes(self.count, _step_back, ())
         for _ in range(self.count):  # each call to a pool that has no idle process starts one
-            pool.submit(decode_places, "", (), 1, ())
+            pool.submit(decode_content, b"", (), 1, ())
         return pool
 
 

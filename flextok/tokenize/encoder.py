@@ -3,19 +3,28 @@
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from flextok import storage
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.errors import IntegrityError
 from flextok.model.tokenizer import Tokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, Decoders, Undecodable, decode_places
+from flextok.tokenize.decoding import (
+    Crops,
+    Decoders,
+    Place,
+    Undecodable,
+    decode_content,
+    decode_places,
+    read_places,
+)
 from flextok.tokenize.length import kept_lengths
 from flextok.tokenize.pictures import Picture, grouped
 from flextok.tokenize.prefetch import Prefetcher
@@ -24,7 +33,9 @@ BATCHES_AHEAD = 2
 PICTURES_AHEAD = 64
 """For each decoder. More of them leave the processor's caches before their turn (256 were measured to cost 5 %)."""
 BYTES_AHEAD = 256 * 2**20
-"""Of crops that wait for the model. Stored bytes wait nowhere: a decoder reads what it is about to decode."""
+"""Of pictures ahead of the model, stored and decoded, whatever a shard holds."""
+READERS = 4
+"""For each decoder, where pictures come from afar: latency is waited for by threads, so that no decoder does."""
 
 # Parameters below which a call is so short that threads wait for each other longer than they work (measured: a model of
 # 2 M on a busy machine of 2 cores made 1,250 images/s with one thread, 60 with two).
@@ -58,6 +69,7 @@ class Encoder:
         self.size_px = tokenizer.config.image_size
         self._decoders = decoders
         self._pictures_ahead = PICTURES_AHEAD * decoders.count
+        self._readers = ThreadPoolExecutor(READERS * decoders.count, thread_name_prefix="read")
 
     def batches(self, pictures: Iterable[Picture], rejects: list[Reject], whole: bool = False) -> Prefetcher[Batch]:
         """Decoded batches of `pictures`, prepared ahead; undecodable ones go to `rejects`.
@@ -101,17 +113,14 @@ class Encoder:
     def _decoded(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Crops | Undecodable]]:
         """Pictures with what the decoders made of them, in their order; a bounded number is ahead."""
         pending: collections.deque[tuple[list[Picture], Future[list[Crops | Undecodable]]]] = collections.deque()
-        most = max(1, min(self._pictures_ahead, BYTES_AHEAD // (len(self.config.views) * self.size_px**2 * 3)))
-        ahead = 0
+        pictures_ahead = bytes_ahead = 0
         try:
             for url, group in grouped(pictures):
-                places = [picture.place for picture in group]
-                future = self._decoders.submit(decode_places, url, places, self.size_px, self.config.views)
-                pending.append((group, future))
-                ahead += len(group)
-                while ahead >= most:
+                pending.append((group, self._decode(url, [picture.place for picture in group])))
+                pictures_ahead, bytes_ahead = pictures_ahead + len(group), bytes_ahead + self._bytes(group)
+                while pictures_ahead >= self._pictures_ahead or bytes_ahead >= BYTES_AHEAD:
                     group, future = pending.popleft()
-                    ahead -= len(group)
+                    pictures_ahead, bytes_ahead = pictures_ahead - len(group), bytes_ahead - self._bytes(group)
                     yield from zip(group, future.result(), strict=True)
             while pending:
                 group, future = pending.popleft()
@@ -119,6 +128,16 @@ class Encoder:
         finally:
             for _, future in pending:
                 future.cancel()
+
+    def _decode(self, url: str, places: list[Place]) -> Future[list[Crops | Undecodable]]:
+        """What the decoders make of `places`. They read for themselves what is near."""
+        if storage.is_local(url):
+            return self._decoders.submit(decode_places, url, places, self.size_px, self.config.views)
+        return self._readers.submit(self._read_and_decode, url, places)
+
+    def _read_and_decode(self, url: str, places: list[Place]) -> list[Crops | Undecodable]:
+        content = read_places(url, places)
+        return self._decoders.submit(decode_content, content, places, self.size_px, self.config.views).result()
 
     def _assembled(
         self, decoded: Iterator[tuple[Picture, Crops | Undecodable]], rejects: list[Reject], whole: bool
@@ -152,6 +171,11 @@ class Encoder:
                     pixels, columns = self._blank(), []
         if columns:
             yield Batch(pixels, columns)
+
+    def _bytes(self, group: list[Picture]) -> int:
+        """Stored and decoded."""
+        decoded = len(self.config.views) * self.size_px**2 * 3
+        return sum(picture.place.size + decoded for picture in group)
 
     def _blank(self) -> np.ndarray:
         return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
