@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import multiprocessing
 import multiprocessing.context
 import os
@@ -15,8 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-PIPE_BYTES = 2**20
-"""So that a call with pictures is written at once; through the usual 64 KiB both sides would take turns (measured: 3 %)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -26,12 +23,9 @@ def start_processes(workers: int, initialize: Callable[..., None], arguments: tu
     They are spawned: a fork would copy the locks of Arrow's, Polars' and torch's threads in whatever state they are.
     Functions sent to them must come from a module that can be imported, not from the program's main file.
     """
-    pool = ProcessPoolExecutor(
+    return ProcessPoolExecutor(
         workers, mp_context=_SpawnWithoutMain(), initializer=_start_worker, initargs=(initialize, arguments)
     )
-    with contextlib.suppress(OSError):  # a user's pipes may hold no more in all
-        fcntl.fcntl(pool._call_queue._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # pyright: ignore[reportAttributeAccessIssue]
-    return pool
 
 
 def end_processes(pool: ProcessPoolExecutor) -> None:

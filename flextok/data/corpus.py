@@ -1,4 +1,4 @@
-"""Reading a sharded corpus: its manifest, its samples in a stream, and single pictures at random.
+"""Reading a sharded corpus: its manifest, its samples in a stream, and where each picture lies.
 
 corpus = Corpus.open("workspace/corpora/scenes/train")
 for shard in corpus.shards:
@@ -22,7 +22,6 @@ from flextok.data.corpus_members import shard_members
 from flextok.data.duplicates import read_indexes
 from flextok.data.manifest import FORMAT, MANIFEST, SHARDS_TABLE
 from flextok.data.shard_builder import INDEX_SCHEMA, shard_url
-from flextok.data.sources.files import read_range
 from flextok.errors import IntegrityError, UsageError
 
 
@@ -129,14 +128,6 @@ def iter_shard(url: str, shard: str | Shard) -> Iterator[Sample]:
             f"expected {wanted.samples} samples with sha256 {wanted.sha256[:12]} in {wanted.url}, found {samples} with "
             f"{stream.sha.hexdigest()[:12]}; run `flextok verify`, then shard again"
         )
-
-
-def read_at(url: str, offset: int, size: int) -> bytes:
-    """`size` bytes of a shard from `offset`, as given by `Corpus.index`; raises IntegrityError when it is shorter."""
-    content = read_range(url, offset, offset + size)
-    if len(content) != size:
-        raise IntegrityError(f"expected {size} bytes at {offset} of {url}, found {len(content)}; run `flextok verify`")
-    return content
 
 
 def _find_shard(url: str, name: str) -> Shard:

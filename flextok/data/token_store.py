@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,6 +172,16 @@ class TokenStore:
         """Whether several crops or flips of an image are rows of their own, told apart by the column `view`."""
         return self.shards[0].has_views
 
+    @property
+    def stored_bytes_per_token(self) -> float:
+        """Bytes of the whole files for each stored id: keys, hashes and labels count too."""
+        return self._for_each_id(shard.bytes for shard in self.shards)
+
+    @property
+    def column_bytes_per_token(self) -> float:
+        """Bytes of the compressed column of ids for each stored id."""
+        return self._for_each_id(shard.ids_bytes for shard in self.shards)
+
     def to_arrow(self, keep: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows as one Arrow table; with `keep`, `tokens` holds the first `keep` positions only."""
         table = self._dataset().to_table(columns=list(columns) if columns is not None else None)
@@ -266,6 +276,9 @@ class TokenStore:
                 self._row_groups.popitem(last=False)
         self._row_groups.move_to_end(place)
         return self._row_groups[place]
+
+    def _for_each_id(self, sizes: Iterable[int]) -> float:
+        return sum(sizes) / max(len(self) * self.meta.ids_per_row, 1)
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self._dataset().to_table(columns=[name])[name]

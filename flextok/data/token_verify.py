@@ -71,8 +71,6 @@ def summarize_tokens(url: str) -> dict[str, Any]:
     ids = store.ids().reshape(len(store), store.num_tokens, store.codebooks)[kept]
     counts = np.unique(ids, return_counts=True)[1]
     shares = counts / max(counts.sum(), 1)
-    stored_bytes = sum(shard.bytes for shard in store.shards)
-    stored_ids = max(len(store) * store.meta.ids_per_row, 1)
     return {
         "digest": store.digest,
         "tokenizer": store.tokenizer,
@@ -91,9 +89,9 @@ def summarize_tokens(url: str) -> dict[str, Any]:
         "codebook_usage": len(counts) / store.vocab_size,
         "entropy_bits_per_token": float(-(shares * np.log2(shares)).sum()) if len(counts) else 0.0,
         "log2_vocabulary": math.log2(store.vocab_size),
-        "stored_bytes": stored_bytes,
-        "stored_bytes_per_token": stored_bytes / stored_ids,
-        "column_bytes_per_token": sum(shard.ids_bytes for shard in store.shards) / stored_ids,
+        "stored_bytes": sum(shard.bytes for shard in store.shards),
+        "stored_bytes_per_token": store.stored_bytes_per_token,
+        "column_bytes_per_token": store.column_bytes_per_token,
     }
 
 

@@ -56,16 +56,12 @@ class TokenStatistics:
 
     def _storage(self) -> list[Metric]:
         """What an id takes in the store, and what it would take at the least."""
-        shards, ids_per_row = self.store.shards, self.store.meta.ids_per_row
-        ids = max(self.rows * ids_per_row, 1)
+        entropy = float(self.entropy_by_position().sum()) / self.store.meta.ids_per_row / 8
         each = {
-            "stored": (
-                sum(shard.bytes for shard in shards) / ids,
-                "whole Parquet files (keys, hashes, labels too) / ids",
-            ),
-            "column": (sum(shard.ids_bytes for shard in shards) / ids, "compressed column of the ids / ids"),
+            "stored": (self.store.stored_bytes_per_token, "whole Parquet files (keys, hashes, labels too) / ids"),
+            "column": (self.store.column_bytes_per_token, "compressed column of the ids / ids"),
             "vocabulary": (math.log2(self.store.vocab_size) / 8, "log2(vocabulary) / 8"),
-            "entropy": (float(self.entropy_by_position().sum()) / ids_per_row / 8, "mean entropy of the positions / 8"),
+            "entropy": (entropy, "mean entropy of the positions / 8"),
         }
         protocol = self._protocol()
         return [

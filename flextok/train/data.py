@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flextok.data import images
-from flextok.data.corpus import Corpus, read_at
+from flextok.data.corpus import Corpus
+from flextok.data.sources.files import read_at
 from flextok.data.tokens import TokenStore
 from flextok.errors import IntegrityError
 from flextok.train.world import World

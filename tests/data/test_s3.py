@@ -19,10 +19,11 @@ from werkzeug.serving import make_server
 
 from flextok import storage
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard, read_at
+from flextok.data.corpus import Corpus, iter_shard
 from flextok.data.remote_lock import STALE_AFTER_S
 from flextok.data.shards import shard_corpus
 from flextok.data.sources.catalog import source_digest
+from flextok.data.sources.files import read_at
 from flextok.data.verify import verify_corpus
 from flextok.errors import FlextokError
 

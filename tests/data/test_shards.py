@@ -17,9 +17,10 @@ import polars as pl
 import pytest
 
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard, read_at
+from flextok.data.corpus import Corpus, iter_shard
 from flextok.data.lock import locked
 from flextok.data.shards import CorpusSummary, shard_corpus
+from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError, IntegrityError, UsageError
 
 SCRIPT = Path(__file__).with_name("shard_process.py")
