@@ -141,7 +141,7 @@ class AutoencoderKLLatents(Latents):
     def posterior(self, images_B3HW: Tensor) -> Any:
         """diffusers' DiagonalGaussianDistribution of unscaled latents."""
         with torch.autocast(images_B3HW.device.type, enabled=False):
-            return self.vae.encode(images_B3HW.float()).latent_dist
+            return self._vae_on(images_B3HW.device).encode(images_B3HW.float()).latent_dist
 
     def encode(self, images_B3HW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
         """[B,3,H,W] -> scaled latents: the posterior's mean, plus its deviation times `noise_BCHW` where given."""
@@ -152,7 +152,12 @@ class AutoencoderKLLatents(Latents):
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Scaled latents -> images [B,3,H,W]."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
-            return self.vae.decode(z_BCHW.float() / self.scaling_factor).sample
+            return self._vae_on(z_BCHW.device).decode(z_BCHW.float() / self.scaling_factor).sample
+
+    def _vae_on(self, device: torch.device) -> Any:
+        """The autoencoder. On a CPU it takes one image at a time: activations of 32 MiB an image leave its caches."""
+        self.vae.use_slicing = device.type == "cpu"
+        return self.vae
 
 
 LATENTS: dict[str, type[Latents]] = {"conv": ConvLatents, "autoencoder_kl": AutoencoderKLLatents}

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ from flextok.model.config import (
     TrunkConfig,
 )
 from flextok.model.tokenizer import Tokenizer
+from flextok.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import Crops, DecodeThreads, decode_picture
-from flextok.tokenize.encoder import Encoder, model_threads
+from flextok.tokenize.encoder import Batch, Encoder, takes_single_images
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 from flextok.train.config import ComputeConfig
 
@@ -72,6 +73,7 @@ next to no model: decoding alone is the limit, also where both share the cores."
 SHARD_SAMPLES = 1000
 SCALES = (1, 4, 16)
 SCALED_IMAGES = 9600
+MODEL_S = 20
 MOST_IN_MEMORY = 4800
 """Images that decoding alone and, at most, the usual loop are timed on."""
 STORE_ROWS, STORE_TOKENS = 1_000_000, 256
@@ -99,16 +101,30 @@ def build_corpus(source: str, images: int, dest: str) -> str:
         return shard_corpus(config, "all", dest, workers=os.cpu_count() or 1, progress=False).url
 
 
-def model_rate(encoder: Encoder, seconds: float, threads: int) -> float:
-    """Images/s of the tokenizer on a batch that is ready on its device."""
-    torch.set_num_threads(threads)
-    ready = encoder.model_input(np.zeros((encoder.batch_size, encoder.size_px, encoder.size_px, 3), np.uint8))
-    encoder.tokenizer.tokenize(ready).cpu()
-    begun, images = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
-        encoder.tokenizer.tokenize(ready).cpu()
-        images += encoder.batch_size
-    return images / (time.perf_counter() - begun)
+def model_rate(encoder: Encoder, seconds: float, cores: int) -> tuple[float, int]:
+    """Images/s of the tokenizer on a batch that is ready on its device, and the cores it was fastest with.
+
+    The best of three: one thread, torch's threads on all cores, and the encoder's own way, which is on as many cores as it
+    has decoders where it takes single images.
+    """
+    pixels = np.zeros((encoder.batch_size, encoder.size_px, encoder.size_px, 3), np.uint8)
+    batch = Batch(pixels, [{"key": str(row), "view": "center"} for row in range(len(pixels))])
+    ready = torch.zeros(len(pixels), 3, encoder.size_px, encoder.size_px, device=encoder.tokenizer.device)
+
+    def rate(call: Callable[[], Any]) -> float:
+        call()
+        begun, calls = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            call()
+            calls += 1
+        return calls * len(pixels) / (time.perf_counter() - begun)
+
+    def whole(threads: int) -> float:
+        torch.set_num_threads(threads)
+        return rate(lambda: encoder.tokenizer.tokenize(ready).cpu())
+
+    own_cores = encoder.model_threads
+    return max((whole(cores), cores), (whole(1), 1), (rate(lambda: encoder.encode(batch)), own_cores))
 
 
 def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:
@@ -202,12 +218,13 @@ def benchmark(source: str, model: str, images: int, config: TokenizeConfig, comp
         device = "cuda" if compute.gpus_per_worker else "cpu"
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
         batch_size = config.batch_size or 32
-        encoder = Encoder(tokenizer, config, batch_size, DecodeThreads(1))
-        alone, model_cores = max((model_rate(encoder, 10, count), count) for count in {1, cores})
+        torch.set_num_threads(cores if takes_single_images(tokenizer) else 1)  # the faster, as measured
+        peer = peer_rate(tokenizer, samples, batch_size, decoders, Path(folder) / "npy")
+        keep_freed_memory(large=True)  # as the stage's actors do, and after the usual loop, which does not
+        encoder = Encoder(tokenizer, config, batch_size, DecodeThreads(cores))
+        alone, model_cores = model_rate(encoder, MODEL_S, cores)
         pictures = pictures_below(Path(source))
         decoding = decode_rate([pictures[n % len(pictures)] for n in range(MOST_IN_MEMORY)], encoder.size_px, decoders)
-        torch.set_num_threads(model_threads(tokenizer, cores))
-        peer = peer_rate(tokenizer, samples, batch_size, decoders, Path(folder) / "npy")
         ensure_ray(compute.address, compute.num_cpus)
         summary = stage(corpus_url, tokenizer_url, f"{folder}/tokens", config, compute)
         stop_ray()
@@ -295,18 +312,18 @@ def stage_table(rates: dict[str, Any]) -> str:
         "limit: all cores at model and decoding": "limit",
         "usual loop: DataLoader, tokenizer, one .npy an image": "peer",
     }
-    rows = [f"| {label} | {rates[key]:.1f} | {rates['stage'] / rates[key]:.2f} |" for label, key in compared.items()]
+    rows = [f"| {label} | {rates[key]:.4g} | {rates['stage'] / rates[key]:.2f} |" for label, key in compared.items()]
     about = (
         f"{rates['images']:,} images, batches of {rates['batch_size']}, {rates['cores']} cores, {rates['decoders']} decoders; the stage's actor began "
         f"after {rates['start_s']:.0f} s and held at most {rates['peak_bytes'] / 2**20:.0f} MiB."
     )
-    stage_row = f"| stage: JPEG shards to Parquet | {rates['stage']:.1f} | 1 |"
+    stage_row = f"| stage: JPEG shards to Parquet | {rates['stage']:.4g} | 1 |"
     return f"{about}\n\n" + _table("| what | images/s | the stage is so many times as fast |", [stage_row, *rows])
 
 
 def scaling_table(runs: list[dict[str, Any]]) -> str:
     """Images/s and peak memory by the size of the corpus."""
-    rows = [f"| {run['rows']:,} | {run['images_per_s']:.1f} | {run['peak_bytes'] / 2**20:.0f} |" for run in runs]
+    rows = [f"| {run['rows']:,} | {run['images_per_s']:.4g} | {run['peak_bytes'] / 2**20:.0f} |" for run in runs]
     return _table("| images | images/s | peak of the actor, MiB |", rows)
 
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,16 +37,20 @@ BYTES_AHEAD = 256 * 2**20
 READERS = 4
 """For each decoder, where pictures come from afar: latency is waited for by threads, so that no decoder does."""
 
-# Parameters below which a call is so short that threads wait for each other longer than they work (measured: a model of
-# 2 M on a busy machine of 2 cores made 1,250 images/s with one thread, 60 with two).
 SMALL_MODEL = 20_000_000
+"""Parameters below which a call is so short that threads wait for each other longer than they work (measured: a model of
+2 M on a busy machine of 2 cores made 1,250 images/s with one thread, 60 with two)."""
 
 
-def model_threads(tokenizer: Tokenizer, threads: int) -> int:
-    """How many of an actor's threads the model should use on a CPU; the decoders use them all."""
+def takes_single_images(tokenizer: Tokenizer) -> bool:
+    """Whether a batch goes through the model image by image, as many at once as there are threads; else as a whole.
+
+    So on a CPU, unless the model is small: threads which share one image wait for each other wherever one of them is
+    interrupted, its activations stay in the caches, and its ids depend neither on the batch nor on the threads.
+    """
     parts = (tokenizer.latents, tokenizer.encoder)
     size = sum(parameter.numel() for part in parts for parameter in part.parameters())
-    return threads if size >= SMALL_MODEL else 1
+    return tokenizer.device.type == "cpu" and size >= SMALL_MODEL
 
 
 class Damaged(IntegrityError):
@@ -61,8 +65,15 @@ class Batch:
     columns: list[dict[str, Any]]
 
 
+class Tokens(NamedTuple):
+    """`ids` int64 [rows, K] or [rows, K, C], perhaps still being computed on their device; `lengths` uint16 [rows]."""
+
+    ids: torch.Tensor
+    lengths: np.ndarray
+
+
 class Encoder:
-    """A tokenizer with decoders before it, for one shard after another."""
+    """A tokenizer with decoders before it, for one shard after another. On a CPU it uses as many cores as they."""
 
     def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, decoders: Decoders):
         self.tokenizer, self.config, self.batch_size = tokenizer, config, batch_size
@@ -70,6 +81,11 @@ class Encoder:
         self._decoders = decoders
         self._pictures_ahead = PICTURES_AHEAD * decoders.count
         self._readers = ThreadPoolExecutor(READERS * decoders.count, thread_name_prefix="read")
+        self._single_images = takes_single_images(tokenizer)
+        self.model_threads = decoders.count if self._single_images else 1
+        self._model = ThreadPoolExecutor(
+            self.model_threads, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def batches(self, pictures: Iterable[Picture], rejects: list[Reject], whole: bool = False) -> Prefetcher[Batch]:
         """Decoded batches of `pictures`, prepared ahead; undecodable ones go to `rejects`.
@@ -79,36 +95,48 @@ class Encoder:
         return Prefetcher(self._assembled(self._decoded(pictures), rejects, whole), BATCHES_AHEAD)
 
     def tables(self, batches: Iterable[Batch], schema: pa.Schema) -> Iterator[pa.Table]:
-        """Token rows of `batches`, in order. The next batch is given to the device before a result is fetched."""
-        launched: tuple[Batch, torch.Tensor] | None = None
+        """Token rows of `batches`, in order. The model has the next batch before a result is waited for."""
+        started: tuple[Batch, Iterator[Tokens]] | None = None
         for batch in batches:
-            ids = self.encode(batch.pixels)
-            if launched is not None:
-                yield self._rows(*launched, schema)
-            launched = batch, ids
-        if launched is not None:
-            yield self._rows(*launched, schema)
+            following = batch, self._start(batch)
+            if started is not None:
+                yield _table(*started, schema)
+            started = following
+        if started is not None:
+            yield _table(*started, schema)
+
+    def encode(self, batch: Batch) -> np.ndarray:
+        """Ids of the rows of `batch`."""
+        ids, _ = _joined(self._start(batch))
+        return ids
 
     def warm_up(self) -> None:
-        """One call on black pictures: the first one chooses kernels, and costs more than any other."""
-        self.encode(self._blank()).cpu()
+        """A call of each thread on black pictures: the first one chooses kernels, and costs more than any other."""
+        images = 1 if self._single_images else self.batch_size
+        blank = np.zeros((images, self.size_px, self.size_px, 3), np.uint8)
+        for ids in self._model.map(self._ids, [blank] * self.model_threads):
+            ids.cpu()
 
-    def encode(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [B, S, S, 3] -> ids [B, L] or [B, L, C], on the tokenizer's device."""
-        return self.tokenizer.tokenize(self.model_input(pixels))
-
-    def model_input(self, pixels: np.ndarray) -> torch.Tensor:
-        """`images.to_model`, moved to the device while still small."""
-        moved = torch.from_numpy(pixels).to(self.tokenizer.device)
-        return moved.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-
-    def _rows(self, batch: Batch, ids: torch.Tensor, schema: pa.Schema) -> pa.Table:
-        rows = len(batch.columns)
-        kept = ids[:rows, : self.config.keep] if self.config.keep is not None else ids[:rows]
-        columns: dict[str, Any] = {name: [row[name] for row in batch.columns] for name in batch.columns[0]}
+    def _start(self, batch: Batch) -> Iterator[Tokens]:
+        """What the model makes of `batch`, in parts; it is at work on all of them when this returns."""
         names = [f"{row['key']}/{row['view']}" for row in batch.columns]
-        columns["length"] = kept_lengths(self.tokenizer, self.config.length, batch.pixels[:rows], kept, names)
-        return token_table(schema, kept.cpu().numpy(), columns)
+        if not self._single_images:
+            return self._model.map(self._tokens, [batch.pixels], [names])
+        rows = range(len(names))
+        return self._model.map(
+            self._tokens, [batch.pixels[row : row + 1] for row in rows], [names[row : row + 1] for row in rows]
+        )
+
+    def _tokens(self, pixels: np.ndarray, names: list[str]) -> Tokens:
+        """Of the first pictures in `pixels`, which have `names`."""
+        rows = len(names)
+        ids = self._ids(pixels)[:rows, : self.config.keep]
+        return Tokens(ids, kept_lengths(self.tokenizer, self.config.length, pixels[:rows], ids, names))
+
+    def _ids(self, pixels: np.ndarray) -> torch.Tensor:
+        """uint8 [B, S, S, 3] -> ids [B, L] or [B, L, C], on the tokenizer's device."""
+        moved = torch.from_numpy(pixels).to(self.tokenizer.device)  # while still small
+        return self.tokenizer.tokenize(moved.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
 
     def _decoded(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Crops | Undecodable]]:
         """Pictures with what the decoders made of them, in their order; a bounded number is ahead."""
@@ -179,3 +207,15 @@ class Encoder:
 
     def _blank(self) -> np.ndarray:
         return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
+
+
+def _joined(parts: Iterable[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths of all `parts`."""
+    found = [(part.ids.cpu().numpy(), part.lengths) for part in parts]
+    return np.concatenate([ids for ids, _ in found]), np.concatenate([lengths for _, lengths in found])
+
+
+def _table(batch: Batch, parts: Iterable[Tokens], schema: pa.Schema) -> pa.Table:
+    columns: dict[str, Any] = {name: [row[name] for row in batch.columns] for name in batch.columns[0]}
+    ids, columns["length"] = _joined(parts)
+    return token_table(schema, ids, columns)

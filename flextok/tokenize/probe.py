@@ -17,9 +17,10 @@ from flextok.data.corpus import Corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
+from flextok.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Encoder, model_threads
+from flextok.tokenize.encoder import Encoder, takes_single_images
 from flextok.tokenize.pictures import shard_pictures
 from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 from flextok.tokenize.workers import Workers, choose_workers
@@ -113,12 +114,18 @@ def worth_trying(images: int) -> bool:
 def search_batch_size(tokenizer_url: str, dtype: str, workers: Workers) -> int:
     """`find_batch_size` in a process that has the resources of an actor."""
     tokenizer = load_tokenizer(tokenizer_url, workers.device, getattr(torch, dtype))
-    with _threads(model_threads(tokenizer, workers.threads)):
-        return find_batch_size(tokenizer)
+    return find_batch_size(tokenizer)
 
 
 def find_batch_size(tokenizer: Tokenizer) -> int:
     """The smallest batch size whose double is hardly faster, fits in memory and takes no more than 5 s a call."""
+    if takes_single_images(tokenizer):
+        return SMALLEST_BATCH
+    with _one_thread():
+        return _fastest_batch(tokenizer)
+
+
+def _fastest_batch(tokenizer: Tokenizer) -> int:
     size_px = tokenizer.config.image_size
 
     def call(batch: int) -> None:
@@ -147,6 +154,7 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
 
     Counted from the first batch on, where there is more than one: until then decoders start.
     """
+    keep_freed_memory(large=True)  # as an actor does
     decoders = DecodeProcesses(workers.threads)
     encoder = Encoder(tokenizer, config, batch_size, decoders)
     tasks = shard_tasks(corpus, spec_of("", tokenizer.digest, tokenizer), "", config)
@@ -154,8 +162,7 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
     pictures = itertools.chain.from_iterable(shards)
     encoder.warm_up()
     times, rows = [time.perf_counter()], [0]
-    threads = _threads(model_threads(tokenizer, workers.threads))
-    with threads, decoders, encoder.batches(pictures, []) as batches:
+    with decoders, encoder.batches(pictures, []) as batches:
         for table in encoder.tables(batches, tasks[0].schema):
             times.append(time.perf_counter())
             rows.append(table.num_rows)
@@ -168,9 +175,10 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """As in an Encoder."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

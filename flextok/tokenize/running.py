@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flextok.errors import FlextokError
+from flextok.processes import ONE_HEAP
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import ShardTask, TokenizerSpec, task_to_json
@@ -124,6 +125,7 @@ def _mapped(
         compute=pool,
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
+        runtime_env={"env_vars": ONE_HEAP},
     )
 
 

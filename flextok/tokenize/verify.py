@@ -61,7 +61,7 @@ def verify_encoding(
             found = {
                 columns["key"]: ids
                 for batch in batches
-                for columns, ids in zip(batch.columns, encoder.encode(batch.pixels).cpu().numpy(), strict=False)
+                for columns, ids in zip(batch.columns, encoder.encode(batch), strict=True)
             }
         for row in group:
             if row.key not in found:

@@ -22,7 +22,7 @@ from flextok.model.checkpoint import load_tokenizer
 from flextok.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Damaged, Encoder, model_threads
+from flextok.tokenize.encoder import Damaged, Encoder
 from flextok.tokenize.pictures import shard_pictures
 from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
 
@@ -81,13 +81,12 @@ class ShardTokenizer:
         device: str,
         board: Any = None,
     ):
-        keep_freed_memory()
+        keep_freed_memory(large=True)
         settings = TokenizeConfig(**config)
         decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
         if tokenizer.digest != digest:
             raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
-        torch.set_num_threads(model_threads(tokenizer, threads))
         self._encoder = Encoder(tokenizer, settings, batch_size, decoders)
         self._encoder.warm_up()
         self._model_turn = threading.Lock()

@@ -180,6 +180,18 @@ def test_posterior_sampling_does_not_depend_on_the_batch() -> None:
     assert not torch.allclose(tokenizer.encode_images(images, sample_ids=["a", "b"]), z)
 
 
+def test_stage_0_takes_one_image_at_a_time_on_a_cpu() -> None:
+    latents = AutoencoderKLConfig(
+        block_out_channels=(4, 4, 4), layers_per_block=1, latent_channels=3, norm_num_groups=2
+    )
+    tokenizer = scrambled(TokenizerConfig(**{**TINY.model_dump(), "latents": latents}))
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    z = tokenizer.encode_images(images)
+    assert torch.equal(z, torch.cat([tokenizer.encode_images(image) for image in images.split(1)]))
+    decoded = tokenizer.images_from_latents(z)
+    assert torch.equal(decoded, torch.cat([tokenizer.images_from_latents(part) for part in z.split(1)]))
+
+
 def test_bfloat16_keeps_norms_quantizer_and_stage_0_in_float32(
     tmp_path, tiny: Tokenizer, images: Tensor, ids: Tensor
 ) -> None:
