@@ -3,12 +3,13 @@
     python -m flextok.tokenize.bench --source PICTURES --model smoke
     python -m flextok.tokenize.bench --source PICTURES --model d12 --images 480
 
-Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready), `decode` (files to
-crops alone, by as many processes as the stage has decoders: one a core, or --decoders), `stage` (JPEG shards to Parquet by
-`tokenize_corpus`, from the first shard's start; Ray's start stands beside it), `peer` (the usual loop: a DataLoader before
-the tokenizer, one .npy an image). `limit` is what the stage could reach: the slower of model and decode, and on a CPU,
-where both share the cores, no more than all cores can do of both at once. With --decoders one below the cores, decoding
-is the limit as beside an accelerator: the model has a core of its own.
+Printed as Markdown, images/s unless said: `model` (the tokenizer alone on tensors that are ready, in the fastest
+way, freed memory kept as an actor keeps it), `decode` (files to crops alone, by as many processes as the stage has
+decoders: one a core, or --decoders), `stage` (JPEG shards to Parquet by `tokenize_corpus`, from the first shard's start;
+Ray's start stands beside it), `peer` (the usual loop as it is usually run: a DataLoader before the tokenizer, one .npy an
+image). `limit` is what the stage could reach: the slower of model and decode, and on a CPU, where both share the cores, no
+more than all cores can do of both at once. With --decoders one below the cores, decoding is the limit as beside an
+accelerator: the model has a core of its own.
 """
 
 import argparse
@@ -104,8 +105,7 @@ def build_corpus(source: str, images: int, dest: str) -> str:
 def model_rate(encoder: Encoder, seconds: float, cores: int) -> tuple[float, int]:
     """Images/s of the tokenizer on a batch that is ready on its device, and the cores it was fastest with.
 
-    The best of three: one thread, torch's threads on all cores, and the encoder's own way, which is on as many cores as it
-    has decoders where it takes single images.
+    The best of: one thread, torch's threads on all cores, and the encoder's own threads where it takes single images.
     """
     pixels = np.zeros((encoder.batch_size, encoder.size_px, encoder.size_px, 3), np.uint8)
     batch = Batch(pixels, [{"key": str(row), "view": "center"} for row in range(len(pixels))])
@@ -123,8 +123,10 @@ def model_rate(encoder: Encoder, seconds: float, cores: int) -> tuple[float, int
         torch.set_num_threads(threads)
         return rate(lambda: encoder.tokenizer.tokenize(ready).cpu())
 
-    own_cores = encoder.model_threads
-    return max((whole(cores), cores), (whole(1), 1), (rate(lambda: encoder.encode(batch)), own_cores))
+    rates = [(whole(cores), cores), (whole(1), 1)]
+    if encoder.model_threads:
+        rates.append((rate(lambda: encoder.encode(batch)), encoder.model_threads))
+    return max(rates)
 
 
 def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:

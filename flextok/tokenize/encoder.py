@@ -73,7 +73,11 @@ class Tokens(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer with decoders before it, for one shard after another. On a CPU it uses as many cores as they."""
+    """A tokenizer with decoders before it, for one shard after another.
+
+    `model_threads` is how many of its own threads the model runs in: as many as there are decoders where it takes single
+    images. Whole batches run in the caller's thread (0), on a CPU fastest if torch uses no more than that.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, decoders: Decoders):
         self.tokenizer, self.config, self.batch_size = tokenizer, config, batch_size
@@ -81,10 +85,9 @@ class Encoder:
         self._decoders = decoders
         self._pictures_ahead = PICTURES_AHEAD * decoders.count
         self._readers = ThreadPoolExecutor(READERS * decoders.count, thread_name_prefix="read")
-        self._single_images = takes_single_images(tokenizer)
-        self.model_threads = decoders.count if self._single_images else 1
+        self.model_threads = decoders.count if takes_single_images(tokenizer) else 0
         self._model = ThreadPoolExecutor(
-            self.model_threads, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(1,)
+            self.model_threads or 1, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(1,)
         )
 
     def batches(self, pictures: Iterable[Picture], rejects: list[Reject], whole: bool = False) -> Prefetcher[Batch]:
@@ -111,17 +114,17 @@ class Encoder:
         return ids
 
     def warm_up(self) -> None:
-        """A call of each thread on black pictures: the first one chooses kernels, and costs more than any other."""
-        images = 1 if self._single_images else self.batch_size
-        blank = np.zeros((images, self.size_px, self.size_px, 3), np.uint8)
-        for ids in self._model.map(self._ids, [blank] * self.model_threads):
-            ids.cpu()
+        """A call on black pictures, in each thread: the first one chooses kernels, and costs more than any other."""
+        if self.model_threads:
+            list(self._model.map(self._ids, [self._blank(1)] * self.model_threads))
+        else:
+            self._ids(self._blank(self.batch_size)).cpu()
 
     def _start(self, batch: Batch) -> Iterator[Tokens]:
-        """What the model makes of `batch`, in parts; it is at work on all of them when this returns."""
+        """What the model makes of `batch`, in parts; it has all of them when this returns."""
         names = [f"{row['key']}/{row['view']}" for row in batch.columns]
-        if not self._single_images:
-            return self._model.map(self._tokens, [batch.pixels], [names])
+        if not self.model_threads:
+            return iter([self._tokens(batch.pixels, names)])
         rows = range(len(names))
         return self._model.map(
             self._tokens, [batch.pixels[row : row + 1] for row in rows], [names[row : row + 1] for row in rows]
@@ -176,7 +179,7 @@ class Encoder:
         which other job or attempt computed it.
         """
         columns: list[dict[str, Any]] = []
-        pixels = self._blank()
+        pixels = self._blank(self.batch_size)
         for picture, found in decoded:
             if isinstance(found, Undecodable):
                 if whole and found.damaged:
@@ -196,7 +199,7 @@ class Encoder:
                 columns.append({**shared, "view": view})
                 if len(columns) == self.batch_size:
                     yield Batch(pixels, columns)
-                    pixels, columns = self._blank(), []
+                    pixels, columns = self._blank(self.batch_size), []
         if columns:
             yield Batch(pixels, columns)
 
@@ -205,8 +208,8 @@ class Encoder:
         decoded = len(self.config.views) * self.size_px**2 * 3
         return sum(picture.place.size + decoded for picture in group)
 
-    def _blank(self) -> np.ndarray:
-        return np.zeros((self.batch_size, self.size_px, self.size_px, 3), np.uint8)
+    def _blank(self, images: int) -> np.ndarray:
+        return np.zeros((images, self.size_px, self.size_px, 3), np.uint8)
 
 
 def _joined(parts: Iterable[Tokens]) -> tuple[np.ndarray, np.ndarray]:

@@ -162,7 +162,7 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
     pictures = itertools.chain.from_iterable(shards)
     encoder.warm_up()
     times, rows = [time.perf_counter()], [0]
-    with decoders, encoder.batches(pictures, []) as batches:
+    with _one_thread(), decoders, encoder.batches(pictures, []) as batches:
         for table in encoder.tables(batches, tasks[0].schema):
             times.append(time.perf_counter())
             rows.append(table.num_rows)
@@ -176,7 +176,7 @@ def measure(tokenizer: Tokenizer, config: TokenizeConfig, batch_size: int, worke
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in an Encoder."""
+    """As in an actor."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -87,6 +87,7 @@ class ShardTokenizer:
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
         if tokenizer.digest != digest:
             raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
+        torch.set_num_threads(1)
         self._encoder = Encoder(tokenizer, settings, batch_size, decoders)
         self._encoder.warm_up()
         self._model_turn = threading.Lock()

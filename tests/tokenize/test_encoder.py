@@ -66,4 +66,4 @@ def test_single_images_depend_on_neither_batch_nor_threads(inputs, by_error: boo
 
 def test_a_small_model_takes_whole_batches(inputs):
     encoder = Encoder(flextok.load_tokenizer(inputs.tokenizer), TokenizeConfig(), 8, DecodeThreads(4))
-    assert encoder.model_threads == 1
+    assert encoder.model_threads == 0
