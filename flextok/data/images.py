@@ -143,11 +143,11 @@ def resize_short_side(image: Image.Image, size_px: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def to_model(batch: np.ndarray) -> "torch.Tensor":
-    """uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
+def to_model(batch: np.ndarray, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    """uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1] on `device`, moved there while still small."""
     import torch
 
-    return torch.tensor(batch).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return torch.tensor(batch, device=device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def to_uint8(images: "torch.Tensor") -> np.ndarray:

@@ -32,6 +32,7 @@ from flextok.cluster import ensure_ray, stop_ray
 from flextok.data.bench import pictures_below, repeat_by_links
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus import Corpus, Sample, iter_shard
+from flextok.data.images import to_model
 from flextok.data.shards import shard_corpus
 from flextok.data.tokens import (
     TokenMeta,
@@ -155,8 +156,7 @@ class _Pictures(Dataset):
         sample = self._samples[place]
         decoded = decode_picture(sample.image, sample.meta["sha256"], self._size_px, ("center",))
         assert isinstance(decoded, Crops)
-        pixels = torch.from_numpy(decoded.pixels[0]).permute(2, 0, 1).float() / 127.5 - 1
-        return sample.key, pixels
+        return sample.key, to_model(decoded.pixels)[0]
 
 
 def peer_rate(tokenizer: Tokenizer, samples: list[Sample], batch_size: int, workers: int, folder: Path) -> float:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from flextok import storage
+from flextok.data import images
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.errors import IntegrityError
@@ -138,8 +139,7 @@ class Encoder:
 
     def _ids(self, pixels: np.ndarray) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> ids [B, L] or [B, L, C], on the tokenizer's device."""
-        moved = torch.from_numpy(pixels).to(self.tokenizer.device)  # while still small
-        return self.tokenizer.tokenize(moved.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
+        return self.tokenizer.tokenize(images.to_model(pixels, self.tokenizer.device))
 
     def _decoded(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Crops | Undecodable]]:
         """Pictures with what the decoders made of them, in their order; a bounded number is ahead."""
@@ -208,8 +208,8 @@ class Encoder:
         decoded = len(self.config.views) * self.size_px**2 * 3
         return sum(picture.place.size + decoded for picture in group)
 
-    def _blank(self, images: int) -> np.ndarray:
-        return np.zeros((images, self.size_px, self.size_px, 3), np.uint8)
+    def _blank(self, rows: int) -> np.ndarray:
+        return np.zeros((rows, self.size_px, self.size_px, 3), np.uint8)
 
 
 def _joined(parts: Iterable[Tokens]) -> tuple[np.ndarray, np.ndarray]:

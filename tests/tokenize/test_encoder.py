@@ -3,11 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 import flextok
+from flextok.data import images
 from flextok.data.corpus import Corpus
-from flextok.data.rejects import Reject
 from flextok.tokenize import encoder as encoder_module
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads
@@ -19,8 +18,7 @@ from flextok.tokenize.plan import ShardTask, shard_tasks, tokenizer_spec
 
 def rows_of(task: ShardTask, encoder: Encoder) -> pa.Table:
     """What `encoder` makes of the shard."""
-    rejects: list[Reject] = []
-    with encoder.batches(shard_pictures(task.corpus, task.source, task.index_sha256), rejects) as batches:
+    with encoder.batches(shard_pictures(task.corpus, task.source, task.index_sha256), []) as batches:
         return pa.concat_tables(encoder.tables(batches, task.schema))
 
 
@@ -40,8 +38,7 @@ def test_single_images_depend_on_neither_batch_nor_threads(inputs, by_error: boo
     config = TokenizeConfig(keep=6)
     task = shard_tasks(Corpus.open(inputs.corpus), tokenizer_spec(inputs.tokenizer), "", config)[0]
     pictures = shown(Encoder(tokenizer, config, 8, DecodeThreads(1)), task)
-    images = [torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1 for _, pixels in pictures]
-    ids = [tokenizer.tokenize(image)[:, :6] for image in images]
+    ids = [tokenizer.tokenize(images.to_model(pixels[None]))[:, :6] for _, pixels in pictures]
     names = [[f"{key}/center"] for key, _ in pictures]
     lengths = [6] * len(pictures)
     if by_error:
