@@ -24,14 +24,14 @@ type: $(INSTALLED)
 
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
-	$(BIN)/python -m flextok.model.bench $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.model $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
 ifdef PICTURES
-	$(BIN)/python -m flextok.data.bench $(PICTURES) >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model none --decoders 1 --images 60000 >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model none --images 60000 >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model smoke --decoders 1 --images 60000 >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model smoke --images 60000 --scaling --store >> docs/benchmarks.new
-	$(BIN)/python -m flextok.tokenize.bench --source $(PICTURES) --model d12 --dtype bfloat16 --images 160 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.data $(PICTURES) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model none --decoders 1 --images 60000 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model none --images 60000 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model smoke --decoders 1 --images 60000 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model smoke --images 60000 --scaling --store >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model d12 --dtype bfloat16 --images 160 >> docs/benchmarks.new
 endif
 	mv docs/benchmarks.new docs/benchmarks.md
 

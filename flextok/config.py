@@ -1,18 +1,59 @@
-"""Strict configuration: frozen pydantic models whose unknown keys are errors naming the nearest right one."""
+"""Strict configuration: frozen pydantic models whose unknown keys are errors naming the nearest right one.
+
+Each setting says at its owner whether it decides a result. Most do; one that only says how the work is done (how much is
+logged, where it runs) is `Operational`, and `Config.content()` leaves it out: versions of stages, fingerprints of jobs and
+recipes of artifacts are made of that content alone.
+"""
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flextok.errors import UsageError
+from flextok.registry import MEMBER_FAULTS, ConfigRegister
+
+T = TypeVar("T")
+
+
+class _OperationalMark:
+    """Marks a field that decides no result."""
+
+    def __repr__(self) -> str:
+        return "Operational"
+
+
+OPERATIONAL = _OperationalMark()
+Operational = Annotated[T, OPERATIONAL]
+"""Type of a setting that decides no result: `log_every: Operational[int] = 50`."""
 
 
 class Config(BaseModel):
     """Base of every configuration section: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth."""
+        return {
+            name: _content(getattr(self, name), plain)
+            for name, plain in self.model_dump(mode="json").items()
+            if not is_operational(type(self), name)
+        }
+
+
+def is_operational(model: type[BaseModel], name: str) -> bool:
+    """Whether a field of `model` decides no result."""
+    return any(mark is OPERATIONAL for mark in model.model_fields[name].metadata)
+
+
+def _content(value: Any, plain: Any) -> Any:
+    if isinstance(value, Config):
+        return value.content()
+    if isinstance(value, tuple | list):
+        return [_content(item, plain_item) for item, plain_item in zip(value, plain, strict=True)]
+    return plain
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -23,15 +64,24 @@ def parse_config(model: type[ConfigT], values: Mapping[str, Any], where: str) ->
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(model, fault) for fault in error.errors()[:3])
-        raise UsageError(f"{where}: {faults}") from None
+        faults = [line for fault in error.errors() for line in _describe(model, fault, [])]
+        raise UsageError(f"{where}: {'; '.join(faults[:3])}") from None
 
 
-def _describe(model: type[BaseModel], fault: Any) -> str:
-    location = _without_tags(model, [str(part) for part in fault["loc"]])
+def _describe(model: type[BaseModel], fault: Any, above: list[str]) -> list[str]:
+    """A fault in a line for a person; several where a member of a register has several."""
+    if fault["type"] == MEMBER_FAULTS:
+        inside = [*above, *_without_tags(model, [str(part) for part in fault["loc"]])]
+        member = fault["ctx"]["member"]
+        return [line for inner in fault["ctx"]["faults"] for line in _describe(member, inner, inside)]
+    return [_describe_one(model, fault, above)]
+
+
+def _describe_one(model: type[BaseModel], fault: Any, above: list[str]) -> str:
+    location = [*above, *_without_tags(model, [str(part) for part in fault["loc"]])]
     dotted = ".".join(location)
     if fault["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
+        known = _keys_at(model, location[len(above) : -1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
         nearest = ".".join([*location[:-1], near[0]]) if near else "none"
         return f"unknown key '{dotted}'; the nearest known key is '{nearest}'"
@@ -62,7 +112,7 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
             m
             for parent in models
             if part in parent.model_fields
-            for m in _models_in(parent.model_fields[part].annotation)
+            for m in _members_of(parent.model_fields[part].metadata) or _models_in(parent.model_fields[part].annotation)
         ]
         models = stepped or models
     return sorted({name for m in models for name in m.model_fields})
@@ -72,3 +122,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for argument in get_args(annotation) for m in _models_in(argument)]
+
+
+def _members_of(metadata: list[Any]) -> list[type[BaseModel]]:
+    return [member for mark in metadata if isinstance(mark, ConfigRegister) for member in mark]

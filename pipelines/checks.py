@@ -36,7 +36,7 @@ def check_specs(stage: str, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 def shards_match_manifest(corpus_url: str) -> dg.AssetCheckResult:
     """Stat every shard: cheap enough for each run (`flextok verify` hashes them)."""
     from flextok import storage
-    from flextok.data.corpus import Corpus
+    from flextok.data.corpus.reader import Corpus
 
     corpus = Corpus.open(corpus_url)
     wrong = []
@@ -50,7 +50,7 @@ def shards_match_manifest(corpus_url: str) -> dg.AssetCheckResult:
 
 def classes_for_prior(corpus_url: str, condition: str) -> dg.AssetCheckResult:
     """Count samples without a class: a prior over classes would refuse them, only hours later."""
-    from flextok.data.corpus import Corpus
+    from flextok.data.corpus.reader import Corpus
 
     problem = ""
     if condition == "class":

@@ -52,7 +52,7 @@ def _end_at_once(code: int) -> None:
     An interrupt that comes while a pool starts a thread leaves one which Python does not know to end, and would wait for.
     """
     if "ray" in sys.modules:
-        from flextok.cluster import stop_ray
+        from flextok.runtime.cluster import stop_ray
 
         stop_ray()
     sys.stderr.flush()

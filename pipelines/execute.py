@@ -171,7 +171,7 @@ def ray_ended() -> Iterator[None]:
         yield
     finally:
         if _ray_runs() and not was_there:
-            from flextok.cluster import stop_ray
+            from flextok.runtime.cluster import stop_ray
 
             stop_ray()
 

@@ -86,7 +86,7 @@ def _models(recipe: Recipe) -> dict[str, Any]:
     from flextok.data.config import SCENES
     from flextok.data.scenes import scene_classes
     from flextok.model.describe import parameter_counts
-    from flextok.model.prior import Prior, PriorConfig
+    from flextok.model.priors.autoregressive import Prior, PriorConfig
     from flextok.model.tokenizer import Tokenizer
 
     drawn = all(source.url == SCENES for source in recipe.corpus.all_sources())

@@ -20,8 +20,9 @@ from flextok.errors import UsageError
 # Settings only: the modules below these names that need torch are imported where they are used.
 from flextok.evaluate.config import EvaluationConfig, ReportConfig  # noqa: TID253
 from flextok.model.config import TokenizerConfig  # noqa: TID253
+from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
-from flextok.train.config import ComputeConfig, LatentsRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
+from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
 from pipelines.workspace import PROJECT
 
 DEFAULT_PROFILE = "smoke"

@@ -1,4 +1,4 @@
-"""Resources of the assets: where artifacts lie. Ray is reached by the jobs that need it (flextok.cluster)."""
+"""Resources of the assets: where artifacts lie. Ray is reached by the jobs that need it (flextok.runtime.cluster)."""
 
 import dagster as dg
 from pydantic import Field

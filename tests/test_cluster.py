@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from flextok.cluster import ensure_ray, stop_ray
 from flextok.errors import FlextokError
+from flextok.runtime.cluster import ensure_ray, stop_ray
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{closed}", "127.0.0.1:port"])

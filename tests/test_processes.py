@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from flextok.processes import ONE_HEAP
+from flextok.runtime.processes import ONE_HEAP
 
 FAULTS_OF_A_THREAD = """
 import resource, threading
 import torch
-from flextok.processes import keep_freed_memory
+from flextok.runtime.processes import keep_freed_memory
 
 def page_faults(tensors):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from flextok.interrupts import SIGNALS
-from flextok.progress import track
+from flextok.runtime.interrupts import SIGNALS
+from flextok.runtime.progress import track
 
 
 class InterruptsWhenFreed:

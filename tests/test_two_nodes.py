@@ -8,18 +8,19 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from flextok.cluster import stop_ray
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.job import shard_corpus
 from flextok.data.scenes import ScenesConfig
-from flextok.data.shards import shard_corpus
 from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.model.checkpoint import read_checkpoint
 from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerModelConfig, TrunkConfig
+from flextok.runtime.cluster import stop_ray
+from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.job import tokenize_corpus
-from flextok.train.config import ComputeConfig, LatentsRecipe, TokenizerRecipe, TrainConfig
+from flextok.train.autoencoder import train_latents
+from flextok.train.config import LatentsRecipe, TokenizerRecipe, TrainConfig
 from flextok.train.tokenizer import train_tokenizer
-from flextok.train.vae import train_latents
 
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 TRUNK = TrunkConfig(width=32, depth=1, head_dim=16)

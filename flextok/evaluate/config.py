@@ -80,7 +80,7 @@ def keep_counts(keep: tuple[int, ...] | None, num_tokens: int) -> list[int]:
 
     Raises UsageError for a count beyond `num_tokens`.
     """
-    from flextok.model.keep import nested_lengths
+    from flextok.model.nested_dropout import nested_lengths
 
     if keep is None:
         return nested_lengths(num_tokens).tolist()

@@ -7,7 +7,7 @@
 import math
 from typing import Any
 
-from flextok import torchvision_compat  # noqa: F401  (must stand before torch-fidelity)
+from flextok.runtime import torchvision_compat  # noqa: F401  (must stand before torch-fidelity)
 
 # isort: split
 import torch

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
@@ -25,10 +25,10 @@ from flextok.evaluate.protocol import (
 from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.evaluate.sampling import open_samples, read_images
 from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
-from flextok.model.streams import uniform_for
+from flextok.model.rng import uniform_for
 from flextok.model.tokenizer import Tokenizer
-from flextok.progress import track
 from flextok.provenance import read_provenance
+from flextok.runtime.progress import track
 
 HELD_OUT = "held-out images, after the tokenizer's crop"
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flextok.data.config import ImageLimits
-from flextok.data.corpus import Corpus, iter_shard
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.images import ImageError, center_crop, decode
 from flextok.errors import IntegrityError
 

@@ -12,8 +12,8 @@ from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.protocol import environment_record, evaluation_device
 from flextok.evaluate.results import Metric, Series
 from flextok.evaluate.tokens import token_statistics
-from flextok.model.prior import Prior, load_prior
-from flextok.progress import track
+from flextok.model.priors.autoregressive import Prior, load_prior
+from flextok.runtime.progress import track
 
 NATS_TO_BITS = 1 / np.log(2)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess, to_model, to_uint8
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, keep_counts
@@ -28,7 +28,7 @@ from flextok.evaluate.protocol import (
 from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
 from flextok.model.tokenizer import Tokenizer
-from flextok.progress import track
+from flextok.runtime.progress import track
 
 
 def evaluate_reconstruction(

@@ -9,7 +9,7 @@ import jinja2
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.prior_statistics import prior_statistics

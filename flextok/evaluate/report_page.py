@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from flextok import storage
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.charts import Chart, Level, Line
 from flextok.evaluate.config import ReportConfig

@@ -23,9 +23,9 @@ from flextok.evaluate.config import EvaluationConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, open_tokenizer
 from flextok.evaluate.images import read_png, to_png
 from flextok.evaluate.protocol import decoder_record, evaluation_device
-from flextok.model.prior import Prior, load_prior
-from flextok.progress import track
+from flextok.model.priors.autoregressive import Prior, load_prior
 from flextok.provenance import artifact_input, read_provenance
+from flextok.runtime.progress import track
 
 SHARD = "000000"
 FILE_THREADS = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flextok import torchvision_compat  # noqa: F401  (torch-fidelity imports torchvision)
+from flextok.runtime import torchvision_compat  # noqa: F401  (torch-fidelity imports torchvision)
 
 
 @dataclass

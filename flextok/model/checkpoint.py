@@ -18,8 +18,8 @@ from torch import Tensor
 from flextok import storage
 from flextok.config import Config
 from flextok.errors import IntegrityError, UsageError
+from flextok.model.autoencoders.base import Latents, build_latents
 from flextok.model.config import LatentsConfig
-from flextok.model.latents import Latents, build_latents
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import load_state, read_weights, state_digest
 from flextok.provenance import make_provenance, read_provenance
@@ -144,7 +144,7 @@ def load_tokenizer(path: str, device: str | torch.device = "cpu", dtype: torch.d
         checkpoint = read_kind(path, "tokenizer")
         tokenizer = Tokenizer.from_values(checkpoint.config, checkpoint.state, where=path, digest=checkpoint.digest)
     else:
-        from flextok.model.official import read_official
+        from flextok.model.official.checkpoint import read_official
 
         tokenizer = read_official(path)
     return tokenizer.to(device).prepare(dtype)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from flextok.model.checkpoint import is_checkpoint, read_checkpoint
-from flextok.model.official import read_official
+from flextok.model.official.checkpoint import read_official
 from flextok.model.tokenizer import Tokenizer
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from flextok.model.config import TokenizerConfig
-from flextok.model.initialize import learned_vectors, xavier_linear
-from flextok.model.layers import Block, layer_norm
-from flextok.model.patching import PatchEmbedding
+from flextok.model.nn.initialize import learned_vectors, xavier_linear
+from flextok.model.nn.layers import Block, layer_norm
+from flextok.model.nn.patching import PatchEmbedding
 
 
 @functools.lru_cache(maxsize=16)

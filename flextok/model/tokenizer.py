@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flextok.config import parse_config
+from flextok.model.autoencoders.base import build_latents
 from flextok.model.checks import (
     TokenIds,
     check_codes,
@@ -19,13 +20,12 @@ from flextok.model.checks import (
     check_sample_ids,
 )
 from flextok.model.config import TokenizerConfig, TrunkConfig
-from flextok.model.decoder import Sampling, build_decoder
+from flextok.model.decoders.flow import Sampling, build_decoder
 from flextok.model.encoder import Encoder
 from flextok.model.flow import Guidance
-from flextok.model.latents import build_latents
-from flextok.model.layers import Attention, ModulatedBlock, SwiGLU
-from flextok.model.quantizer import build_quantizer
-from flextok.model.streams import normal_for
+from flextok.model.nn.layers import Attention, ModulatedBlock, SwiGLU
+from flextok.model.quantizers.fsq import build_quantizer
+from flextok.model.rng import normal_for
 from flextok.model.weights import load_state, state_digest
 
 Keep = int | Sequence[int] | Tensor | None

@@ -16,7 +16,7 @@ import numpy as np
 from flextok.data import images
 from flextok.data.config import ImageLimits
 from flextok.data.sources.files import read_at
-from flextok.processes import end_processes, start_processes
+from flextok.runtime.processes import end_processes, start_processes
 from flextok.tokenize.config import View
 from flextok.tokenize.views import crop_view
 

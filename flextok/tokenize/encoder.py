@@ -16,6 +16,7 @@ from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.errors import IntegrityError
 from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.ahead import Prefetcher
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import (
     Crops,
@@ -28,7 +29,6 @@ from flextok.tokenize.decoding import (
 )
 from flextok.tokenize.length import kept_lengths
 from flextok.tokenize.pictures import Picture, grouped
-from flextok.tokenize.prefetch import Prefetcher
 
 BATCHES_AHEAD = 2
 PICTURES_AHEAD = 64

@@ -12,13 +12,13 @@ from PIL import Image
 
 from flextok import storage
 from flextok.data import images
-from flextok.data.plan import make_keys
+from flextok.data.corpus.assignment import make_keys
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema, write_token_shard
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
-from flextok.progress import track
+from flextok.runtime.progress import track
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads, Place
 from flextok.tokenize.encoder import Encoder

@@ -18,15 +18,16 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from flextok import storage
-from flextok.cluster import ensure_ray
-from flextok.data.corpus import Corpus
-from flextok.data.lock import locked
+from flextok.data.corpus.reader import Corpus
 from flextok.data.rejects import Reject, describe_rejects
-from flextok.data.token_writer import MANIFEST
 from flextok.data.tokens import ShardRecord, read_manifest, read_shard_footer, write_token_manifest
+from flextok.data.tokens.writer import MANIFEST
 from flextok.errors import FlextokError, IntegrityError, UsageError
-from flextok.progress import track
 from flextok.provenance import artifact_input
+from flextok.runtime.cluster import ensure_ray
+from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.lock import locked
+from flextok.runtime.progress import track
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import (
     CHECK_THREADS,
@@ -41,7 +42,6 @@ from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_tryin
 from flextok.tokenize.running import innermost_message, run_tasks
 from flextok.tokenize.worker import ShardOutcome
 from flextok.tokenize.workers import Workers, choose_workers
-from flextok.train.config import ComputeConfig
 
 LISTED_FAULTS = 10
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus import Shard
-from flextok.data.shard_builder import index_url
+from flextok.data.corpus.builder import index_url
+from flextok.data.corpus.reader import Shard
 from flextok.errors import IntegrityError
 from flextok.tokenize.decoding import Place
 

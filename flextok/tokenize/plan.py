@@ -12,10 +12,8 @@ import yaml
 
 from flextok import storage
 from flextok.config import parse_config
-from flextok.data.corpus import Corpus, Shard
+from flextok.data.corpus.reader import Corpus, Shard
 from flextok.data.rejects import Reject
-from flextok.data.token_store import parquet_errors, read_shard_footer
-from flextok.data.token_writer import MANIFEST, REJECTS_KEY
 from flextok.data.tokens import (
     FORMAT,
     ContentHash,
@@ -25,6 +23,8 @@ from flextok.data.tokens import (
     token_schema,
     write_token_shard,
 )
+from flextok.data.tokens.store import parquet_errors, read_shard_footer
+from flextok.data.tokens.writer import MANIFEST, REJECTS_KEY
 from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
 from flextok.model.checkpoint import CONFIG, is_checkpoint, load_tokenizer

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 
 from flextok import storage
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
-from flextok.processes import keep_freed_memory
+from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, takes_single_images
 from flextok.tokenize.pictures import shard_pictures
 from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 from flextok.tokenize.workers import Workers, choose_workers
-from flextok.train.config import ComputeConfig
 
 DEFAULT_BATCH = 32
 SMALLEST_BATCH = 8

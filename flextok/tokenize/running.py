@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flextok.errors import FlextokError
-from flextok.processes import ONE_HEAP
+from flextok.runtime.processes import ONE_HEAP
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import ShardTask, TokenizerSpec, task_to_json

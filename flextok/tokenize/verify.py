@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from flextok import storage
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.rejects import Reject
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from flextok.train.config import ComputeConfig
+from flextok.runtime.compute import ComputeConfig
 
 IMAGES_FOR_AN_ACTOR = 5000
 

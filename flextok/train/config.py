@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from flextok.config import Config
 from flextok.model.config import LatentsConfig, TokenizerModelConfig
-from flextok.model.prior_config import PriorModelConfig
+from flextok.model.priors.base import PriorModelConfig
 
 
 class OptimizerConfig(Config):
@@ -79,26 +79,3 @@ class PriorRecipe(Config):
 
     model: PriorModelConfig = Field(description="Its architecture; vocabulary and classes come from the tokens.")
     train: TrainConfig = Field(description="How it is trained.")
-
-
-class ComputeConfig(Config):
-    """Where the work runs. Never decides results beyond the rounding of sums."""
-
-    address: str = Field(
-        default="local", description='Ray: "local" starts it on this machine, "auto" or host:port joins one.'
-    )
-    num_cpus: int | None = Field(default=None, gt=0, description="CPUs that a local Ray may use; null means all.")
-    train_workers: int = Field(
-        default=2, ge=0, description="Training processes; 0 trains in this process, without Ray."
-    )
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs for each training worker or tokenizing actor.")
-    max_failures: int = Field(
-        default=2, ge=0, description="Times a training group is restarted after a worker was lost."
-    )
-    start_timeout_s: float = Field(default=120.0, gt=0, description="Longest wait for the training workers to start.")
-    tokenize_actors: tuple[int, int] = Field(
-        default=(1, 2), description="Fewest and most actors that tokenize a corpus."
-    )
-    threads: int | None = Field(
-        default=None, gt=0, description="Threads of each worker; null shares the machine's cores out."
-    )

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from flextok.data import images
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.sources.files import read_at
 from flextok.data.tokens import TokenStore
 from flextok.errors import IntegrityError
-from flextok.train.world import World
+from flextok.train.parallel import DistContext
 
 CACHE_BYTES = 2 << 30
 ENCODE_BATCH = 64
@@ -77,7 +77,9 @@ class CachedLatents:
 
     in_memory = True
 
-    def __init__(self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: World):
+    def __init__(
+        self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: DistContext
+    ):
         # In batches that do not depend on the number of workers, whose shares add up to the whole.
         self._latents = torch.zeros(len(crops), *shape)
         starts = range(0, len(crops), ENCODE_BATCH)

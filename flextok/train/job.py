@@ -12,8 +12,8 @@ from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
 from flextok.train.config import TrainConfig
 from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.parallel import DistContext
 from flextok.train.state import HistoryRow
-from flextok.train.world import World
 from flextok.version import __version__
 
 RUNS = ".runs"
@@ -44,7 +44,7 @@ class TrainJob(Protocol):
         """Hash of all that decides the result: a killed run is found again by it."""
         ...
 
-    def build(self, world: World) -> tuple[Objective, Objective | None]:
+    def build(self, world: DistContext) -> tuple[Objective, Objective | None]:
         """The objective, and one on held-out samples (of the same model) if there are any."""
         ...
 
@@ -58,7 +58,7 @@ def run_url(job: TrainJob) -> str:
     return storage.join(job.parent_url, RUNS, job.fingerprint()[:32])
 
 
-def run_member(job: TrainJob, world: World, on_progress: OnProgress) -> TrainResult | None:
+def run_member(job: TrainJob, world: DistContext, on_progress: OnProgress) -> TrainResult | None:
     """Train as one member of `world`; the first one writes the checkpoint and gives back the result."""
     objective, validation = job.build(world)
     history = train(objective, job.train_config, world, run_url(job), validation, on_progress)

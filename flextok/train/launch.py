@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 
 from flextok import storage
-from flextok.cluster import ensure_ray
 from flextok.errors import FlextokError, UsageError
-from flextok.progress import track
-from flextok.train.config import ComputeConfig
+from flextok.runtime.cluster import ensure_ray
+from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.progress import track
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
 from flextok.train.loop import OnProgress
-from flextok.train.world import World
+from flextok.train.parallel import DistContext
 
 PROGRESS, ERROR = "progress.json", "error.json"
 POLL_S = 1.0
@@ -41,14 +41,14 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     if dist.is_torchelastic_launched():
         result = _run_in_torchrun(job, compute)
     elif compute.train_workers == 0:
-        result = _run_here(job, World.joined(compute.gpus_per_worker > 0), compute)
+        result = _run_here(job, DistContext.joined(compute.gpus_per_worker > 0), compute)
         assert result is not None  # a world of one is its own first member
     else:
         result = _run_on_ray(job, compute)
     return result
 
 
-def _run_here(job: TrainJob, world: World, compute: ComputeConfig) -> TrainResult | None:
+def _run_here(job: TrainJob, world: DistContext, compute: ComputeConfig) -> TrainResult | None:
     threads = torch.get_num_threads()
     torch.set_num_threads(compute.threads or threads)
     try:
@@ -66,7 +66,7 @@ def _run_in_torchrun(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     use_gpu = compute.gpus_per_worker > 0
     dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(seconds=STALL_TIMEOUT_S))
     try:
-        results = [_run_here(job, World.joined(use_gpu), compute)]
+        results = [_run_here(job, DistContext.joined(use_gpu), compute)]
         dist.broadcast_object_list(results, src=0)
     finally:
         dist.destroy_process_group()
@@ -138,7 +138,7 @@ def _ray_worker(spec: dict) -> TrainResult | None:
         return None
     here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(compute.threads or max(1, (compute.num_cpus or os.cpu_count() or 1) // here))
-    world = World.joined(compute.gpus_per_worker > 0)
+    world = DistContext.joined(compute.gpus_per_worker > 0)
     try:
         return run_member(job, world, _ProgressFile(storage.join(run_url(job), PROGRESS)) if world.is_first else _quiet)
     except FlextokError as error:

@@ -2,7 +2,7 @@
 
 The gradient is the mean over the global batch whatever the number of workers; what is saved are the averaged (EMA)
 weights. A run goes on exactly where its last state was written: weights, average, optimizer moments and step are
-stored, sample order and random draws follow from them (see draws.py).
+stored, sample order and random draws follow from them (see sample_order.py).
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
-from flextok.model.precision import autocast_dtype
+from flextok.model.nn.precision import autocast_dtype
 from flextok.train.config import TrainConfig
-from flextok.train.draws import Draws, SampleOrder
 from flextok.train.optimizer import Optimizer, learning_rate
+from flextok.train.parallel import DistContext
+from flextok.train.sample_order import SampleOrder, SampleRng
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
-from flextok.train.world import World
 
 Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
@@ -50,14 +50,14 @@ class Source(Protocol):
 
 
 class Objective(nn.Module):
-    """A model and the samples it is trained on; `forward(batch, draws)` gives the loss of each sample, [B]."""
+    """A model and the samples it is trained on; `forward(batch, rng)` gives the loss of each sample, [B]."""
 
     def __init__(self, model: nn.Module, source: Source):
         super().__init__()
         self.model = model
         self.source = source
 
-    def interval_metrics(self, world: World) -> dict[str, float]:
+    def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
         return {}
 
@@ -69,7 +69,7 @@ class Objective(nn.Module):
 def train(
     objective: Objective,
     config: TrainConfig,
-    world: World,
+    world: DistContext,
     run_url: str,
     validation: Objective | None = None,
     on_progress: OnProgress = lambda step, note: None,
@@ -91,7 +91,7 @@ def train(
 
 class _Run:
     def __init__(
-        self, objective: Objective, config: TrainConfig, world: World, run_url: str, validation: Objective | None
+        self, objective: Objective, config: TrainConfig, world: DistContext, run_url: str, validation: Objective | None
     ):
         self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
         self.validation = validation.to(world.device) if validation is not None else None
@@ -113,8 +113,8 @@ class _Run:
         self.objective.train()
         logged_at, note = time.monotonic(), ""
         on_progress(first_step, note)
-        for step, batch, draws in self._batches(first_step):
-            self._step(forward, step, batch, draws)
+        for step, batch, rng in self._batches(first_step):
+            self._step(forward, step, batch, rng)
             done = step + 1
             if self._is_due(done, self.config.log_every):
                 rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
@@ -129,12 +129,12 @@ class _Run:
         self.objective.eval()
         return self.history
 
-    def _step(self, forward: nn.Module, step: int, batch: Batch, draws: Draws) -> None:
+    def _step(self, forward: nn.Module, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
         # Dropout's masks: the same after a resume, different for each worker.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
         with self._autocast():
-            losses_B = forward(batch, draws)
+            losses_B = forward(batch, rng)
         # DistributedDataParallel averages over workers, which may hold unequal parts of the batch.
         (losses_B.sum() * (world.size / config.batch_size)).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
@@ -147,20 +147,20 @@ class _Run:
         self.sums[1] += norm / world.size
         self.summed_steps += 1
 
-    def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, Draws]]:
+    def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
         source, config = self.objective.source, self.config
         order = SampleOrder(config.seed, len(source), source.weights)
 
-        def fetch(step: int) -> tuple[int, Batch, Draws]:
+        def fetch(step: int) -> tuple[int, Batch, SampleRng]:
             part = self.world.part(config.batch_size)
             places = range(step * config.batch_size + part.start, step * config.batch_size + part.stop)
             batch = source.fetch(order.indices(places))
-            return step, batch, Draws(config.seed, places)
+            return step, batch, SampleRng(config.seed, places)
 
         steps = range(first_step, config.steps)
-        for step, batch, draws in map(fetch, steps) if source.in_memory else _ahead(fetch, steps):
-            yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, draws
+        for step, batch, rng in map(fetch, steps) if source.in_memory else _ahead(fetch, steps):
+            yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, rng
 
     def _log(self, done: int, images_per_s: float) -> str:
         loss, norm = self._means(done)
@@ -205,7 +205,7 @@ class _Run:
                 places = range(start, min(start + self.config.batch_size, part.stop))
                 batch = validation.source.fetch(np.arange(places.start, places.stop))
                 on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
-                total += validation(on_device, Draws(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
+                total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
         self.objective.train()
         self.history.append((done, "val/loss", self.world.sum(total).item() / count))
 
@@ -255,7 +255,9 @@ class _Run:
         return done
 
 
-def _ahead(fetch: Callable[[int], tuple[int, Batch, Draws]], steps: range) -> Iterator[tuple[int, Batch, Draws]]:
+def _ahead(
+    fetch: Callable[[int], tuple[int, Batch, SampleRng]], steps: range
+) -> Iterator[tuple[int, Batch, SampleRng]]:
     """`map(fetch, steps)` with the next few computed meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = [pool.submit(fetch, step) for step in steps[:READ_AHEAD]]

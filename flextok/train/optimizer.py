@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flextok.model.precision import cpu_has_bfloat16
+from flextok.model.nn.precision import cpu_has_bfloat16
 from flextok.train.config import OptimizerConfig
 
 Parameters = dict[str, nn.Parameter]

@@ -11,17 +11,18 @@ from flextok import storage
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
-from flextok.model.prior import Prior
-from flextok.model.prior_config import PriorConfig
-from flextok.model.text import TextFeatures
+from flextok.model.priors.autoregressive import Prior
+from flextok.model.priors.base import PriorConfig
+from flextok.model.priors.text import TextFeatures
 from flextok.provenance import artifact_input
-from flextok.train.config import ComputeConfig, PriorRecipe, TrainConfig
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.config import PriorRecipe, TrainConfig
 from flextok.train.data import TokenRows
-from flextok.train.draws import Draws
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
-from flextok.train.world import World
+from flextok.train.parallel import DistContext
+from flextok.train.sample_order import SampleRng
 
 
 def train_prior(
@@ -57,7 +58,7 @@ class PriorJob:
         """The token stores: the held-out one counts, since its labels may have classes of their own."""
         return [url for url in (self.train_tokens_url, self.val_tokens_url) if url is not None]
 
-    def build(self, world: World) -> tuple["PriorObjective", "PriorObjective | None"]:
+    def build(self, world: DistContext) -> tuple["PriorObjective", "PriorObjective | None"]:
         store = TokenStore.open(self.train_tokens_url)
         held_out = TokenStore.open(self.val_tokens_url) if self.val_tokens_url is not None else None
         if held_out is not None and held_out.tokenizer != store.tokenizer:
@@ -116,12 +117,12 @@ class PriorObjective(Objective):
         super().__init__(prior, TokenRows(store))
         self._texts = store.texts() if prior.config.condition == "text" else []
 
-    def forward(self, batch: Batch, draws: Draws) -> Tensor:
+    def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
         config = self.model.config
         drop_B = None
         if self.training:
-            drop_B = (draws.uniform("drop") < config.condition_dropout).to(batch["ids"].device)
+            drop_B = (rng.uniform("drop") < config.condition_dropout).to(batch["ids"].device)
         labels_B = batch["labels"] if config.condition == "class" else None
         context = self._context(batch["rows"].tolist()) if config.condition == "text" else None
         return self.model.loss(batch["ids"], labels_B, context, drop_B).flatten(1).mean(dim=1)

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 from flextok import storage
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.model.checkpoint import SavedCheckpoint, latents_config, load_latents, read_kind, save_checkpoint
 from flextok.model.config import TokenizerConfig
 from flextok.model.flow import sample_sigma
-from flextok.model.keep import sample_keep
+from flextok.model.nested_dropout import sample_keep
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
-from flextok.train.config import ComputeConfig, TokenizerRecipe, TrainConfig
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.config import TokenizerRecipe, TrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, model_images
-from flextok.train.draws import Draws
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
-from flextok.train.world import World
+from flextok.train.parallel import DistContext
+from flextok.train.sample_order import SampleRng
 
 FLOAT_BYTES = 4
 
@@ -67,7 +68,7 @@ class TokenizerJob:
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.settings(), [self.latents_url, self.train_url])
 
-    def build(self, world: World) -> tuple["TokenizerObjective", "TokenizerObjective | None"]:
+    def build(self, world: DistContext) -> tuple["TokenizerObjective", "TokenizerObjective | None"]:
         stage0 = read_kind(self.latents_url, "vae")
         values = {
             "latents": latents_config(stage0.config, self.latents_url),
@@ -103,45 +104,45 @@ class TokenizerObjective(Objective):
         self.batch_size = batch_size
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device)
 
-    def forward(self, batch: Batch, draws: Draws) -> Tensor:
+    def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B] for `latents`, or for `images` that stage 0 encodes on the way."""
         config, device = self.model.config, self.model.device
         if "latents" in batch:
             z = batch["latents"]
         else:
             # Where stage 0 draws from its posterior, each visit of an image gets a draw of its own.
-            names = [f"posterior/{place}" for place in draws.places]
+            names = [f"posterior/{place}" for place in rng.places]
             with torch.autocast(device.type, enabled=False):
-                z = self.model.encode_images(model_images(batch["images"]), draws.seed, names)
-        t_B = sample_sigma(config.sigma, draws.uniform("time"), config.mode_scale).to(device)
+                z = self.model.encode_images(model_images(batch["images"]), rng.seed, names)
+        t_B = sample_sigma(config.sigma, rng.uniform("time"), config.mode_scale).to(device)
         if self.training:
-            t_B = torch.where(self._is_pure_noise(draws).to(device), 1.0, t_B)
-        keep_B = sample_keep(config.keep_mode, config.registers, draws.uniform("keep")).to(device)
-        drop_B = (draws.uniform("drop") < config.condition_dropout).to(device)
-        noise = draws.normal("noise", z.shape[1:]).to(device)
+            t_B = torch.where(self._is_pure_noise(rng).to(device), 1.0, t_B)
+        keep_B = sample_keep(config.keep_mode, config.registers, rng.uniform("keep")).to(device)
+        drop_B = (rng.uniform("drop") < config.condition_dropout).to(device)
+        noise = rng.normal("noise", z.shape[1:]).to(device)
         losses = self.model.flow_loss(z, noise, t_B, keep_B, drop_B)
         self._seen[losses.ids.flatten()] = 1
         return losses.loss
 
-    def _is_pure_noise(self, draws: Draws) -> Tensor:
+    def _is_pure_noise(self, rng: SampleRng) -> Tensor:
         """Which images [B] get noise level 1.
 
         There the velocity is a plain regression of the latents on the tokens. Tokens that tell nothing yet are
         learned from it several times sooner than from all levels alike, most of which show the image to the decoder.
         """
         config = self.model.config
-        if draws.places[0] < config.pure_noise_steps * self.batch_size:
-            return torch.ones(len(draws), dtype=torch.bool)
-        return draws.uniform("pure noise") < config.pure_noise_share
+        if rng.places[0] < config.pure_noise_steps * self.batch_size:
+            return torch.ones(len(rng), dtype=torch.bool)
+        return rng.uniform("pure noise") < config.pure_noise_share
 
-    def interval_metrics(self, world: World) -> dict[str, float]:
+    def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """`train/codebook_usage`: the part of the ids that occurred since the last call."""
         used = (world.sum(self._seen) > 0).float().mean().item()
         self._seen.zero_()
         return {"train/codebook_usage": used}
 
 
-def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: World) -> Source:
+def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext) -> Source:
     crops = CorpusImages(Corpus.open(corpus_url), image_size)
     channels, rows, columns = tokenizer.latent_shape
     fits = len(crops) * channels * rows * columns * FLOAT_BYTES <= CACHE_BYTES

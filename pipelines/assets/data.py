@@ -25,7 +25,7 @@ def data_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     @dg.asset(**stages.options("image_shards", "data", {"webdataset"}, partitioned=True), deps=[stages.dep("corpus")])
     def image_shards(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """WebDataset shards of one split, with manifest and rejects."""
-        from flextok.data.shards import shard_corpus
+        from flextok.data.corpus.job import shard_corpus
 
         split = split_of(context.partition_key)
         made = shard_corpus(recipe.corpus, split, store.workspace.corpus(stages.corpus, split), workers=stages.workers)

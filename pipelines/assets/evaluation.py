@@ -37,7 +37,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     )
     def samples(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Images drawn from the prior, at several token counts."""
-        from flextok.data.corpus import Corpus
+        from flextok.data.corpus.reader import Corpus
         from flextok.evaluate.sampling import sample_images
 
         corpus = Corpus.open(stages.latest(context, store, "image_shards", conditions))

@@ -18,7 +18,7 @@ def prior_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     )
     def token_shards(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """One Parquet file of tokens for each image shard."""
-        from flextok.data.corpus import Corpus
+        from flextok.data.corpus.reader import Corpus
         from flextok.provenance import read_provenance
         from flextok.tokenize.job import tokenize_corpus
 

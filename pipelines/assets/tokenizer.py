@@ -13,7 +13,7 @@ def tokenizer_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     @dg.asset(**stages.options("latents", "tokenizer", {"pytorch", "ray"}), deps=[stages.dep("image_shards", "train")])
     def latents(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Stage 0: the autoencoder whose latents the tokenizer works on, trained or taken over."""
-        from flextok.train.vae import train_latents
+        from flextok.train.autoencoder import train_latents
 
         made = train_latents(
             recipe.latents,

@@ -98,7 +98,7 @@ def import_checkpoint(
     debug: Debug = False,
 ) -> None:
     """A published FlexTok checkpoint as one of ours."""
-    from flextok.model import official
+    from flextok.model.official import checkpoint as official
 
     saved = official.import_checkpoint(source, dest)
     say(f"tokenizer {saved.digest[:12]}")
@@ -109,7 +109,7 @@ def _kind(path: str) -> str:
     try:
         return provenance.read_provenance(path)["kind"]
     except UsageError:
-        from flextok.model.official import is_official
+        from flextok.model.official.checkpoint import is_official
 
         if is_official(path):
             return "official"
@@ -127,7 +127,7 @@ def _describe(path: str) -> dict[str, Any]:
 
         found = summarize_tokens(path)
     elif kind in CORPUS:
-        from flextok.data.corpus import Corpus
+        from flextok.data.corpus.reader import Corpus
 
         corpus = Corpus.open(path)
         found = {
@@ -149,7 +149,7 @@ def _describe(path: str) -> dict[str, Any]:
 
 def _problems(path: str, kind: str, against: str | None) -> list[str]:
     if kind in CORPUS:
-        from flextok.data.verify import verify_corpus
+        from flextok.data.corpus.verify import verify_corpus
 
         return verify_corpus(path)
     if kind in TOKENS:

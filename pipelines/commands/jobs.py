@@ -76,8 +76,8 @@ def shard(
     debug: Debug = False,
 ) -> None:
     """Any supported corpus as WebDataset shards with a manifest."""
-    from flextok.data.labels import label_csv_url
-    from flextok.data.shards import shard_corpus
+    from flextok.data.corpus.job import shard_corpus
+    from flextok.data.sources.labels import label_csv_url
 
     if len(places) < 2:
         raise UsageError(f"expected SOURCE... DEST, found only {places[0]}")
@@ -150,11 +150,11 @@ def train(
 
 
 def _train(part: Part, recipe: Recipe, place: Workspace) -> Any:
-    from flextok.data.corpus import Corpus
+    from flextok.data.corpus.reader import Corpus
 
     shards = Corpus.open(place.corpus(recipe.corpus.name, "train")).url
     if part is Part.vae:
-        from flextok.train.vae import train_latents
+        from flextok.train.autoencoder import train_latents
 
         return train_latents(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
     if part is Part.tokenizer:
@@ -205,8 +205,8 @@ def tokenize(
     debug: Debug = False,
 ) -> None:
     """Bulk tokenization of shards into Parquet token shards."""
+    from flextok.runtime.compute import ComputeConfig
     from flextok.tokenize.config import TokenizeConfig
-    from flextok.train.config import ComputeConfig
 
     values: dict[str, Any] = {"keep": keep, "dtype": dtype, "batch_size": batch_size, "length": _length(length)}
     if view:
@@ -291,7 +291,7 @@ def generate(
     from flextok.data.images import to_uint8
     from flextok.evaluate.images import to_png
     from flextok.model.checkpoint import load_tokenizer
-    from flextok.model.prior import load_prior
+    from flextok.model.priors.autoregressive import load_prior
 
     model, decoder = load_prior(prior), load_tokenizer(tokenizer)
     condition = model.config.condition

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from flextok.data.config import CorpusConfig
-from flextok.data.plan import make_plan, shard_fingerprint, write_plan
-from flextok.data.shards import shard_corpus
+from flextok.data.corpus.assignment import make_plan, shard_fingerprint, write_plan
+from flextok.data.corpus.job import shard_corpus
 from flextok.data.sources.folder import listing_frame
 from flextok.data.sources.walk import Walk
 

@@ -4,7 +4,7 @@ import resource
 import sys
 
 from flextok.data.config import CorpusConfig
-from flextok.data.shards import shard_corpus
+from flextok.data.corpus.job import shard_corpus
 from flextok.errors import FlextokError
 
 if __name__ == "__main__":

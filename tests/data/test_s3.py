@@ -19,13 +19,13 @@ from werkzeug.serving import make_server
 
 from flextok import storage
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard
-from flextok.data.remote_lock import STALE_AFTER_S
-from flextok.data.shards import shard_corpus
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus, iter_shard
+from flextok.data.corpus.verify import verify_corpus
 from flextok.data.sources.catalog import source_digest
 from flextok.data.sources.files import read_at
-from flextok.data.verify import verify_corpus
 from flextok.errors import FlextokError
+from flextok.runtime.remote_lock import STALE_AFTER_S
 
 SECRET = "secret-of-the-test"
 
@@ -175,7 +175,7 @@ def test_a_store_that_dies_in_an_upload_leaves_nothing_half_done(
 
 
 def test_two_runs_to_one_place_on_s3(store: Store, source: Path) -> None:
-    from flextok.data.lock import locked
+    from flextok.runtime.lock import locked
 
     with locked("s3://bucket/out"), pytest.raises(FlextokError, match="another run is writing"):
         shard_corpus(config(str(source)), "all", "s3://bucket/out", progress=False)

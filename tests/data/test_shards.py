@@ -17,11 +17,11 @@ import polars as pl
 import pytest
 
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard
-from flextok.data.lock import locked
-from flextok.data.shards import CorpusSummary, shard_corpus
+from flextok.data.corpus.job import CorpusSummary, shard_corpus
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.runtime.lock import locked
 
 SCRIPT = Path(__file__).with_name("shard_process.py")
 
@@ -259,7 +259,7 @@ def test_near_duplicates_are_reported(shared: Path, tmp_path: Path) -> None:
 
 
 def test_near_pairs_are_all_pairs() -> None:
-    from flextok.data.duplicates import NEAR_BITS, _near_pairs
+    from flextok.data.corpus.duplicates import NEAR_BITS, _near_pairs
 
     random_state = np.random.default_rng(0)
     hashes = random_state.integers(0, 2**64, 60, dtype=np.uint64)

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, Sample, iter_shard
+from flextok.data.corpus.job import CorpusSummary, shard_corpus
+from flextok.data.corpus.reader import Corpus, Sample, iter_shard
+from flextok.data.corpus.verify import verify_corpus
 from flextok.data.rejects import REASONS
-from flextok.data.shards import CorpusSummary, shard_corpus
 from flextok.data.sources.catalog import source_digest
-from flextok.data.verify import verify_corpus
 from flextok.errors import FlextokError, UsageError
 
 

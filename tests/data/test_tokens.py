@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from flextok.data import token_writer
 from flextok.data.rejects import Reject
 from flextok.data.tokens import (
     ContentHash,
@@ -25,6 +24,7 @@ from flextok.data.tokens import (
     write_token_manifest,
     write_token_shard,
 )
+from flextok.data.tokens import writer as token_writer
 from flextok.errors import IntegrityError, UsageError
 
 META = TokenMeta(tokenizer="a" * 64, vocab_size=64_000, num_tokens=8, preprocess={"crop": "adm_center", "size": 32})
@@ -227,7 +227,7 @@ def test_rejects_stand_in_the_shard(tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_stream_is_even_shuffled_and_without_repeats(tmp_path, small_groups, monkeypatch, world_size):
-    monkeypatch.setattr("flextok.data.token_stream.WINDOW_ROWS", 24)
+    monkeypatch.setattr("flextok.data.tokens.stream.WINDOW_ROWS", 24)
     store = TokenStore.open(make_store(tmp_path / "t"))
     ids, labels = store.ids().astype(np.int64), store.labels()
     streams = [store.to_torch(5, keep=4, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -246,7 +246,7 @@ def test_stream_is_even_shuffled_and_without_repeats(tmp_path, small_groups, mon
 
 
 def test_stream_resumes_where_it_stopped(tmp_path, small_groups, monkeypatch):
-    monkeypatch.setattr("flextok.data.token_stream.WINDOW_ROWS", 24)
+    monkeypatch.setattr("flextok.data.tokens.stream.WINDOW_ROWS", 24)
     store = TokenStore.open(make_store(tmp_path / "t"))
 
     def rows(stream):
@@ -268,7 +268,7 @@ def test_stream_resumes_where_it_stopped(tmp_path, small_groups, monkeypatch):
 
 
 def test_stream_is_the_same_for_any_number_of_workers(tmp_path, small_groups, monkeypatch):
-    monkeypatch.setattr("flextok.data.token_stream.WINDOW_ROWS", 24)
+    monkeypatch.setattr("flextok.data.tokens.stream.WINDOW_ROWS", 24)
     store = TokenStore.open(make_store(tmp_path / "t"))
     alone = [batch["row"].tolist() for batch in store.to_torch(4)]
     loader = DataLoader(store.to_torch(4), batch_size=None, num_workers=2, multiprocessing_context="fork")

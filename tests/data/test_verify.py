@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flextok.data.config import CorpusConfig
-from flextok.data.shards import shard_corpus
-from flextok.data.verify import verify_corpus
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.verify import verify_corpus
 
 
 def flip(path: Path, place: float) -> None:

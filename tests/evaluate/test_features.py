@@ -20,7 +20,7 @@ def pictures(count: int, side: int = 24) -> np.ndarray:
 
 
 def test_torchvision_imports_beside_cpu_torch_in_a_fresh_process():
-    program = "import flextok.torchvision_compat, torchvision, torch_fidelity"
+    program = "import flextok.runtime.torchvision_compat, torchvision, torch_fidelity"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from tiny_pipeline import EVALUATION, TinyPipeline
 
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.images import to_uint8
 from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.errors import UsageError
 from flextok.evaluate.generation import evaluate_generation, random_ids
 from flextok.evaluate.sampling import open_samples, read_images, sample_images
 from flextok.model.checkpoint import load_tokenizer, save_checkpoint
-from flextok.model.prior import Prior
-from flextok.model.prior_config import PriorConfig
+from flextok.model.priors.autoregressive import Prior
+from flextok.model.priors.base import PriorConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import lineage
 

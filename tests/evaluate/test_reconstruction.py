@@ -7,7 +7,7 @@ import tiny_pipeline
 import torch
 from tiny_pipeline import EVALUATION, TinyPipeline
 
-from flextok.data.corpus import Corpus, iter_shard
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.images import center_crop, decode, preprocess, to_model, to_uint8
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError

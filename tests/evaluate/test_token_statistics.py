@@ -19,8 +19,8 @@ from flextok.data.tokens import (
 from flextok.evaluate.prior_statistics import prior_statistics
 from flextok.evaluate.tokens import entropy_bits, token_statistics, zipf_slope
 from flextok.model.checkpoint import save_checkpoint
-from flextok.model.prior import Prior, load_prior
-from flextok.model.prior_config import PriorConfig
+from flextok.model.priors.autoregressive import Prior, load_prior
+from flextok.model.priors.base import PriorConfig
 
 
 def store(folder: Path, ids: np.ndarray, labels: list[int], vocab_size: int) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.images import center_crop, decode, preprocess, to_model
 from flextok.data.scenes import ScenesConfig
-from flextok.data.shards import shard_corpus
 from flextok.data.tokens import TokenMeta, token_schema, token_table, write_token_manifest, write_token_shard
 from flextok.evaluate.config import EvaluationConfig, SamplesConfig
 from flextok.evaluate.generation import evaluate_generation
@@ -19,10 +19,11 @@ from flextok.evaluate.results import EvaluationResult
 from flextok.evaluate.sampling import SamplesResult, sample_images
 from flextok.model.checkpoint import load_tokenizer
 from flextok.provenance import artifact_input
-from flextok.train.config import ComputeConfig, LatentsRecipe, PriorRecipe, TokenizerRecipe
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.autoencoder import train_latents
+from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe
 from flextok.train.prior import train_prior
 from flextok.train.tokenizer import train_tokenizer
-from flextok.train.vae import train_latents
 
 SIZE_PX = 32
 IN_PROCESS = ComputeConfig(train_workers=0)

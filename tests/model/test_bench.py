@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flextok.model.bench import D12, Speed, agreement, agreement_table, forward_gflop
+from flextok.bench.model import D12, Speed, agreement, agreement_table, forward_gflop
 
 
 def test_operations_of_the_published_size() -> None:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
 from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.model.autoencoders.base import build_latents
 from flextok.model.checkpoint import load_latents, load_tokenizer, read_checkpoint, save_checkpoint
 from flextok.model.config import ConvLatentsConfig
 from flextok.model.describe import describe_checkpoint
-from flextok.model.latents import build_latents
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import read_weights
 from flextok.provenance import read_provenance

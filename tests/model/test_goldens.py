@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flextok.model import flow
+from flextok.model.autoencoders.base import AutoencoderKLLatents
 from flextok.model.config import FSQConfig
-from flextok.model.decoder import FlowDecoder, Modulations, timestep_sinusoid
+from flextok.model.decoders.flow import FlowDecoder, Modulations, timestep_sinusoid
 from flextok.model.encoder import causal_last_mask
-from flextok.model.latents import AutoencoderKLLatents
-from flextok.model.patching import patchify
-from flextok.model.quantizer import FSQ
+from flextok.model.nn.patching import patchify
+from flextok.model.quantizers.fsq import FSQ
 from flextok.model.tokenizer import Tokenizer
 
 Goldens = dict[str, Tensor]

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextok.model import flow
-from flextok.model.attention import attend
+from flextok.model.autoencoders.base import ConvLatents, ConvLatentsConfig
 from flextok.model.config import FSQConfig, TrunkConfig
-from flextok.model.decoder import timestep_sinusoid
+from flextok.model.decoders.flow import timestep_sinusoid
 from flextok.model.encoder import causal_last_mask
-from flextok.model.keep import nested_lengths, sample_keep
-from flextok.model.latents import ConvLatents, ConvLatentsConfig
-from flextok.model.layers import Attention, ModulatedBlock
-from flextok.model.patching import patchify, sincos_table, unpatchify
-from flextok.model.quantizer import FSQ
-from flextok.model.streams import normal_for, uniform_for
+from flextok.model.nested_dropout import nested_lengths, sample_keep
+from flextok.model.nn.attention import attend
+from flextok.model.nn.layers import Attention, ModulatedBlock
+from flextok.model.nn.patching import patchify, sincos_table, unpatchify
+from flextok.model.quantizers.fsq import FSQ
+from flextok.model.rng import normal_for, uniform_for
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 
@@ -196,7 +196,7 @@ def test_measured_latents_have_unit_size() -> None:
 
 @pytest.mark.parametrize("masking", ["none", "causal", "shared", "each"])
 def test_attention_in_bfloat16_is_that_of_float32(masking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flextok.model.attention.SCORES_BYTES", 2 * 2 * 5 * 5 * 2)  # two images at a time
+    monkeypatch.setattr("flextok.model.nn.attention.SCORES_BYTES", 2 * 2 * 5 * 5 * 2)  # two images at a time
     generator = torch.Generator().manual_seed(0)
     queries, keys, values = (torch.randn(3, 2, 5, 8, generator=generator).bfloat16().float() for _ in range(3))
     options: dict = {"causal": masking == "causal"}

@@ -19,7 +19,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
 from flextok.model.config import AutoencoderKLConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
 from flextok.model.describe import describe_checkpoint
-from flextok.model.official import import_checkpoint
+from flextok.model.official.checkpoint import import_checkpoint
 from flextok.model.tokenizer import Tokenizer
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]

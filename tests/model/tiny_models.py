@@ -2,8 +2,8 @@
 
 import torch
 
+from flextok.model.autoencoders.base import ConvLatents
 from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
-from flextok.model.latents import ConvLatents
 from flextok.model.tokenizer import Tokenizer
 
 TINY = TokenizerConfig(

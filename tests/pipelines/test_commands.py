@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from shrunk_smoke import Built
 
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from pipelines import cli
 

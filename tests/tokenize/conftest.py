@@ -11,13 +11,13 @@ import torch
 from tokenize_helpers import IMAGES, SHARDS
 
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.job import shard_corpus
 from flextok.data.scenes import ScenesConfig
-from flextok.data.shards import shard_corpus
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
 from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
-from flextok.train.config import ComputeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def s3() -> Iterator[FaultyS3]:
 @pytest.fixture(scope="session")
 def ray_session(s3) -> Iterator[None]:
     """One local Ray of two CPUs; it starts after the S3 server, whose address its workers inherit."""
-    from flextok.cluster import ensure_ray, stop_ray
+    from flextok.runtime.cluster import ensure_ray, stop_ray
 
     stop_ray()  # another folder's session does not know the S3 server
     ensure_ray("local", num_cpus=2)

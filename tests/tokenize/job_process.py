@@ -8,9 +8,9 @@ import threading
 import time
 from pathlib import Path
 
+from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.job import tokenize_corpus
-from flextok.train.config import ComputeConfig
 
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
 from flextok.tokenize.worker import ShardOutcome, ShardTokenizer

@@ -6,7 +6,7 @@ import pytest
 
 import flextok
 from flextok.data import images
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.tokenize import encoder as encoder_module
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads

@@ -21,11 +21,11 @@ import pytest
 from job_process import at_work
 from tokenize_helpers import IMAGES, SHARDS, processes_below
 
-from flextok.data.corpus import Corpus
-from flextok.data.lock import locked
+from flextok.data.corpus.reader import Corpus
+from flextok.data.corpus.verify import verify_corpus
 from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
-from flextok.data.verify import verify_corpus
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime.lock import locked
 from flextok.tokenize import running
 from flextok.tokenize.job import tokenize_corpus
 from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec

@@ -13,8 +13,8 @@ from PIL import Image
 import flextok
 from flextok.data import images
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus, iter_shard
-from flextok.data.shards import shard_corpus
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import (
     TokenMeta,
     TokenStore,
@@ -28,12 +28,12 @@ from flextok.data.tokens import (
 )
 from flextok.errors import FlextokError, UsageError
 from flextok.provenance import artifact_input
+from flextok.runtime.ahead import Prefetcher
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.length import kept_lengths, reconstruction_errors
 from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
-from flextok.tokenize.prefetch import Prefetcher
 from flextok.tokenize.probe import find_batch_size, plan_tokenization
 from flextok.tokenize.verify import verify_encoding
 from flextok.tokenize.views import crop_view

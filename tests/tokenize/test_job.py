@@ -11,11 +11,11 @@ import torch
 
 import flextok
 from flextok.data import images
-from flextok.data.corpus import Corpus, iter_shard
-from flextok.data.lock import locked
+from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.errors import FlextokError, UsageError
 from flextok.provenance import lineage
+from flextok.runtime.lock import locked
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.job import tokenize_corpus
 

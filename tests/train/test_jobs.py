@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flextok.data.config import CorpusConfig
-from flextok.data.corpus import Corpus
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
-from flextok.data.shards import shard_corpus
 from flextok.data.tokens import TokenMeta, token_schema, token_table, write_token_manifest, write_token_shard
 from flextok.errors import UsageError
 from flextok.model.checkpoint import load_latents, load_tokenizer
@@ -22,11 +22,12 @@ from flextok.model.config import (
     TokenizerModelConfig,
     TrunkConfig,
 )
-from flextok.model.prior import load_prior
-from flextok.model.prior_config import PriorModelConfig
+from flextok.model.priors.autoregressive import load_prior
+from flextok.model.priors.base import PriorModelConfig
 from flextok.provenance import lineage
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.autoencoder import train_latents
 from flextok.train.config import (
-    ComputeConfig,
     LatentsRecipe,
     OptimizerConfig,
     PriorRecipe,
@@ -34,10 +35,9 @@ from flextok.train.config import (
     TrainConfig,
 )
 from flextok.train.data import CachedLatents, CorpusImages, model_images
+from flextok.train.parallel import DistContext
 from flextok.train.prior import train_prior
 from flextok.train.tokenizer import train_tokenizer
-from flextok.train.vae import train_latents
-from flextok.train.world import World
 
 SIZE = 16
 HERE = ComputeConfig(train_workers=0)
@@ -120,7 +120,7 @@ def test_an_autoencoder_kl_learns_and_has_unit_size(corpora: dict[str, str], tmp
 
 
 def test_diffusers_weights_are_taken_over(corpora: dict[str, str], tmp_path: Path) -> None:
-    from flextok.model.latents import build_latents
+    from flextok.model.autoencoders.base import build_latents
 
     model = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
     original = build_latents(model)
@@ -165,7 +165,7 @@ def test_cached_latents_are_those_of_stage_0(latents_url: str, corpora: dict[str
     stage0 = load_latents(latents_url)
     crops = CorpusImages(Corpus.open(corpora["train"]), SIZE)
     with torch.no_grad():
-        cached = CachedLatents(crops, stage0.encode, (4, 4, 4), World())
+        cached = CachedLatents(crops, stage0.encode, (4, 4, 4), DistContext())
         direct = stage0.encode(all_images(corpora["train"]))
     assert len(cached) == 48
     assert torch.allclose(cached.fetch(np.array([5, 40]))["latents"], direct[[5, 40]], atol=1e-6)

@@ -14,10 +14,11 @@ import train_toy
 from train_toy import ToyConfig, ToyJob
 
 import flextok
-from flextok.cluster import ensure_ray, stop_ray
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import read_checkpoint
-from flextok.train.config import ComputeConfig, OptimizerConfig, TrainConfig
+from flextok.runtime.cluster import ensure_ray, stop_ray
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.launch import run_training
 
 CONFIG = TrainConfig(

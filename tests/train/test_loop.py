@@ -14,11 +14,11 @@ from train_toy import ToyConfig, ToySource, make_objective
 
 from flextok.errors import FlextokError, UsageError
 from flextok.train.config import OptimizerConfig, TrainConfig
-from flextok.train.draws import Draws, SampleOrder
 from flextok.train.loop import Batch, train
 from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, learning_rate
+from flextok.train.parallel import DistContext
+from flextok.train.sample_order import SampleOrder, SampleRng
 from flextok.train.state import load_latest_state
-from flextok.train.world import World
 
 OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)
 CONFIG = TrainConfig(
@@ -49,7 +49,7 @@ def stop_at(step_to_stop: int):
 def test_training_fits_and_keeps_a_history(tmp_path: Path) -> None:
     objective = make_objective()
     config = CONFIG.model_copy(update={"steps": 300, "ema_decay": 0.9})
-    rows = train(objective, config, World(), str(tmp_path))
+    rows = train(objective, config, DistContext(), str(tmp_path))
     losses = loss_history(rows)
     assert losses[300] < 0.3 * losses[4]
     assert {name for _, name, _ in rows} == {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s"}
@@ -65,14 +65,14 @@ MUON = CONFIG.model_copy(update={"optimizer": OPTIMIZER.model_copy(update={"kind
 )
 def test_a_stopped_run_goes_on_exactly(config: TrainConfig, stop_step: int, in_memory: bool, tmp_path: Path) -> None:
     straight = make_objective()
-    train(straight, config, World(), str(tmp_path / "straight"))
+    train(straight, config, DistContext(), str(tmp_path / "straight"))
 
     run = str(tmp_path / "stopped")
     with pytest.raises(Stopped):
-        train(make_objective(in_memory=in_memory), config, World(), run, on_progress=stop_at(stop_step))
+        train(make_objective(in_memory=in_memory), config, DistContext(), run, on_progress=stop_at(stop_step))
     seen = []
     resumed = make_objective(in_memory=in_memory)
-    train(resumed, config, World(), run, on_progress=lambda step, note: seen.append(step))
+    train(resumed, config, DistContext(), run, on_progress=lambda step, note: seen.append(step))
     assert seen[0] == stop_step // 5 * 5
     assert torch.equal(weights(resumed), weights(straight))
 
@@ -98,32 +98,32 @@ def test_muon_takes_the_matrices_of_blocks() -> None:
 def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
     run = str(tmp_path)
     with pytest.raises(Stopped):
-        train(make_objective(), CONFIG, World(), run, on_progress=stop_at(7))
+        train(make_objective(), CONFIG, DistContext(), run, on_progress=stop_at(7))
     # A kill between the tensors and the record that makes them count.
     (tmp_path / "step_000000010").mkdir()
     (tmp_path / "step_000000010" / "state.safetensors").write_bytes(b"half")
     state = load_latest_state(run)
     assert state is not None and state.step == 5
     resumed, straight = make_objective(), make_objective()
-    train(resumed, CONFIG, World(), run)
-    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+    train(resumed, CONFIG, DistContext(), run)
+    train(straight, CONFIG, DistContext(), str(tmp_path / "straight"))
     assert torch.equal(weights(resumed), weights(straight))
 
 
 def test_a_run_goes_on_from_an_object_store(tmp_path: Path) -> None:
     run = f"memory://{tmp_path.name}/run"
     with pytest.raises(Stopped):
-        train(make_objective(), CONFIG, World(), run, on_progress=stop_at(13))
+        train(make_objective(), CONFIG, DistContext(), run, on_progress=stop_at(13))
     state = load_latest_state(run)
     assert state is not None and state.step == 10
     resumed, straight = make_objective(), make_objective()
-    train(resumed, CONFIG, World(), run)
-    train(straight, CONFIG, World(), str(tmp_path / "straight"))
+    train(resumed, CONFIG, DistContext(), run)
+    train(straight, CONFIG, DistContext(), str(tmp_path / "straight"))
     assert torch.equal(weights(resumed), weights(straight))
 
 
 def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
-    train(make_objective(), CONFIG, World(), str(tmp_path))
+    train(make_objective(), CONFIG, DistContext(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000015"]
 
 
@@ -133,7 +133,7 @@ def _member(rank: int, size: int, folder: str, results) -> None:
     objective, validation = make_objective(), make_objective(ToyConfig(samples=11))
     validation.model = objective.model
     config = CONFIG.model_copy(update={"validate_every": 10})
-    rows = train(objective, config, World(rank, size), f"{folder}/run", validation)
+    rows = train(objective, config, DistContext(rank, size), f"{folder}/run", validation)
     if rank == 0:
         results.put(([row for row in rows if row[1] != "train/images_per_s"], weights(objective).numpy()))
     dist.destroy_process_group()
@@ -155,7 +155,7 @@ def test_any_number_of_workers_sees_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_a_corpus_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
-    train(make_objective(ToyConfig(samples=3)), CONFIG, World(), str(tmp_path))
+    train(make_objective(ToyConfig(samples=3)), CONFIG, DistContext(), str(tmp_path))
     order = SampleOrder(0, 3)
     seen = np.concatenate([order.indices(range(step * 8, step * 8 + 8)) for step in range(3)])
     assert np.bincount(seen).tolist() == [8, 8, 8]
@@ -200,13 +200,13 @@ def test_training_draws_by_the_weights_of_its_source(tmp_path: Path) -> None:
     objective = make_objective(ToyConfig(samples=40))
     objective.source = Recorded(ToyConfig(samples=40))
     objective.source.weights = np.repeat([0.5, 1.5], 20)
-    train(objective, CONFIG, World(), str(tmp_path))
+    train(objective, CONFIG, DistContext(), str(tmp_path))
     counts = np.bincount(seen)  # 20 steps of 8: four epochs
     assert counts[:20].sum() == 40 and counts[20:].sum() == 120
 
 
 def test_draws_belong_to_the_place_not_the_batch() -> None:
-    whole, part = Draws(0, range(10, 20)), Draws(0, range(14, 16))
+    whole, part = SampleRng(0, range(10, 20)), SampleRng(0, range(14, 16))
     assert torch.equal(whole.normal("noise", (2, 3))[4:6], part.normal("noise", (2, 3)))
     assert not torch.equal(whole.uniform("time"), whole.uniform("keep"))
 
@@ -215,7 +215,7 @@ def test_draws_belong_to_the_place_not_the_batch() -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_state(log_every: int, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"log_every": log_every})
     with pytest.raises(FlextokError, match="expected a finite loss"):
-        train(make_objective(ToyConfig(poison_at=8 * 8)), config, World(), str(tmp_path))
+        train(make_objective(ToyConfig(poison_at=8 * 8)), config, DistContext(), str(tmp_path))
     state = load_latest_state(str(tmp_path))
     assert state is not None and state.step == 5
     assert all(tensor.isfinite().all() for tensor in state.tensors.values())
@@ -223,12 +223,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_state(log_every: i
 
 def test_no_samples_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="found none"):
-        train(make_objective(ToyConfig(samples=0)), CONFIG, World(), str(tmp_path))
+        train(make_objective(ToyConfig(samples=0)), CONFIG, DistContext(), str(tmp_path))
 
 
 def test_more_workers_than_samples_in_a_batch_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch_size 8 for 9 workers"):
-        train(make_objective(), CONFIG, World(size=9), str(tmp_path))
+        train(make_objective(), CONFIG, DistContext(size=9), str(tmp_path))
 
 
 def test_learning_rate_warms_up_and_comes_down() -> None:
@@ -242,8 +242,8 @@ def test_learning_rate_warms_up_and_comes_down() -> None:
 
 def test_bfloat16_trains_with_float32_weights(tmp_path: Path) -> None:
     objective = make_objective()
-    rows = train(objective, CONFIG.model_copy(update={"precision": "bfloat16"}), World(), str(tmp_path))
-    exact = train(make_objective(), CONFIG, World(), str(tmp_path / "exact"))
+    rows = train(objective, CONFIG.model_copy(update={"precision": "bfloat16"}), DistContext(), str(tmp_path))
+    exact = train(make_objective(), CONFIG, DistContext(), str(tmp_path / "exact"))
     assert weights(objective).dtype == torch.float32
     assert list(loss_history(rows).values()) == pytest.approx(list(loss_history(exact).values()), rel=0.05)
 

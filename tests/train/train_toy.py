@@ -14,10 +14,10 @@ from flextok.config import Config
 from flextok.errors import FlextokError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.train.config import TrainConfig
-from flextok.train.draws import Draws
 from flextok.train.job import fingerprint_of
 from flextok.train.loop import Batch, Objective
-from flextok.train.world import World
+from flextok.train.parallel import DistContext
+from flextok.train.sample_order import SampleRng
 
 
 class ToyConfig(Config):
@@ -55,15 +55,15 @@ class ToyObjective(Objective):
         super().__init__(model, source)
         self.config = source.config
 
-    def forward(self, batch: Batch, draws: Draws) -> Tensor:
-        noise = 0.1 * draws.normal("noise", (8,))
+    def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
+        noise = 0.1 * rng.normal("noise", (8,))
         losses = (self.model(batch["x"] + noise) - batch["y"]).square().mean(dim=1)
-        if self.config.poison_at in draws.places and self.training:
+        if self.config.poison_at in rng.places and self.training:
             return losses * float("nan")
-        if self.config.kill_at in draws.places and not os.path.exists(self.config.kill_mark):
+        if self.config.kill_at in rng.places and not os.path.exists(self.config.kill_mark):
             open(self.config.kill_mark, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.config.fail_at in draws.places and self.training:
+        if self.config.fail_at in rng.places and self.training:
             raise FlextokError(f"expected no place {self.config.fail_at}, found it")
         return losses
 
@@ -86,7 +86,7 @@ class ToyJob:
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.train_config.model_dump(mode="json"), [])
 
-    def build(self, world: World) -> tuple[Objective, Objective | None]:
+    def build(self, world: DistContext) -> tuple[Objective, Objective | None]:
         return make_objective(self.config), None
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:

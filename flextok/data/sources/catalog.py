@@ -6,8 +6,7 @@ import polars as pl
 
 from flextok import storage
 from flextok.data.config import SCENES, CorpusConfig, SourceConfig, source_name
-from flextok.data.labels import Labels, label_csv_url, make_labels
-from flextok.data.plan import in_split
+from flextok.data.corpus.assignment import in_split
 from flextok.data.rejects import Reject
 from flextok.data.scenes import scenes_digest
 from flextok.data.sources import parquet, webdataset
@@ -17,6 +16,7 @@ from flextok.data.sources.containers import expand_braces, list_containers
 from flextok.data.sources.detect import detect_format
 from flextok.data.sources.drawn import list_scenes
 from flextok.data.sources.folder import list_folder
+from flextok.data.sources.labels import Labels, label_csv_url, make_labels
 from flextok.data.sources.listing import Listing
 from flextok.data.sources.parquet import list_parquet
 from flextok.data.sources.staging import Staging

@@ -11,7 +11,7 @@ from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 
 @dataclass(frozen=True)
 class SceneReader:
-    """Draws the scene named "<split>/<index>"."""
+    """SampleRng the scene named "<split>/<index>"."""
 
     config: ScenesConfig
     remote: bool = False

@@ -17,7 +17,7 @@ from flextok.data.sources.containers import Container, list_containers
 from flextok.data.sources.files import IMAGE_ENDINGS, read_range
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 from flextok.data.sources.staging import Staging, decompressed, readable_at_random
-from flextok.data.tarreader import TarError, TarMember, tar_members
+from flextok.data.sources.tarreader import TarError, TarMember, tar_members
 from flextok.digests import canonical_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

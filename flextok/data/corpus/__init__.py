@@ -1,0 +1,1 @@
+"""A corpus: sources sharded into WebDataset tars with a manifest, and read back."""

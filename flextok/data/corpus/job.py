@@ -1,0 +1,326 @@
+"""`shard_corpus`: any supported source to WebDataset shards with a manifest, every input accounted for.
+
+    dest/shards/000000.tar ...      WebDataset: <key>.<ext>, .cls, .txt, .json
+    dest/index/000000.parquet ...   one row a sample: where its picture lies in the tar, label, size, hash
+    dest/plan.parquet               which input goes into which shard
+    dest/manifest.parquet           shard, samples, bytes, sha256
+    dest/rejects.parquet            source, reason, detail (reasons: flextok.data.rejects)
+    dest/manifest.json              written last: the commit
+
+A run that is interrupted, however it ends, goes on where it stopped; a run on a source with new inputs adds shards.
+"""
+
+import contextlib
+import errno
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import polars as pl
+
+from flextok import storage
+from flextok.data.config import SCENES, CorpusConfig
+from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
+from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
+from flextok.data.corpus.duplicates import (
+    count_duplicates,
+    drop_duplicates,
+    find_duplicates,
+    find_near_duplicates,
+    read_indexes,
+)
+from flextok.data.corpus.manifest import (
+    MANIFEST,
+    NEAR_DUPLICATES_TABLE,
+    REJECTS_TABLE,
+    SHARDS_TABLE,
+    CorpusSummary,
+    commit,
+    write_table,
+    write_tables,
+)  # fmt: skip
+from flextok.data.corpus.workers import build_shards
+from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
+from flextok.data.sources.base import redact
+from flextok.data.sources.catalog import Catalog, check_sources, list_sources
+from flextok.data.sources.staging import Staging
+from flextok.digests import digest_of
+from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.runtime.lock import LOCK_FILE, locked
+from flextok.runtime.progress import track
+
+__all__ = ["CorpusSummary", "shard_corpus"]
+
+STAGING = ".staging"
+STORE_LIBRARIES = {"botocore", "aiobotocore", "aiohttp"}
+"""Their errors are no OSErrors."""
+CONTENT_VERSION = 1
+"""Raised when the same input would give other shards, so that finished ones are made again."""
+
+
+def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, progress: bool = True) -> CorpusSummary:
+    """Write the `split` ("train", "val" or "all") of a corpus under `dest`; the result does not depend on `workers`.
+
+    Raises UsageError for a source or destination that cannot be used; FlextokError when there is nothing to keep, too
+    much was rejected (after writing the rejects and telling their reasons), or another run writes to `dest`.
+    """
+    dest = storage.absolute(dest)
+    config = _with_absolute_sources(config)
+    check_sources(config)
+    _check_place(config, dest)
+    with _disk_errors(dest), locked(dest):
+        _check_destination(config, split, dest)
+        staging = Staging(_staging_folder(dest))
+        with _source_errors(config):
+            catalog = list_sources(config, split, staging)
+        if config.label_csv is not None and catalog.labels.csv_sha256 is None:
+            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
+        summary = _shard(config, split, dest, workers, progress, catalog)
+        staging.remove()
+        return summary
+
+
+def _shard(
+    config: CorpusConfig, split: str, dest: str, workers: int, progress: bool, catalog: Catalog
+) -> CorpusSummary:
+    if catalog.frame.is_empty() and not catalog.rejects:
+        raise FlextokError(
+            f"empty corpus: expected pictures in {_shown_sources(config)}, found none; check corpus.source"
+        )
+    plan = _plan(config, catalog, dest)
+    builder = ShardBuilder(
+        dest, catalog.readers, catalog.labels, config.limits(), config.resize_short_side, config.near_duplicates
+    )
+    _clear_leftovers(dest, plan)
+    records = _build_all(builder, plan, catalog, workers, progress)
+    duplicates, near = _compare(config, dest, records)
+    rejects = catalog.rejects + _shard_rejects(dest, records)
+    storage.remove(storage.join(dest, MANIFEST))
+    write_tables(dest, records, rejects)
+    _judge(config, dest, sum(record.samples for record in records.values()), rejects)
+    _tell_removed(plan, dest)
+    return commit(config, split, dest, catalog, plan, records, rejects, duplicates, near)
+
+
+def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
+    """Everything but the inputs that decides what the shards hold."""
+    operational = {"name", "max_reject_fraction", "source", "sources", "scenes"}
+    sources = [redact(storage.absolute(source.url)) for source in config.all_sources()]
+    return digest_of(
+        [CONTENT_VERSION, config.model_dump(mode="json", exclude=operational), sources, catalog.prefixes,
+         catalog.labels.classes, catalog.labels.csv_sha256]
+    )  # fmt: skip
+
+
+def _check_place(config: CorpusConfig, dest: str) -> None:
+    """Refuses to write into a source."""
+    for source in config.all_sources():
+        if storage.is_local(dest) and f"{dest}/".startswith(f"{storage.absolute(source.url)}/"):
+            raise UsageError(
+                f"expected a destination outside the source, found {dest} inside {source.url}; choose another"
+            )
+
+
+def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
+    """Refuses to write over something that is not this corpus."""
+    names = storage.list_names(dest)
+    if MANIFEST in names:
+        found = storage.read_json(storage.join(dest, MANIFEST))
+        known = (found.get("name"), found.get("split")) if isinstance(found, dict) else None
+        if known != (config.name, split):
+            raise UsageError(
+                f"expected corpus {config.name!r} ({split}) or nothing in {dest}, found {known}; choose another"
+            )
+        return
+    ours = {LOCK_FILE, STAGING, "shards", "index", PLAN_FILE, SHARDS_TABLE, REJECTS_TABLE, NEAR_DUPLICATES_TABLE}
+    foreign = [name for name in names if name not in ours]
+    if foreign:
+        raise UsageError(f"expected an empty destination, found {', '.join(foreign[:5])} in {dest}; choose another")
+
+
+def _with_absolute_sources(config: CorpusConfig) -> CorpusConfig:
+    """Sources that mean the same in every process."""
+    sources = tuple(source.model_copy(update={"url": _absolute(source.url)}) for source in config.sources)
+    return config.model_copy(update={"source": _absolute(config.source), "sources": sources})
+
+
+def _absolute(url: str) -> str:
+    return url if url == SCENES else storage.absolute(url)
+
+
+def _staging_folder(dest: str) -> Path:
+    if storage.is_local(dest):
+        return storage.local_path(storage.join(dest, STAGING))
+    return Path(tempfile.gettempdir()) / f"flextok-staging-{digest_of(dest)[:16]}"
+
+
+def _plan(config: CorpusConfig, catalog: Catalog, dest: str) -> Plan:
+    """The stored plan with new inputs behind it, or a new plan when there is none or the settings changed."""
+    settings = _settings_digest(config, catalog)
+    earlier = read_plan(dest)
+    if earlier is not None and earlier.settings != settings:
+        storage.remove(storage.join(dest, MANIFEST))
+        earlier = None
+    plan = make_plan(catalog.frame, config, settings, earlier.frame if earlier else None)
+    if earlier is None or not plan.frame.equals(earlier.frame):
+        write_plan(dest, plan)
+    return plan
+
+
+def _clear_leftovers(dest: str, plan: Plan) -> None:
+    """Removes temporary files of a killed run, and shards that the plan does not have."""
+    wanted = {f"{shard:06d}" for shard in range(plan.num_shards)}
+    for folder in ("", "shards", "index"):
+        url = storage.join(dest, folder) if folder else dest
+        for name in _stored_sizes(url):
+            if name.startswith(storage.TEMPORARY_PREFIX) or (folder and name.partition(".")[0] not in wanted):
+                storage.remove(storage.join(url, name))
+
+
+def _build_all(
+    builder: ShardBuilder, plan: Plan, catalog: Catalog, workers: int, progress: bool
+) -> dict[str, ShardRecord]:
+    """Records of all shards, in order; only shards that are not there yet are made."""
+    stored = _stored_sizes(storage.join(builder.dest, "shards"))
+    planned = plan.frame.join(
+        catalog.frame.select("name", "where", "reader"), on="name", how="left", maintain_order="left"
+    )
+    finished: dict[str, ShardRecord] = {}
+    missing: list[tuple[str, str, int, int]] = []
+    start = 0
+    for number, count in plan.frame["shard"].rle().struct.unnest().select("value", "len").iter_rows():
+        shard, fingerprint = f"{number:06d}", shard_fingerprint(plan.settings, planned.slice(start, count))
+        found = read_record(builder.dest, shard) if f"{shard}.tar" in stored else None
+        if found and found[0].fingerprint == fingerprint and found[0].bytes == stored[f"{shard}.tar"]:
+            finished[shard] = found[0]
+        else:
+            missing.append((shard, fingerprint, start, count))
+        start += count
+    jobs = (
+        (shard, fingerprint, _inputs(planned.slice(first, count), catalog.prefixes))
+        for shard, fingerprint, first, count in missing
+    )
+    sizes = {shard: count for shard, _, _, count in missing}
+    with track("sharding", plan.frame.height, "pictures") if progress else contextlib.nullcontext() as task:
+        if task:
+            task.advance(plan.frame.height - sum(sizes.values()))
+        for shard, record in build_shards(builder, jobs, min(workers, len(missing))):
+            finished[shard] = record
+            if task:
+                task.advance(sizes[shard])
+    return {shard: finished[shard] for shard in sorted(finished)}
+
+
+def _inputs(rows: pl.DataFrame, prefixes: tuple[str, ...]) -> list[PlannedInput]:
+    return [
+        # An input that has left the source since it was planned has no reader; the first one will find it gone.
+        PlannedInput(reader or 0, key, name.removeprefix(prefixes[reader or 0]), name, size, note)
+        for key, name, size, note, reader in rows.select("key", "name", "size", "where", "reader").iter_rows()
+    ]
+
+
+def _compare(config: CorpusConfig, dest: str, records: dict[str, ShardRecord]) -> tuple[int, int | None]:
+    """Counts of equal and of nearly equal samples; `records` follow when equal ones are dropped."""
+    if not records:
+        return 0, None
+    count = count_duplicates(dest, list(records))
+    if config.duplicates == "drop" and count:
+        duplicates = find_duplicates(read_indexes(dest, list(records), ["key", "source", "sha256"]))
+        records.update(drop_duplicates(dest, duplicates))
+        count = 0
+    if not config.near_duplicates:
+        return count, None
+    near = find_near_duplicates(read_indexes(dest, list(records), ["key", "source", "sha256", "phash"]))
+    write_table(dest, NEAR_DUPLICATES_TABLE, near.to_arrow())
+    return count, near.height
+
+
+def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
+    rejects: list[Reject] = []
+    for shard in shards:
+        found = read_record(dest, shard)
+        if found is None:
+            raise IntegrityError(
+                f"expected the index of shard {shard} in {dest}, found none; run the same command again"
+            )
+        rejects += found[1]
+    return rejects
+
+
+def _tell_removed(plan: Plan, dest: str) -> None:
+    if plan.removed:
+        print(
+            f"{plan.removed} inputs are gone from the source; their samples stay in {dest} "
+            "(delete the folder and shard again to leave them out)",
+            file=sys.stderr,
+        )
+
+
+def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject]) -> None:
+    """Raises FlextokError when nothing or too little is left; the reasons go to stderr before."""
+    unexpected = [reject for reject in rejects if reject.reason not in EXPECTED_REASONS]
+    inputs = samples + len(unexpected)
+    if samples and len(unexpected) <= config.max_reject_fraction * inputs:
+        return
+    for line in describe_rejects(rejects):
+        print(line, file=sys.stderr)
+    listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
+    if not samples:
+        raise FlextokError(
+            f"empty corpus: expected pictures in {_shown_sources(config)}, found {len(rejects)} rejects only; {listed}"
+        )
+    raise FlextokError(
+        f"expected at most {config.max_reject_fraction:.1%} rejects, found {len(unexpected)} of {inputs} "
+        f"({len(unexpected) / inputs:.1%}); {listed}; mend the source, or allow more with --max-reject-fraction"
+    )
+
+
+def _stored_sizes(url: str) -> dict[str, int]:
+    """Names and sizes of the files directly below a folder, temporary ones too."""
+    fs, path = storage.filesystem(url)
+    fs.invalidate_cache()
+    try:
+        listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        str(info["name"]).rstrip("/").rpartition("/")[2]: int(info.get("size") or 0)
+        for info in listed
+        if info["type"] == "file"
+    }
+
+
+def _shown_sources(config: CorpusConfig) -> str:
+    return ", ".join(redact(source.url) for source in config.all_sources())
+
+
+@contextlib.contextmanager
+def _source_errors(config: CorpusConfig) -> Iterator[None]:
+    """Turns failures to list the source into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"expected to read {_shown_sources(config)}, found: {redact(str(error))}") from None
+
+
+@contextlib.contextmanager
+def _disk_errors(dest: str) -> Iterator[None]:
+    """Turns failures of the destination into one clear line."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UsageError(f"expected a destination that can be written, found {dest}: {redact(str(error))}") from None
+    except OSError as error:
+        wish = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk or the store"
+        raise FlextokError(
+            f"could not write {dest}: {redact(str(error))}; {wish}, then run the same command again "
+            "(finished shards are kept)"
+        ) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in STORE_LIBRARIES:
+            raise
+        raise FlextokError(
+            f"could not reach the store of {dest}: {redact(str(error))}; check the network and your credentials, "
+            "then run the same command again (finished shards are kept)"
+        ) from None

@@ -1,0 +1,1 @@
+"""Decoders: codes to latents. A new kind is one file here."""

@@ -1,0 +1,1 @@
+"""Published FlexTok checkpoints, read with suspicion."""

@@ -1,0 +1,1 @@
+"""Priors: models over token ids. A new kind is one file here."""

@@ -1,0 +1,48 @@
+"""The group of processes that train one model, as one of its members sees it."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process's place among `size`, and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @classmethod
+    def joined(cls, use_gpu: bool) -> "DistContext":
+        """This process's place in the process group that was set up (by Ray Train or torchrun), else a world of one."""
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else CPU
+        if not dist.is_initialized():
+            return cls(device=device)
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this member is the one that writes."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This member's contiguous share of `count` things; all shares together are all of them."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over all members, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """`tensor` overwritten with that of the first member, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
