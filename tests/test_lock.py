@@ -11,32 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import LOCK_FILE, LockedError, locked
 from flextok.runtime.lock.holder import Holder
 from flextok.runtime.lock.remote import STALE_AFTER_S
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import s3fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    with contextlib.suppress(FileExistsError):
-        s3fs.S3FileSystem().mkdir("locks")
-    yield f"s3://locks/{port}"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @contextlib.contextmanager
@@ -60,7 +40,7 @@ def holder_elsewhere(dest: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(params=["disk", "s3"])
 def dest(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "dest") if request.param == "disk" else f"{request.getfixturevalue('bucket')}/dest"
+    return str(tmp_path / "dest") if request.param == "disk" else f"{request.getfixturevalue('s3_folder')}/dest"
 
 
 def test_the_second_ends_at_once_and_names_the_first(dest: str) -> None:
