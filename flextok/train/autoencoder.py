@@ -13,6 +13,7 @@ from flextok.errors import UsageError
 from flextok.model.autoencoders.base import AutoencoderKLLatents, ConvLatents, Latents, build_latents
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import AutoencoderKLConfig, LatentsConfig
+from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import LatentsRecipe, TrainConfig
@@ -21,7 +22,6 @@ from flextok.train.job import TrainResult, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleRng
 
 KL_WEIGHT = 1e-6
 MEASURE_BATCH = 64

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from flextok.config import Config
 from flextok.model.config import LatentsConfig, TokenizerModelConfig
-from flextok.model.priors.base import PriorModelConfig
+from flextok.model.priors.config import PriorModel
 
 
 class OptimizerConfig(Config):
@@ -74,8 +74,17 @@ class TokenizerRecipe(Config):
     train: TrainConfig = Field(description="How it is trained.")
 
 
+class PriorTrainConfig(TrainConfig):
+    """The training of a prior."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of each residual branch.")
+    condition_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
+    )
+
+
 class PriorRecipe(Config):
     """What decides the prior's weights."""
 
-    model: PriorModelConfig = Field(description="Its architecture; vocabulary and classes come from the tokens.")
-    train: TrainConfig = Field(description="How it is trained.")
+    model: PriorModel = Field(description="Its architecture; vocabulary and classes come from the tokens.")
+    train: PriorTrainConfig = Field(description="How it is trained.")

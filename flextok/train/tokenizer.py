@@ -12,6 +12,7 @@ from flextok.model.checkpoint import SavedCheckpoint, latents_config, load_laten
 from flextok.model.config import TokenizerConfig
 from flextok.model.flow import sample_sigma
 from flextok.model.nested_dropout import sample_keep
+from flextok.model.rng import SampleRng
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
@@ -21,7 +22,6 @@ from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleRng
 
 FLOAT_BYTES = 4
 

@@ -291,7 +291,7 @@ def generate(
     from flextok.data.images import to_uint8
     from flextok.evaluate.images import to_png
     from flextok.model.checkpoint import load_tokenizer
-    from flextok.model.priors.autoregressive import load_prior
+    from flextok.model.load import load_prior
 
     model, decoder = load_prior(prior), load_tokenizer(tokenizer)
     condition = model.config.condition

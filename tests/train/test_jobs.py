@@ -22,8 +22,8 @@ from flextok.model.config import (
     TokenizerModelConfig,
     TrunkConfig,
 )
-from flextok.model.priors.autoregressive import load_prior
-from flextok.model.priors.base import PriorModelConfig
+from flextok.model.load import load_prior
+from flextok.model.priors.config import AutoregressiveConfig
 from flextok.provenance import lineage
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.autoencoder import train_latents
@@ -31,6 +31,7 @@ from flextok.train.config import (
     LatentsRecipe,
     OptimizerConfig,
     PriorRecipe,
+    PriorTrainConfig,
     TokenizerRecipe,
     TrainConfig,
 )
@@ -56,7 +57,10 @@ TOKENIZER = TokenizerRecipe(
     ),
     train=TRAIN.model_copy(update={"validate_every": 20, "validation_samples": 11}),
 )
-PRIOR = PriorRecipe(model=PriorModelConfig(width=32, depth=1, head_dim=16, dropout=0.1), train=TOKENIZER.train)
+PRIOR = PriorRecipe(
+    model=AutoregressiveConfig(width=32, depth=1, head_dim=16),
+    train=PriorTrainConfig(**{**TRAIN.model_dump(), "dropout": 0.1, "validate_every": 20, "validation_samples": 11}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +222,8 @@ def test_a_class_prior_learns_what_labels_tell(tmp_path: Path) -> None:
 def test_a_text_prior_learns_from_captions(tmp_path: Path) -> None:
     url = make_tokens(tmp_path / "train", [row % 5 for row in range(60)])
     model = PRIOR.model.model_copy(update={"condition": "text"})
-    recipe = PriorRecipe(model=model, train=TRAIN.model_copy(update={"steps": 150, "ema_decay": 0.9}))
+    train = PRIOR.train.model_copy(update={"steps": 150, "ema_decay": 0.9, "validate_every": None})
+    recipe = PriorRecipe(model=model, train=train)
     made = train_prior(recipe, url, None, str(tmp_path / "prior"), HERE)
     losses = history(made.url, "train/loss")
     assert losses[150] < 0.7 * losses[10]
