@@ -7,7 +7,7 @@ from flextok.version import __version__
 
 if TYPE_CHECKING:
     from flextok.data.tokens import TokenStore
-    from flextok.model.checkpoint import load_tokenizer
+    from flextok.model.load import load_tokenizer
     from flextok.model.priors.autoregressive import load_prior
 
 __all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
@@ -16,7 +16,7 @@ __all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
 _HOMES = {
     "TokenStore": "flextok.data.tokens",
     "load_prior": "flextok.model.priors.autoregressive",
-    "load_tokenizer": "flextok.model.checkpoint",
+    "load_tokenizer": "flextok.model.load",
 }
 
 

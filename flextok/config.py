@@ -68,6 +68,14 @@ def parse_config(model: type[ConfigT], values: Mapping[str, Any], where: str) ->
         raise UsageError(f"{where}: {'; '.join(faults[:3])}") from None
 
 
+def parse_member(register: ConfigRegister, values: Mapping[str, Any], where: str) -> Any:
+    """`values` as the settings of their kind in `register`; raises UsageError as `parse_config` does."""
+    kind = values.get("kind", register.default_kind)
+    if kind is None:
+        raise UsageError(f"{where}: expected 'kind', {register.a} among {', '.join(register.names())}")
+    return parse_config(register[str(kind)], values, where)
+
+
 def _describe(model: type[BaseModel], fault: Any, above: list[str]) -> list[str]:
     """A fault in a line for a person; several where a member of a register has several."""
     if fault["type"] == MEMBER_FAULTS:

@@ -18,7 +18,7 @@ costs an import only where it is named.
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -36,6 +36,7 @@ class Register(Generic[T]):
 
     def __init__(self, what: str, home: str | None = None):
         self.what, self._home = what, home
+        self.a = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
         self._members: dict[str, T] = {}
 
     def add(self, name: str, member: T) -> T:
@@ -71,7 +72,7 @@ class Register(Generic[T]):
         """What to say of a name that nobody has."""
         near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.0)
         nearest = f"; the nearest is '{near[0]}'" if near else ""
-        return f"expected a {self.what} among {', '.join(self.names())}, found '{name}'{nearest}"
+        return f"expected {self.a} among {', '.join(self.names())}, found '{name}'{nearest}"
 
     def _modules(self) -> set[str]:
         """Modules of the home that may register a member: all but the helpers `base` and `config`."""
@@ -87,6 +88,9 @@ ConfigT = TypeVar("ConfigT", bound=type[BaseModel])
 class ConfigRegister(Register[type[BaseModel]]):
     """Settings by their `kind`. As metadata of an annotated field it makes a union of all members, later ones included."""
 
+    default_kind: str | None = None
+    """The kind of settings that name none, as those written before there was a choice."""
+
     def register(self, config: ConfigT) -> ConfigT:
         """Decorator for a class of settings; its name is the default of its field `kind`."""
         self.add(config.model_fields["kind"].default, config)
@@ -99,22 +103,56 @@ class ConfigRegister(Register[type[BaseModel]]):
         return core_schema.no_info_plain_validator_function(self._validated, serialization=serializer)
 
     def _validated(self, value: Any) -> BaseModel:
-        if isinstance(value, BaseModel) and value.__class__ in self._members.values():
+        if isinstance(value, BaseModel) and value.__class__ in set(self):
             return value
         if not isinstance(value, dict):
             raise PydanticCustomError("dict_type", "Input should be a mapping with 'kind'")
         kind = value.get("kind", self.default_kind)
         if kind is None:
-            raise ValueError(f"expected 'kind', a {self.what} among {', '.join(self.names())}")
+            raise ValueError(f"expected 'kind', {self.a} among {', '.join(self.names())}")
         try:
             member = self[str(kind)]
         except UsageError as error:
             raise ValueError(str(error)) from None
         try:
-            return member.model_validate(value)
+            return member.model_validate({"kind": kind, **value})
         except ValidationError as error:
             faults = {"member": member, "faults": error.errors()}
             raise PydanticCustomError(MEMBER_FAULTS, "not settings of this kind", faults) from None
 
-    default_kind: str | None = None
-    """The kind of settings that name none, as those written before there was a choice."""
+
+class TrainingSettings(ConfigRegister):
+    """What only the training of a register's members reads, by the member's kind.
+
+    A member's class names the class of these settings as `training`, so that nothing is registered twice.
+    """
+
+    def __init__(self, members: ConfigRegister):
+        super().__init__(members.what)
+        self.default_kind, self._of = members.default_kind, members
+
+    def names(self) -> list[str]:
+        return self._of.names()
+
+    def __getitem__(self, name: str) -> type[BaseModel]:
+        member: Any = self._of[name]
+        return member.training
+
+    def __iter__(self) -> Iterator[type[BaseModel]]:
+        members: Iterator[Any] = iter(self._of)
+        return (member.training for member in members)
+
+    def told(self, train: Any, section: str, model: Any) -> Any:
+        """The values of `train`, in which `section` is of the kind of the member `model` unless it says another.
+
+        Both as they are before validation: mappings or settings, or neither, which is not for here to judge.
+        """
+        kind = model.get("kind", self.default_kind) if isinstance(model, Mapping) else getattr(model, "kind", None)
+        if kind not in self.names():
+            return train
+        if isinstance(train, BaseModel) and section not in train.model_fields_set:
+            return train.model_copy(update={section: self[str(kind)].model_validate({"kind": kind})})
+        if isinstance(train, Mapping):
+            given = train.get(section, {})
+            return {**train, section: {"kind": kind, **given}} if isinstance(given, Mapping) else train
+        return train

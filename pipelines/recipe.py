@@ -22,7 +22,7 @@ from flextok.evaluate.config import EvaluationConfig, ReportConfig  # noqa: TID2
 from flextok.model.config import TokenizerConfig  # noqa: TID253
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
-from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
+from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
 from pipelines.workspace import PROJECT
 
 DEFAULT_PROFILE = "smoke"
@@ -67,7 +67,7 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="The profile's name; its assets stand under it.")
     corpus: CorpusConfig = Field(description="Which images, and how they are sharded.")
     image_size: int = Field(gt=0, description="Side in pixels to which images are cropped for every stage.")
-    latents: LatentsRecipe = Field(description="Stage 0: the autoencoder whose latents the tokenizer works on.")
+    latents: AutoencoderRecipe = Field(description="Stage 0: the autoencoder whose latents the tokenizer works on.")
     tokenizer: TokenizerRecipe = Field(description="The tokenizer and its training.")
     tokens: TokenizeConfig = Field(default_factory=TokenizeConfig, description="Bulk tokenization.")
     prior: PriorRecipe = Field(description="The autoregressive model over the tokens, and its training.")

@@ -42,15 +42,12 @@ from flextok.data.tokens import (
     write_token_manifest,
     write_token_shard,
 )
-from flextok.model.checkpoint import load_tokenizer, save_checkpoint
-from flextok.model.config import (
-    AutoencoderKLConfig,
-    ConvLatentsConfig,
-    FlowDecoderConfig,
-    LatentsConfig,
-    TokenizerConfig,
-    TrunkConfig,
-)
+from flextok.model.autoencoders.config import AutoencoderConfig, AutoencoderKLConfig, ConvAutoencoderConfig
+from flextok.model.checkpoint import save_checkpoint
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.load import load_tokenizer
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
@@ -63,9 +60,9 @@ from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 TINIEST = TrunkConfig(width=32, depth=1, head_dim=32)
 TINY = TrunkConfig(width=128, depth=4, head_dim=32)
 D12, D18, D28 = (TrunkConfig(width=64 * depth, depth=depth) for depth in (12, 18, 28))
-CONV = ConvLatentsConfig(channels=64, blocks=2)
-MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
-    "none": (ConvLatentsConfig(channels=8, blocks=0), 32, 1, TINIEST, TINIEST),
+CONV = ConvAutoencoderConfig(channels=64, blocks=2)
+MODELS: dict[str, tuple[AutoencoderConfig, int, int, TrunkConfig, TrunkConfig]] = {
+    "none": (ConvAutoencoderConfig(channels=8, blocks=0), 32, 1, TINIEST, TINIEST),
     "smoke": (CONV, 32, 16, TINY, TINY),
     "d12": (AutoencoderKLConfig(), 256, 256, D12, D12),
     "d18": (AutoencoderKLConfig(), 256, 256, D18, D28),

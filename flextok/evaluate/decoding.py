@@ -7,7 +7,7 @@ import torch
 
 from flextok.data.images import to_uint8
 from flextok.evaluate.config import EvaluationConfig
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.tokenizer import Tokenizer
 

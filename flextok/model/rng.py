@@ -1,10 +1,13 @@
 """Random numbers of a sample: decided by a seed and the sample's id alone, whatever batch it stands in."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from flextok.digests import digest_of
 
 
 def normal_for(seed: int, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
@@ -27,3 +30,29 @@ def generator_for(seed: int, sample_id: int | str) -> torch.Generator:
     """A CPU generator of its own for one sample."""
     digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class SampleRng:
+    """Random numbers for a batch of a training, one stream for each sample and purpose; all of them on the CPU.
+
+    `places` are those of the samples in the run (see `flextok.train.sample_order`).
+    """
+
+    def __init__(self, seed: int, places: Sequence[int]):
+        self.seed, self.places = seed, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """[B] in [0, 1)."""
+        return uniform_for(_purpose_seed(self.seed, purpose), self.places, ())
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """[B, *shape], standard normal."""
+        return normal_for(_purpose_seed(self.seed, purpose), self.places, tuple(shape))
+
+
+@functools.lru_cache(maxsize=64)
+def _purpose_seed(seed: int, purpose: str) -> int:
+    return int(digest_of([seed, purpose])[:8], 16)

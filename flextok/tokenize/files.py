@@ -16,7 +16,7 @@ from flextok.data.corpus.assignment import make_keys
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema, write_token_shard
 from flextok.errors import FlextokError, UsageError
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.progress import track
 from flextok.tokenize.config import TokenizeConfig

@@ -23,21 +23,14 @@ from flextok.data.rejects import Reject, describe_rejects
 from flextok.data.tokens import ShardRecord, read_manifest, read_shard_footer, write_token_manifest
 from flextok.data.tokens.writer import MANIFEST
 from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.model.load import TokenizerSpec, tokenizer_spec
 from flextok.provenance import artifact_input
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.progress import track
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import (
-    CHECK_THREADS,
-    ShardTask,
-    TokenizerSpec,
-    check_destination,
-    finished_records,
-    shard_tasks,
-    tokenizer_spec,
-)
+from flextok.tokenize.plan import CHECK_THREADS, ShardTask, check_destination, finished_records, shard_tasks
 from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_trying
 from flextok.tokenize.running import innermost_message, run_tasks
 from flextok.tokenize.worker import ShardOutcome

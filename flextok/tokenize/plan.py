@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import yaml
 
 from flextok import storage
-from flextok.config import parse_config
 from flextok.data.corpus.reader import Corpus, Shard
 from flextok.data.rejects import Reject
 from flextok.data.tokens import (
@@ -27,27 +24,12 @@ from flextok.data.tokens.store import parquet_errors, read_shard_footer
 from flextok.data.tokens.writer import MANIFEST, REJECTS_KEY
 from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
-from flextok.model.checkpoint import CONFIG, is_checkpoint, load_tokenizer
-from flextok.model.config import TokenizerConfig
-from flextok.model.tokenizer import Tokenizer
-from flextok.provenance import read_provenance
+from flextok.model.load import TokenizerSpec
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.views import preprocess_record
 from flextok.version import __version__
 
 CHECK_THREADS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerSpec:
-    """What the driver of a job must know of a tokenizer; only actors hold its weights."""
-
-    url: str
-    digest: str
-    image_size: int
-    num_tokens: int
-    vocab_size: int
-    codebooks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,29 +55,6 @@ class ShardTask:
     def schema(self) -> pa.Schema:
         """Schema of the token shard."""
         return token_schema(self.meta, views=self.has_views)
-
-
-def tokenizer_spec(url: str) -> TokenizerSpec:
-    """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest."""
-    if not is_checkpoint(url):
-        tokenizer = load_tokenizer(url)
-        return spec_of(url, tokenizer.digest, tokenizer)
-    block = read_provenance(url)
-    config_url = storage.join(url, CONFIG)
-    document = yaml.safe_load(storage.read_bytes(config_url))
-    if not isinstance(document, dict) or document.get("kind") != "tokenizer":
-        found = document.get("kind") if isinstance(document, dict) else "something else"
-        raise UsageError(f"expected a tokenizer checkpoint at {url}, found {found}; give --tokenizer its folder")
-    with torch.device("meta"):
-        tokenizer = Tokenizer(parse_config(TokenizerConfig, document["config"], config_url))
-    return spec_of(url, block["digest"], tokenizer)
-
-
-def spec_of(url: str, digest: str, tokenizer: Tokenizer) -> TokenizerSpec:
-    """The spec of a tokenizer that is at hand."""
-    return TokenizerSpec(
-        url, digest, tokenizer.config.image_size, tokenizer.num_tokens, tokenizer.vocab_size, tokenizer.codebooks
-    )
 
 
 def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig) -> list[ShardTask]:

@@ -15,7 +15,7 @@ import torch
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
 from flextok.errors import FlextokError, UsageError
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.processes import keep_freed_memory
@@ -23,7 +23,7 @@ from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, takes_single_images
 from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
+from flextok.tokenize.plan import check_destination, finished_records, shard_tasks
 from flextok.tokenize.workers import Workers, choose_workers
 
 DEFAULT_BATCH = 32

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flextok.errors import FlextokError
+from flextok.model.load import TokenizerSpec
 from flextok.runtime.processes import ONE_HEAP
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import ShardTask, TokenizerSpec, task_to_json
+from flextok.tokenize.plan import ShardTask, task_to_json
 from flextok.tokenize.worker import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.workers import Workers
 

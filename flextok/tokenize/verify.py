@@ -10,7 +10,7 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.rejects import Reject
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.provenance import read_provenance
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads, Place

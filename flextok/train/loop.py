@@ -20,10 +20,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.precision import autocast_dtype
+from flextok.model.rng import SampleRng
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleOrder, SampleRng
+from flextok.train.sample_order import SampleOrder
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 
 Batch = dict[str, Tensor]

@@ -14,6 +14,7 @@ from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.priors.autoregressive import Prior
 from flextok.model.priors.base import PriorConfig
 from flextok.model.priors.text import TextFeatures
+from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import PriorRecipe, TrainConfig
@@ -22,7 +23,6 @@ from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleRng
 
 
 def train_prior(

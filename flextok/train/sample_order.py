@@ -1,17 +1,12 @@
-"""Which samples a step sees and which random numbers it draws: both follow from the seed and the place alone.
+"""Which samples a step sees: it follows from the seed and the place alone, as its random numbers do (`SampleRng`).
 
 Place n counts every sample of the run: step s of global batch B covers places s*B .. (s+1)*B - 1, however many
-workers share them. So a run goes on exactly after a kill, and one or many workers see the same numbers.
+workers share them. So a run resumes exactly after a kill, and one or many workers see the same numbers.
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
-
-from flextok.digests import digest_of
-from flextok.model.rng import normal_for, uniform_for
 
 
 class SampleOrder:
@@ -42,26 +37,3 @@ class SampleOrder:
         ends[-1] = np.inf  # rounding must not leave the last point behind all samples
         points = np.arange(self._num_samples) + rng.random()
         return rng.permutation(order[np.searchsorted(ends, points, side="right")])
-
-
-class SampleRng:
-    """Random numbers for a batch, one stream for each sample and purpose."""
-
-    def __init__(self, seed: int, places: Sequence[int]):
-        self.seed, self.places = seed, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def uniform(self, purpose: str) -> Tensor:
-        """[B] in [0, 1)."""
-        return uniform_for(_purpose_seed(self.seed, purpose), self.places, ())
-
-    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
-        """[B, *shape], standard normal."""
-        return normal_for(_purpose_seed(self.seed, purpose), self.places, tuple(shape))
-
-
-@functools.lru_cache(maxsize=64)
-def _purpose_seed(seed: int, purpose: str) -> int:
-    return int(digest_of([seed, purpose])[:8], 16)

@@ -13,9 +13,9 @@ def tokenizer_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     @dg.asset(**stages.options("latents", "tokenizer", {"pytorch", "ray"}), deps=[stages.dep("image_shards", "train")])
     def latents(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Stage 0: the autoencoder whose latents the tokenizer works on, trained or taken over."""
-        from flextok.train.autoencoder import train_latents
+        from flextok.train.autoencoder import train_autoencoder
 
-        made = train_latents(
+        made = train_autoencoder(
             recipe.latents,
             stages.latest(context, store, "image_shards", "train"),
             recipe.image_size,

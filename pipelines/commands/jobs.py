@@ -154,9 +154,9 @@ def _train(part: Part, recipe: Recipe, place: Workspace) -> Any:
 
     shards = Corpus.open(place.corpus(recipe.corpus.name, "train")).url
     if part is Part.vae:
-        from flextok.train.autoencoder import train_latents
+        from flextok.train.autoencoder import train_autoencoder
 
-        return train_latents(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
+        return train_autoencoder(recipe.latents, shards, recipe.image_size, place.checkpoints("vae"), recipe.compute)
     if part is Part.tokenizer:
         from flextok.train.tokenizer import train_tokenizer
 
@@ -290,7 +290,7 @@ def generate(
     """Images drawn from a prior, as PNG files."""
     from flextok.data.images import to_uint8
     from flextok.evaluate.images import to_png
-    from flextok.model.checkpoint import load_tokenizer
+    from flextok.model.load import load_tokenizer
     from flextok.model.priors.autoregressive import load_prior
 
     model, decoder = load_prior(prior), load_tokenizer(tokenizer)

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 from flextok.data.corpus.reader import Corpus
+from flextok.model.load import tokenizer_spec
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
+from flextok.tokenize.plan import shard_tasks, task_to_json
 from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
 
 

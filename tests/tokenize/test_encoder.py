@@ -7,13 +7,14 @@ import pytest
 import flextok
 from flextok.data import images
 from flextok.data.corpus.reader import Corpus
+from flextok.model.load import tokenizer_spec
 from flextok.tokenize import encoder as encoder_module
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads
 from flextok.tokenize.encoder import Encoder
 from flextok.tokenize.length import kept_lengths, reconstruction_errors
 from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import ShardTask, shard_tasks, tokenizer_spec
+from flextok.tokenize.plan import ShardTask, shard_tasks
 
 
 def rows_of(task: ShardTask, encoder: Encoder) -> pa.Table:

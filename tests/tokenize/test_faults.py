@@ -25,10 +25,11 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.corpus.verify import verify_corpus
 from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
 from flextok.errors import FlextokError, UsageError
+from flextok.model.load import tokenizer_spec
 from flextok.runtime.lock import locked
 from flextok.tokenize import running
 from flextok.tokenize.job import tokenize_corpus
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
+from flextok.tokenize.plan import shard_tasks, task_to_json
 from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
 
 pytestmark = pytest.mark.slow

@@ -27,13 +27,14 @@ from flextok.data.tokens import (
     write_token_shard,
 )
 from flextok.errors import FlextokError, UsageError
+from flextok.model.load import tokenizer_spec
 from flextok.provenance import artifact_input
 from flextok.runtime.ahead import Prefetcher
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import ThresholdLength, TokenizeConfig
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.length import kept_lengths, reconstruction_errors
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
+from flextok.tokenize.plan import shard_tasks, task_to_json
 from flextok.tokenize.probe import find_batch_size, plan_tokenization
 from flextok.tokenize.verify import verify_encoding
 from flextok.tokenize.views import crop_view

@@ -13,11 +13,12 @@ from torch import nn
 from train_toy import ToyConfig, ToySource, make_objective
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.rng import SampleRng
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.loop import Batch, train
 from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleOrder, SampleRng
+from flextok.train.sample_order import SampleOrder
 from flextok.train.state import load_latest_state
 
 OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from flextok.config import Config
 from flextok.errors import FlextokError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
+from flextok.model.rng import SampleRng
 from flextok.train.config import TrainConfig
 from flextok.train.job import fingerprint_of
 from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleRng
 
 
 class ToyConfig(Config):
