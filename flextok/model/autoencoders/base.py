@@ -13,8 +13,8 @@ from flextok.model.rng import SampleRng
 class Autoencoder(nn.Module):
     """Interface of an autoencoder. Images are [B,3,H,W] in [-1,1]; latents [B,c,H/factor,W/factor], scaled to about 1.
 
-    It also owns its training. Its buffers are floating point; those that are not persistent must be made on the CPU by
-    name, as a model is laid out on the meta device before it is loaded.
+    It also owns its training. Buffers that are not persistent must be made on the CPU by name, as a model is laid out on
+    the meta device before it is loaded.
     """
 
     sample_posterior = False

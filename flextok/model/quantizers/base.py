@@ -23,8 +23,8 @@ class Quantizer(nn.Module):
     """Interface of a quantizer.
 
     Buffers that training changes (an EMA codebook) are floating point and persistent: they are saved with the weights.
-    They change only in training mode. Buffers that are not persistent must be made on the CPU by name, as a model
-    is laid out on the meta device before it is loaded.
+    They change only in training mode. Buffers that are not persistent must be made on the CPU by name, as a model is
+    laid out on the meta device before it is loaded.
     """
 
     dim: int
