@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dagster._core.instance.ref import InstanceRef
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime.lock import LockedError, locked
 
 # The terminal keeps its own stdout and stderr: capturing them would hide progress bars behind a log file.
 NO_CAPTURE = {
@@ -89,14 +89,13 @@ class Workspace:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one `run` or `refresh` at a time: two would write the same shards and train twice."""
-        path = self.prepare_dagster_home() / "flextok.lock"
-        with path.open("a") as file:
+        """Only one `run` or `refresh` at a time, on all hosts: two would write the same shards and train twice."""
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                held.enter_context(locked(self.root))
+            except LockedError as error:
                 raise FlextokError(
                     f"expected this command to be the only one at work in {self.root}, found another run or refresh; "
-                    "wait for it, or give another --workspace"
+                    f"wait for it, or give another --workspace ({error})"
                 ) from None
             yield

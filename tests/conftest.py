@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -37,3 +38,24 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
+
+
+@pytest.fixture
+def s3_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder of an object store: S3 over its real protocol, served here."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with contextlib.suppress(FileExistsError):
+        s3fs.S3FileSystem().mkdir("locks")
+    yield f"s3://locks/{port}"
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,7 +1,7 @@
 """Running a training job: in this process, on Ray Train's workers, or as a member of a torchrun group.
 
-A job's states lie under `<parent>/.runs/<fingerprint>`, which all workers must be able to reach; the same job started
-again goes on from there, and the folder goes when the checkpoint is written.
+A job's states lie under `<parent>/.runs/<fingerprint>`, which all workers must be able to reach and which the driver
+locks; the same job started again resumes from there, and the folder goes when the checkpoint is written.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from flextok.runtime.progress import track
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
 from flextok.train.loop import OnProgress
 from flextok.train.parallel import DistContext
+from flextok.train.state import clear_run, locked_run
 
 PROGRESS, ERROR = "progress.json", "error.json"
 POLL_S = 1.0
@@ -37,14 +38,17 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     """Train `job` to its end where `compute` says, showing progress on stderr.
 
     Under torchrun every member calls this and gets the result. A FlextokError of a worker is raised here as it is.
+    Raises LockedError at once, naming the other, when the same job is being trained already.
     """
     if dist.is_torchelastic_launched():
-        result = _run_in_torchrun(job, compute)
-    elif compute.train_workers == 0:
-        result = _run_here(job, DistContext.joined(compute.gpus_per_worker > 0), compute)
-        assert result is not None  # a world of one is its own first member
-    else:
-        result = _run_on_ray(job, compute)
+        return _run_in_torchrun(job, compute)
+    with locked_run(run_url(job)):
+        if compute.train_workers == 0:
+            result = _run_here(job, DistContext.joined(compute.gpus_per_worker > 0), compute)
+            assert result is not None  # a world of one is its own first member
+        else:
+            result = _run_on_ray(job, compute)
+        clear_run(run_url(job))
     return result
 
 
@@ -55,9 +59,7 @@ def _run_here(job: TrainJob, world: DistContext, compute: ComputeConfig) -> Trai
         if not world.is_first:
             return run_member(job, world, lambda step, note: None)
         with _shown(job) as show:
-            result = run_member(job, world, show)
-        storage.remove(run_url(job))
-        return result
+            return run_member(job, world, show)
     finally:
         torch.set_num_threads(threads)
 
@@ -65,13 +67,33 @@ def _run_here(job: TrainJob, world: DistContext, compute: ComputeConfig) -> Trai
 def _run_in_torchrun(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     use_gpu = compute.gpus_per_worker > 0
     dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(seconds=STALL_TIMEOUT_S))
+    world = DistContext.joined(use_gpu)
     try:
-        results = [_run_here(job, DistContext.joined(use_gpu), compute)]
-        dist.broadcast_object_list(results, src=0)
+        with _locked_by_first(run_url(job), world):
+            results = [_run_here(job, world, compute)]
+            if world.is_first:
+                clear_run(run_url(job))
+            dist.broadcast_object_list(results, src=0)
     finally:
         dist.destroy_process_group()
     assert results[0] is not None  # the first member's
     return results[0]
+
+
+@contextlib.contextmanager
+def _locked_by_first(url: str, world: DistContext) -> Iterator[None]:
+    """Hold `url` in the first member; what keeps it from that is raised in all of them."""
+    refused: list[FlextokError | None] = [None]
+    with contextlib.ExitStack() as held:
+        if world.is_first:
+            try:
+                held.enter_context(locked_run(url))
+            except FlextokError as error:
+                refused = [error]
+        dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise refused[0]
+        yield
 
 
 def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
@@ -86,7 +108,7 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     for name in (PROGRESS, ERROR):
         storage.remove(storage.join(run, name))
     interrupt = signal.getsignal(signal.SIGINT)
-    # Ray keeps records of its own, which nothing here reads: the states under `run` are what a run goes on from.
+    # Ray keeps records of its own, which nothing here reads: the states under `run` are what a run resumes from.
     with tempfile.TemporaryDirectory(prefix="flextok-ray-train-") as scratch, _shown_from(job, run):
         trainer = TorchTrainer(
             _ray_worker,
@@ -119,7 +141,6 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     _raise_recorded(run)
     if not isinstance(result, TrainResult):
         raise FlextokError(f"expected a trained {job.label} from the first worker, found {result!r}")
-    storage.remove(run)
     return result
 
 
@@ -178,7 +199,7 @@ def _one_line(error: Exception) -> str:
     cause = next(iter(failures.values()), getattr(error, "controller_failure", error))
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     named = [line.strip() for line in lines if ERROR_LINE.match(line)]
-    return f"training failed: {(named or lines)[-1]}; run the same command to go on from its last state"
+    return f"training failed: {(named or lines)[-1]}; run the same command to resume from its last state"
 
 
 class _ProgressFile:

@@ -1,8 +1,8 @@
 """The one training loop under stage 0, tokenizer and prior: plain torch, the same in one process and in many.
 
 The gradient is the mean over the global batch whatever the number of workers; what is saved are the averaged (EMA)
-weights. A run goes on exactly where its last state was written: weights, average, optimizer moments and step are
-stored, sample order and random draws follow from them (see sample_order.py).
+weights and learned buffers. A run resumes exactly where its last state was written: weights, buffers, average, optimizer
+moments and step are stored, sample order and random draws follow from them (see sample_order.py).
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
+from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
-from flextok.train.parallel import DistContext
+from flextok.train.parallel import DistContext, wrap
 from flextok.train.sample_order import SampleOrder
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 
@@ -77,7 +77,7 @@ def train(
 ) -> list[HistoryRow]:
     """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
 
-    Goes on from the newest state under `run_url`. All members of `world` call it with equal arguments; only the
+    Resumes from the newest state under `run_url`. All members of `world` call it with equal arguments; only the
     first writes. Raises FlextokError when the loss or the gradient is not finite.
     """
     if len(objective.source) == 0:
@@ -98,7 +98,8 @@ class _Run:
         self.validation = validation.to(world.device) if validation is not None else None
         self.named = objective.trained()
         self.parameters: list[Tensor] = list(self.named.values())
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.buffers = LearnedBuffers(self.objective.model, world)
+        self.average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
         self.optimizer = Optimizer(self.named, config.optimizer)
         self.dtype = autocast_dtype(config.precision, world.device)
         self.history: list[HistoryRow] = []
@@ -108,9 +109,7 @@ class _Run:
 
     def run(self, on_progress: OnProgress) -> list[HistoryRow]:
         first_step = self._resume()
-        forward = self.objective
-        if self.world.size > 1:
-            forward = DistributedDataParallel(self.objective, gradient_as_bucket_view=True, forward_sync_buffers=False)
+        forward = wrap(self.objective, self.world)
         self.objective.train()
         logged_at, note = time.monotonic(), ""
         on_progress(first_step, note)
@@ -136,14 +135,15 @@ class _Run:
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
         with self._autocast():
             losses_B = forward(batch, rng)
-        # DistributedDataParallel averages over workers, which may hold unequal parts of the batch.
+        # The gradient is averaged over workers, which may hold unequal parts of the batch.
         (losses_B.sum() * (world.size / config.batch_size)).backward()
+        self.buffers.synchronise(len(losses_B) / config.batch_size)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
         self.optimizer.step(learning_rate(config.optimizer, step, config.steps))
         # A long average forgets the random start of a short run only with a warm-up.
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(self.average, self.parameters, step)
+            get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self._weights().values()), step)
         self.sums[0] += losses_B.detach().sum()
         self.sums[1] += norm / world.size
         self.summed_steps += 1
@@ -210,9 +210,13 @@ class _Run:
         self.objective.train()
         self.history.append((done, "val/loss", self.world.sum(total).item() / count))
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What is averaged over the steps, as it lies in memory: parameters and learned buffers."""
+        return {**self.named, **self.buffers.averaged()}
+
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[None]:
-        current = [p.detach().clone() for p in self.parameters]
+        current = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
         self._set_weights(self.average)
         try:
             yield
@@ -220,19 +224,21 @@ class _Run:
             self._set_weights(current)
 
     @torch.no_grad()
-    def _set_weights(self, weights: list[Tensor]) -> None:
-        for parameter, weight in zip(self.parameters, weights, strict=True):
-            parameter.copy_(weight)
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self._weights().items():
+            tensor.copy_(weights[name])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor of the training state by name, as it lies in memory."""
-        named = {}
-        for (name, parameter), average in zip(self.named.items(), self.average, strict=True):
-            named |= {f"model.{name}": parameter.data, f"average.{name}": average}
-        return named | self.optimizer.moments()
+        present = {**self.named, **self.buffers.named()}
+        return {
+            **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
+            **{f"average.{name}": tensor for name, tensor in self.average.items()},
+            **self.optimizer.state(self.objective.model),
+        }
 
     def _save(self, done: int) -> None:
         """Write the training state, unless it is already spoiled by a loss that is not finite."""
@@ -247,13 +253,19 @@ class _Run:
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
         if done == 0:
             return 0
-        self.optimizer.make_moments(done)
+        self.optimizer.begin_at(self.objective.model, done)
         for name, tensor in self._tensors().items():
-            if state is not None:
+            if state is not None and (name in state.tensors or not self._may_lack(name)):
                 tensor.copy_(state.tensors[name])
             self.world.from_first(tensor)
+        self.buffers.accept()
         self.history = list(state.history) if state else []
         return done
+
+    def _may_lack(self, name: str) -> bool:
+        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts."""
+        kind, _, owner = name.partition(".")
+        return kind == "step" or owner in self.buffers.named()
 
 
 def _ahead(

@@ -1,16 +1,16 @@
 """Optimizers of the training loop: AdamW, or Muon for the matrices of transformer blocks and AdamW for the rest."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from flextok.model.nn.precision import cpu_has_bfloat16
 from flextok.train.config import OptimizerConfig
 
 Parameters = dict[str, nn.Parameter]
-ADAMW_MOMENTS, MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
 class Optimizer:
@@ -19,36 +19,30 @@ class Optimizer:
     def __init__(self, named: Parameters, config: OptimizerConfig):
         hidden = {name: p for name, p in named.items() if config.kind == "muon" and is_hidden_matrix(name, p)}
         others = {name: p for name, p in named.items() if name not in hidden}
-        self._parts: list[tuple[Parameters, torch.optim.Optimizer, tuple[str, ...]]] = []
+        self._optimizers: list[torch.optim.Optimizer] = []
         if hidden:
-            self._parts.append((hidden, _muon(list(hidden.values()), config), MUON_MOMENTS))
+            self._optimizers.append(_muon(list(hidden.values()), config))
         if others:
-            self._parts.append((others, _adamw(list(others.values()), config), ADAMW_MOMENTS))
+            self._optimizers.append(_adamw(list(others.values()), config))
 
     def step(self, lr: float) -> None:
         """Change the parameters by their gradients at learning rate `lr`, and drop the gradients."""
-        for _, optimizer, _ in self._parts:
+        for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def moments(self) -> dict[str, Tensor]:
-        """Running means of the gradients, `<moment>.<parameter>`, as they lie in memory."""
-        return {
-            f"{key}.{name}": optimizer.state[parameter][key]
-            for named, optimizer, keys in self._parts
-            for name, parameter in named.items()
-            for key in keys
-        }
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Moments and step counts, `<kind>.<parameter of model>`, as they lie in memory."""
+        found = get_optimizer_state_dict(model, self._optimizers)["state"]
+        by_parameter = cast(dict[str, dict[str, Tensor]], found)
+        return {f"{kind}.{name}": tensor for name, kinds in by_parameter.items() for kind, tensor in kinds.items()}
 
-    def make_moments(self, steps_done: int) -> None:
-        """Zero moments as after `steps_done` steps, for a resumed run to fill."""
-        for named, optimizer, keys in self._parts:
-            for parameter in named.values():
-                optimizer.state[parameter] = {key: torch.zeros_like(parameter) for key in keys}
-                if keys == ADAMW_MOMENTS:
-                    optimizer.state[parameter]["step"] = torch.tensor(float(steps_done), device=parameter.device)
+    def begin_at(self, model: nn.Module, steps_done: int) -> None:
+        """Zero moments and step counts as after `steps_done` steps, for a resumed run to fill."""
+        for name, tensor in self.state(model).items():  # torch makes the state where there is none yet
+            tensor.fill_(steps_done if name.startswith("step.") else 0)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

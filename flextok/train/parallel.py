@@ -1,11 +1,12 @@
-"""The group of processes that train one model, as one of its members sees it."""
+"""The group of processes that train one model, as one of its members sees it, and how the model is spread over it."""
 
 import os
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
 
@@ -46,3 +47,13 @@ class DistContext:
         if self.size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
+
+
+def wrap(module: nn.Module, world: DistContext) -> nn.Module:
+    """`module` to call in its place: gradients of what it gives back are means over all members.
+
+    Buffers are left to `buffers.LearnedBuffers`: those of frozen parts are equal from the start.
+    """
+    if world.size == 1:
+        return module
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)

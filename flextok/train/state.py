@@ -1,11 +1,14 @@
-"""Training states: what a killed run goes on from. Safetensors and JSON in `<run>/step_N/`, the JSON last."""
+"""Training states: what a killed run resumes from. Safetensors and JSON in `<run>/step_N/`, the JSON last."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import safetensors.torch
 from torch import Tensor
 
 from flextok import storage
+from flextok.runtime.lock import LOCK_FILE, locked
 
 FORMAT = "flextok.training-state/1"
 TENSORS, RECORD = "state.safetensors", "state.json"
@@ -44,6 +47,27 @@ def load_latest_state(run_url: str) -> TrainState | None:
             history = [(int(step), str(key), float(value)) for step, key, value in record["history"]]
             return TrainState(int(record["step"]), tensors, history)
     return None
+
+
+@contextlib.contextmanager
+def locked_run(run_url: str) -> Iterator[None]:
+    """Hold `run_url` while the block trains, and leave no empty folder. Raises LockedError when another run holds it."""
+    try:
+        with locked(run_url):
+            yield
+    finally:
+        if storage.is_local(run_url):
+            with contextlib.suppress(OSError):
+                storage.local_path(run_url).rmdir()
+
+
+def clear_run(run_url: str) -> None:
+    """Remove all that a finished run kept under `run_url`; whoever calls holds its lock, which stays."""
+    fs, path = storage.filesystem(run_url)
+    fs.invalidate_cache()
+    for name in fs.ls(path, detail=False):  # with the temporary files of killed writers
+        if not name.endswith(f"/{LOCK_FILE}"):
+            fs.rm(name, recursive=True)
 
 
 def _step_names(run_url: str) -> list[str]:

@@ -25,7 +25,7 @@ from flextok.data.corpus.verify import verify_corpus
 from flextok.data.sources.catalog import source_digest
 from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError
-from flextok.runtime.remote_lock import STALE_AFTER_S
+from flextok.runtime.lock.remote import STALE_AFTER_S
 
 SECRET = "secret-of-the-test"
 

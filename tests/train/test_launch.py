@@ -14,12 +14,16 @@ import train_toy
 from train_toy import ToyConfig, ToyJob
 
 import flextok
+from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import read_checkpoint
 from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.lock import locked
 from flextok.train.config import OptimizerConfig, TrainConfig
+from flextok.train.job import run_url
 from flextok.train.launch import run_training
+from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(
     steps=20,
@@ -54,23 +58,66 @@ def test_a_job_in_this_process_leaves_a_checkpoint_and_nothing_else(tmp_path: Pa
     assert run_training(ToyJob(CONFIG, str(tmp_path)), HERE).digest == result.digest
 
 
+def toy_command(parent: str, config: ToyConfig) -> tuple[list[str], dict[str, str]]:
+    """A program that trains the toy into `parent` and prints its digest, and the environment it needs."""
+    program = (
+        "from train_toy import *; from flextok.train.config import *; from flextok.train.launch import run_training\n"
+        "from flextok.runtime.compute import ComputeConfig\n"
+        f"config = TrainConfig.model_validate({CONFIG.model_dump()!r})\n"
+        f"job = ToyJob(config, {parent!r}, ToyConfig.model_validate({config.model_dump()!r}))\n"
+        "print(run_training(job, ComputeConfig(train_workers=0)).digest)\n"
+    )
+    places = [Path(train_toy.__file__).parent, Path(flextok.__file__).parent.parent]
+    return [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+
+
 def test_a_killed_process_goes_on_to_the_same_digest(tmp_path: Path) -> None:
     straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
     config = ToyConfig(kill_at=13 * 8, kill_mark=str(tmp_path / "killed"))
-    program = (
-        "from train_toy import *; from flextok.train.config import *; from flextok.train.launch import run_training\n"
-        f"config = TrainConfig.model_validate({CONFIG.model_dump()!r})\n"
-        f"job = ToyJob(config, {str(tmp_path / 'run')!r}, ToyConfig.model_validate({config.model_dump()!r}))\n"
-        "print(run_training(job, ComputeConfig(train_workers=0)).digest)\n"
-    )
-    command = [sys.executable, "-c", program]
-    places = [Path(train_toy.__file__).parent, Path(flextok.__file__).parent.parent]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    command, environment = toy_command(str(tmp_path / "run"), config)
     first = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert first.returncode == -signal.SIGKILL
     assert "state.json" in files_under(tmp_path / "run")
     second = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert second.stdout.strip() == straight.digest, second.stderr
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_equal_trainings_in_one_workspace_are_refused(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The second ends at once and names the first; when that is killed, the next resumes from its state."""
+    parent = str(tmp_path / "run") if place == "disk" else request.getfixturevalue("s3_folder")
+    straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
+    command, environment = toy_command(parent, ToyConfig(hold_at=13 * 8))
+    first = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "holding\n"
+        again = ToyJob(CONFIG, parent)
+        with pytest.raises(FlextokError, match=rf"another run is writing .*\(process {first.pid} on "):
+            run_training(again, HERE)
+        state = load_latest_state(run_url(again))
+        assert state is not None and state.step == 10
+    finally:
+        first.kill()
+        first.communicate()
+    assert run_training(again, HERE).digest == straight.digest
+    assert storage.list_names(f"{parent}/.runs") == []
+
+
+def test_under_torchrun_every_member_tells_who_trains_already(tmp_path: Path) -> None:
+    job = ToyJob(CONFIG, str(tmp_path / "run"))
+    command, environment = toy_command(job.parent_url, ToyConfig())
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", *command
+    ]  # fmt: skip
+    with locked(run_url(job)):
+        refused = subprocess.run(torchrun, check=False, env=environment, capture_output=True, text=True)
+    assert refused.returncode != 0 and f"(process {os.getpid()} on " in refused.stderr
+    done = subprocess.run(torchrun, check=True, env=environment, capture_output=True, text=True)
+    digests = done.stdout.split()
+    assert len(digests) == 2 and len(set(digests)) == 1
+    assert storage.list_names(f"{job.parent_url}/.runs") == []
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -28,6 +29,7 @@ class ToyConfig(Config):
     fail_at: int | None = None
     kill_at: int | None = None
     kill_mark: str = ""  # a file that is there once the kill has happened
+    hold_at: int | None = None  # says so on stdout, and goes on when stdin ends
 
 
 class ToySource:
@@ -63,6 +65,9 @@ class ToyObjective(Objective):
         if self.config.kill_at in rng.places and not os.path.exists(self.config.kill_mark):
             open(self.config.kill_mark, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.config.hold_at in rng.places:
+            print("holding", flush=True)
+            sys.stdin.read()
         if self.config.fail_at in rng.places and self.training:
             raise FlextokError(f"expected no place {self.config.fail_at}, found it")
         return losses

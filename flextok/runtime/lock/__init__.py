@@ -1,0 +1,26 @@
+"""The one lock of everything that is written: a corpus, a token store, a training run, a workspace.
+
+`locked(url)` holds a folder on local disk (by the kernel) or on an object store (by a small file that is renewed).
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from flextok import storage
+from flextok.runtime.lock.holder import LOCK_FILE, LockedError
+from flextok.runtime.lock.local import locally_locked
+from flextok.runtime.lock.remote import remotely_locked
+
+__all__ = ["LOCK_FILE", "LockedError", "locked"]
+
+
+@contextlib.contextmanager
+def locked(dest: str) -> Iterator[None]:
+    """Hold the folder `dest` for this process while the block runs.
+
+    Raises LockedError at once, naming the holder, when another run holds it; UsageError when nothing can be written
+    there. A holder that was killed blocks nobody: on local disk the kernel frees its lock, and on an object store it is
+    taken over, at once on the same host and after a minute from another one.
+    """
+    with locally_locked(dest) if storage.is_local(dest) else remotely_locked(dest):
+        yield
