@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -165,3 +166,24 @@ def remove(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Names and bytes of the files directly under a folder, temporary ones too; empty when it does not exist."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        posixpath.basename(str(info["name"]).rstrip("/")): int(info.get("size") or 0)
+        for info in listed
+        if info["type"] == "file"
+    }
+
+
+def redact(text: str) -> str:
+    """`text` with the passwords and signed queries of any URLs in it left out, fit for logs and manifests."""
+    text = re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\")]+", r"\1", text)

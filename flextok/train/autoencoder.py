@@ -15,6 +15,7 @@ from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import AutoencoderKLConfig, LatentsConfig
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import LatentsRecipe, TrainConfig
 from flextok.train.data import CorpusImages, model_images
 from flextok.train.job import TrainResult, fingerprint_of
@@ -28,6 +29,7 @@ MEASURE_BATCH = 64
 MEASURE_SAMPLES = 4096
 
 
+@storage_errors("train the autoencoder on {corpus_url} into {parent_url}", keeps="it resumes from its last state")
 def train_latents(
     recipe: LatentsRecipe, corpus_url: str, image_size: int, parent_url: str, compute: ComputeConfig
 ) -> TrainResult:

@@ -15,6 +15,7 @@ from flextok.model.nested_dropout import sample_keep
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import TokenizerRecipe, TrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -26,6 +27,7 @@ from flextok.train.sample_order import SampleRng
 FLOAT_BYTES = 4
 
 
+@storage_errors("train the tokenizer on {train_url} into {parent_url}", keeps="it resumes from its last state")
 def train_tokenizer(
     recipe: TokenizerRecipe,
     latents_url: str,

@@ -18,7 +18,6 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan
 from flextok.data.corpus.builder import ShardRecord
 from flextok.data.rejects import Reject, count_reasons, rejects_table
-from flextok.data.sources.base import redact
 from flextok.data.sources.catalog import Catalog
 from flextok.digests import digest_of, digest_rows
 from flextok.provenance import make_provenance
@@ -92,7 +91,7 @@ def commit(
 ) -> CorpusSummary:
     """Write manifest.json, which makes everything under `dest` a corpus."""
     sources = [
-        {"name": prefix.rstrip("/"), "url": redact(source.url), "weight": source.weight}
+        {"name": prefix.rstrip("/"), "url": storage.redact(source.url), "weight": source.weight}
         for source, prefix in zip(config.all_sources(), catalog.prefixes, strict=True)
     ]
     digest = corpus_digest(((shard, record.samples, record.sha256) for shard, record in records.items()), sources)
@@ -138,4 +137,4 @@ def _redacted(value: Any) -> Any:
         return {key: _redacted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_redacted(item) for item in value]
-    return redact(value) if isinstance(value, str) else value
+    return storage.redact(value) if isinstance(value, str) else value

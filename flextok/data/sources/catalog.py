@@ -10,7 +10,7 @@ from flextok.data.corpus.assignment import in_split
 from flextok.data.rejects import Reject
 from flextok.data.scenes import scenes_digest
 from flextok.data.sources import parquet, webdataset
-from flextok.data.sources.base import Reader, redact
+from flextok.data.sources.base import Reader
 from flextok.data.sources.captions import list_captions
 from flextok.data.sources.containers import expand_braces, list_containers
 from flextok.data.sources.detect import detect_format
@@ -23,6 +23,7 @@ from flextok.data.sources.staging import Staging
 from flextok.data.sources.webdataset import list_webdataset
 from flextok.digests import digest_of
 from flextok.errors import UsageError
+from flextok.runtime.storage_errors import telling_storage_errors
 
 
 @dataclass
@@ -38,15 +39,33 @@ class Catalog:
     labels: Labels
 
 
+def shown_sources(config: CorpusConfig) -> str:
+    """The sources' URLs, fit for a message."""
+    return ", ".join(storage.redact(source.url) for source in config.all_sources())
+
+
 def check_sources(config: CorpusConfig) -> None:
-    """Raises UsageError when a source is not there at all."""
+    """Raises UsageError when a source is not there at all, FlextokError when its store fails."""
+    with telling_storage_errors(f"read {shown_sources(config)}"):
+        _check_sources(config)
+
+
+def _check_sources(config: CorpusConfig) -> None:
     for source in config.all_sources():
         if not _is_drawn(source) and not storage.exists(expand_braces(source.url)[0]):
-            raise UsageError(f"expected pictures in {redact(source.url)}, found nothing there; check corpus.source")
+            raise UsageError(
+                f"expected pictures in {storage.redact(source.url)}, found nothing there; check corpus.source"
+            )
 
 
 def list_sources(config: CorpusConfig, split: str, staging: Staging) -> Catalog:
-    """Lists every input of a split. Raises UsageError when a source has no such split or cannot be read as its format."""
+    """Lists every input of a split. Raises UsageError when a source has no such split or cannot be read as its format,
+    FlextokError when a store fails."""
+    with telling_storage_errors(f"read {shown_sources(config)}"):
+        return _list_sources(config, split, staging)
+
+
+def _list_sources(config: CorpusConfig, split: str, staging: Staging) -> Catalog:
     sources = config.all_sources()
     listings = [_list_source(config, source, split, staging) for source in sources]
     prefixes = tuple(f"{source_name(source)}/" if len(sources) > 1 else "" for source in sources)
@@ -71,7 +90,12 @@ def source_digest(config: CorpusConfig, split: str) -> str:
     touched, or copied elsewhere, then give the same corpus. Raises UsageError when a source is missing or has no such
     split.
     """
-    check_sources(config)
+    with telling_storage_errors(f"read {shown_sources(config)}"):
+        return _source_digest(config, split)
+
+
+def _source_digest(config: CorpusConfig, split: str) -> str:
+    _check_sources(config)
     parts = [_digest_source(config, source, split) for source in config.all_sources()]
     labels = label_csv_url(config)
     return digest_of([parts, storage.sha256_file(labels) if labels else None])

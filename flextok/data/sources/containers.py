@@ -6,7 +6,6 @@ from itertools import product
 
 from flextok import storage
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import redact
 from flextok.data.sources.walk import require_split, size_and_stamp, split_folders, walk
 
 FILE_SPLIT = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|test)(?=[-_.\d])", re.IGNORECASE)
@@ -76,7 +75,7 @@ def is_file(url: str) -> bool:
 
 def file_name(url: str) -> str:
     """The last part of a URL, without any query."""
-    return redact(url).rstrip("/").rpartition("/")[2]
+    return storage.redact(url).rstrip("/").rpartition("/")[2]
 
 
 def _single(url: str) -> Container:

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from flextok import storage
-from flextok.data.sources.base import InputError, RawInput, redact
+from flextok.data.sources.base import InputError, RawInput
 from flextok.errors import IntegrityError
 
 ATTEMPTS = 5
@@ -34,7 +34,7 @@ def read_range(url: str, start: int | None = None, end: int | None = None) -> by
             raise
         except Exception as error:  # noqa: BLE001 - stores raise their own kinds: aiohttp, botocore, timeouts
             if attempt == ATTEMPTS - 1:
-                raise OSError(redact(str(error))) from None
+                raise OSError(storage.redact(str(error))) from None
             time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -86,7 +86,7 @@ def read_file(url: str, name: str, size: int, max_bytes: int) -> bytes:
             read_range(storage.join(url, name), 0, max_bytes + 1) if size == 0 else read_range(storage.join(url, name))
         )
     except OSError as error:
-        raise InputError("unreadable", redact(error.strerror or str(error))) from None
+        raise InputError("unreadable", storage.redact(error.strerror or str(error))) from None
 
 
 def is_image_name(name: str) -> bool:

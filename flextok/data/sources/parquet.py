@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import InputError, RawInput, redact
+from flextok.data.sources.base import InputError, RawInput
 from flextok.data.sources.containers import Container, list_containers
 from flextok.data.sources.files import read_range
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
@@ -53,7 +53,7 @@ class StagedReader:
         try:
             image = read_range(path, note["offset"], note["offset"] + size)
         except OSError as error:
-            raise InputError("unreadable", redact(str(error))) from None
+            raise InputError("unreadable", storage.redact(str(error))) from None
         label = note["label"]
         keys = (note["path"], *([str(label)] if label is not None else []), name)
         return RawInput(image, label, tuple(key for key in keys if key), tuple(note["captions"]), note["metadata"])
@@ -68,11 +68,11 @@ def list_parquet(url: str, split: str, config: CorpusConfig, staging: Staging) -
         try:
             frame, bad, names = _staged(container, config, staging)
         except (OSError, pa.ArrowException, ValueError) as error:
-            rejects.append(Reject(container.name, "bad_container", redact(_one_line(error))))
+            rejects.append(Reject(container.name, "bad_container", storage.redact(_one_line(error))))
             continue
         if classes is not None and names is not None and names != classes:
             raise UsageError(
-                f"expected the same class names in all files of {redact(url)}, found others in {container.name}"
+                f"expected the same class names in all files of {storage.redact(url)}, found others in {container.name}"
             )
         classes = classes or names
         frames.append(frame)

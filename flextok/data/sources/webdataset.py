@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import InputError, RawInput, redact
+from flextok.data.sources.base import InputError, RawInput
 from flextok.data.sources.containers import Container, list_containers
 from flextok.data.sources.files import IMAGE_ENDINGS, read_range
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
@@ -54,7 +54,7 @@ class TarReader:
         try:
             content = self._read_parts(self.urls[note["tar"]], parts)
         except OSError as error:
-            raise InputError("unreadable", redact(error.strerror or str(error))) from None
+            raise InputError("unreadable", storage.redact(error.strerror or str(error))) from None
         return _as_input(note["key"], content)
 
     def _read_parts(self, url: str, parts: dict[str, list[int]]) -> dict[str, bytes]:
@@ -99,7 +99,7 @@ def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Con
         copy = decompressed(container, staging.file(container))
         return replace(container, url=str(copy), size=copy.stat().st_size)
     except (OSError, ValueError) as error:
-        rejects.append(Reject(container.name, "bad_container", redact(str(error))))
+        rejects.append(Reject(container.name, "bad_container", storage.redact(str(error))))
         return None
 
 
@@ -122,7 +122,7 @@ def _list_tar(tar: Container) -> tuple[list[_Sample], list[Reject]]:
             reason = "truncated_container" if error.offset else "bad_container"
             faults.append(Reject(tar.name, reason, f"{error.detail}, at byte {error.offset} of {tar.size}"))
     except OSError as error:
-        faults.append(Reject(tar.name, "unreadable", redact(str(error))))
+        faults.append(Reject(tar.name, "unreadable", storage.redact(str(error))))
     if not samples and not faults:
         faults.append(Reject(tar.name, "empty_container", "a tar without members"))
     return samples, faults
@@ -238,7 +238,7 @@ def _compare_sidecars(
             if expected > len(here):
                 yield Reject(tar, "truncated_container", f"{expected} samples by its stats file, found {len(here)}")
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        yield Reject(table if table in sidecars else stats, "bad_metadata", redact(str(error)))
+        yield Reject(table if table in sidecars else stats, "bad_metadata", storage.redact(str(error)))
 
 
 def _compare_table(tar: str, table: pq.ParquetFile, here: set[str], cut: bool) -> Iterator[Reject]:
@@ -248,7 +248,7 @@ def _compare_table(tar: str, table: pq.ParquetFile, here: set[str], cut: bool) -
     for batch in table.iter_batches(batch_size=4096, columns=columns):
         for row in batch.to_pylist():
             if row["status"] != "success":
-                detail = f"{row['status']}: {redact(str(row.get('error_message')))}"
+                detail = f"{row['status']}: {storage.redact(str(row.get('error_message')))}"
                 yield Reject(f"{tar}/{row['key']}", "not_downloaded", detail)
             elif str(row["key"]) not in here and not cut:
                 yield Reject(f"{tar}/{row['key']}", "missing_image", "recorded as a success, not in the tar")

@@ -19,6 +19,7 @@ from flextok.model.official.schema import check_arguments, check_targets
 from flextok.model.official.vae import convert_vae
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import read_weights
+from flextok.runtime.storage_errors import storage_errors
 
 WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"
 ENTRIES = ("vae", "encoder", "decoder", "regularizer")
@@ -130,6 +131,7 @@ def _entries(values: Any, where: str) -> dict[str, Any]:
     return values
 
 
+@storage_errors("import {source} into {destination}")
 def import_checkpoint(source: str, destination: str) -> SavedCheckpoint:
     """Convert a published checkpoint into ours, its files directly in the folder `destination`."""
     tokenizer = read_official(source)
