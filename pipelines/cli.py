@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
         if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
             return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
-        told = as_storage_error(error, "finish")
+        told = as_storage_error(error, "finish the command")
         if told is not None:
             return _fail(str(told), told.exit_code, error, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)

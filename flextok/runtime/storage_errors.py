@@ -60,7 +60,8 @@ def as_storage_error(error: Exception, doing: str, keeps: str = "") -> FlextokEr
     from_store = type(error).__module__.partition(".")[0] in STORE_LIBRARIES
     if not isinstance(error, OSError) and not from_store:
         return None
-    detail = redact(" ".join(str(error).split()) or type(error).__name__)
+    place = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
+    detail = redact(": ".join([*place, " ".join(str(error).split()) or type(error).__name__]))
     again = "run the same command again" + (f" ({keeps})" if keeps else "")
     failed = f"could not {redact(doing)}: {detail}"
     number = error.errno if isinstance(error, OSError) else None
