@@ -114,7 +114,8 @@ def shard(
         raise UsageError(f"expected {labels} beside the pictures, found none; give its path, as ./{labels}")
     made = shard_corpus(config, split, dest, workers)
     say(
-        f"{made.inputs:,} inputs = {made.samples:,} samples in {made.shards} shards + {made.rejects:,} rejects "
+        f"{made.members:,} members = {made.samples:,} samples in {made.shards} shards + {made.fields:,} fields + "
+        f"{made.rejects:,} rejects "
         f"({', '.join(f'{reason} {count}' for reason, count in sorted(made.reason_counts.items())) or 'none'}), "
         f"digest {made.digest[:12]}"
     )
