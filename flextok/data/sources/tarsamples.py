@@ -120,7 +120,7 @@ def _judge(stem: str, copies: list[dict[str, _Entry]], content: TarContent) -> N
         return
     several = len(pictures) > 1
     views = name_views(stem, pictures) if several else {pictures[0]: ""}
-    others = [path for path in members if path not in views]
+    others = sorted(path for path in members if path not in views)
     index = index_texts(others)
     faults: dict[str, list[str]] = {}
     for path in others:
@@ -156,7 +156,8 @@ def _refuse(stem: str, members: dict[str, _Entry], reason: tuple[str, str], cont
     if len(pictures) > 1:
         rows = [(path, members[path].fault or reason) for path in pictures]
     else:
-        rows = [(stem, next((entry.fault for entry in members.values() if entry.fault), reason))]
+        faults = (members[path].fault for path in sorted(members))
+        rows = [(stem, next((fault for fault in faults if fault), reason))]
     content.rejects += [Reject(source, *why) for source, why in rows]
     content.fields += len(members) - len(rows)
 
