@@ -114,7 +114,9 @@ def is_captions_table(url: str) -> bool:
                 names = set(csv_rows(file.readline().decode("utf-8-sig"), FILE_COLUMNS).fieldnames or [])
         else:
             with storage.open_read(url) as file:
-                names = {field.name for field in pq.read_schema(file) if not pa.types.is_nested(field.type)}
+                schema = pq.read_schema(file)
+            # A column `image` of structs has pictures, not their names.
+            names = {field.name for field in schema if not pa.types.is_struct(field.type)}
     except (OSError, ValueError, pa.ArrowException):
         return False
     return not names.isdisjoint(FILE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS)

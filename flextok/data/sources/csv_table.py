@@ -7,7 +7,7 @@ from collections.abc import Collection
 DELIMITERS = ",;\t"
 
 
-def csv_rows(text: str, known: Collection[str]) -> csv.DictReader[str]:
+def csv_rows(text: str, known: Collection[str]) -> "csv.DictReader[str]":
     """The rows of a CSV with a header; its delimiter is the one that gives the most of the `known` columns, or else the
     most columns."""
 
