@@ -102,6 +102,8 @@ class ShardBuilder:
             "source": planned.source, "sha256": sha256, "width": info.width, "height": info.height, "label": label,
             "label_name": self.labels.name(label), "captions": captions, **extra,
         }  # fmt: skip
+        if raw.view:
+            meta["view"] = raw.view
         if raw.metadata:
             meta["metadata"] = raw.metadata
         offset = tar.add(f"{planned.key}.{info.ext}", stored)

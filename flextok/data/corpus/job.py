@@ -269,5 +269,5 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
         )
     raise FlextokError(
         f"expected at most {config.max_reject_fraction:.1%} rejects, found {len(unexpected)} of {inputs} "
-        f"({len(unexpected) / inputs:.1%}); {listed}; mend the source, or allow more with --max-reject-fraction"
+        f"({len(unexpected) / inputs:.1%}); {listed}; mend the source, or allow more with corpus.max_reject_fraction"
     )

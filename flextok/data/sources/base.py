@@ -16,6 +16,8 @@ class RawInput:
     captions: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further fields of the source, carried into the sample's JSON."""
+    view: str = ""
+    """Its name among several pictures that the source keeps together; "" when there is none."""
 
 
 class InputError(Exception):

@@ -31,12 +31,14 @@ class Catalog:
     """All inputs of a corpus split: one frame over all sources, and what reads them."""
 
     frame: pl.DataFrame
-    """Columns of LISTING_SCHEMA and `reader`, the index into `readers`; names carry their source's name."""
+    """Columns of VIEWS_SCHEMA and `reader`, the index into `readers`; names carry their source's name."""
     readers: tuple[Reader, ...]
     prefixes: tuple[str, ...]
     """For each reader what its names begin with ("" or "<source name>/")."""
     rejects: list[Reject]
     labels: Labels
+    fields: int = 0
+    """Members that go with inputs and rejects, such as captions in files of their own."""
 
 
 def shown_sources(config: CorpusConfig) -> str:
@@ -69,17 +71,20 @@ def _list_sources(config: CorpusConfig, split: str, staging: Staging) -> Catalog
     sources = config.all_sources()
     listings = [_list_source(config, source, split, staging) for source in sources]
     prefixes = tuple(f"{source_name(source)}/" if len(sources) > 1 else "" for source in sources)
-    frames, rejects = [], []
+    frames, rejects, fields = [], [], 0
     for index, (listing, prefix) in enumerate(zip(listings, prefixes, strict=True)):
         frame = listing.frame
         if not listing.has_splits:
-            frame = frame.filter(in_split(frame["name"], split, config.val_fraction))
+            decides = frame.select(pl.coalesce("group", "name")).to_series()
+            frame = frame.filter(in_split(decides, split, config.val_fraction))
+        fields += listing.fields + int(frame["fields"].sum())
         if prefix:
             frame = frame.with_columns(name=prefix + pl.col("name"), base=prefix + pl.col("base"))
         frames.append(frame.with_columns(reader=pl.lit(index, pl.Int16)))
         rejects += [Reject(prefix + reject.source, reject.reason, reject.detail) for reject in listing.rejects]
     labels = make_labels(config, [listing.classes for listing in listings])
-    return Catalog(pl.concat(frames), tuple(listing.reader for listing in listings), prefixes, rejects, labels)
+    readers = tuple(listing.reader for listing in listings)
+    return Catalog(pl.concat(frames), readers, prefixes, rejects, labels, fields)
 
 
 def source_digest(config: CorpusConfig, split: str) -> str:
