@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from flextok import storage
-from flextok.data.config import SCENES, CorpusConfig
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
 from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
 from flextok.data.corpus.duplicates import (
@@ -41,7 +41,7 @@ from flextok.data.corpus.manifest import (
 )  # fmt: skip
 from flextok.data.corpus.workers import build_shards
 from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
-from flextok.data.sources.catalog import Catalog, check_sources, list_sources, shown_sources
+from flextok.data.sources.catalog import Catalog, absolute, check_sources, list_sources, shown_sources
 from flextok.data.sources.staging import Staging
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError
@@ -138,12 +138,8 @@ def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
 
 def _with_absolute_sources(config: CorpusConfig) -> CorpusConfig:
     """Sources that mean the same in every process."""
-    sources = tuple(source.model_copy(update={"url": _absolute(source.url)}) for source in config.sources)
-    return config.model_copy(update={"source": _absolute(config.source), "sources": sources})
-
-
-def _absolute(url: str) -> str:
-    return url if url == SCENES else storage.absolute(url)
+    single = absolute(SourceConfig(url=config.source, format=config.format))
+    return config.model_copy(update={"source": single.url, "sources": tuple(map(absolute, config.sources))})
 
 
 def _staging_folder(dest: str) -> Path:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.config import CorpusConfig
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import RawInput
 from flextok.data.sources.containers import is_file
@@ -20,6 +20,9 @@ from flextok.data.sources.csv_table import csv_rows
 from flextok.data.sources.files import FolderReader, is_image_name, read_file
 from flextok.data.sources.folder import ENDING
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
+from flextok.data.sources.staging import Staging
 from flextok.data.sources.walk import SPLIT_NAMES, require_split, split_folders, top_folders, walk
 from flextok.digests import digest_of
 from flextok.errors import UsageError
@@ -261,3 +264,23 @@ def _texts(value: Any) -> list[str]:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+class CaptionsFormat(SourceFormat):
+    """A folder of pictures with a captions file."""
+
+    name = "captions"
+    asked = 3
+
+    def detects(self, look: Look) -> bool:
+        if look.file is not None:
+            return look.file_ends((".jsonl", ".csv", ".tsv", ".json")) or is_captions_table(look.file)
+        return any(map(is_captions_table, look.places)) or any(
+            (name in USUAL_NAMES and name not in TABLE_NAMES) or COCO_NAME.match(name) for name in look.names
+        )
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_captions(source.url, split, config)
+
+
+SOURCES.add("captions", CaptionsFormat())

@@ -10,10 +10,14 @@ from collections import Counter
 import polars as pl
 
 from flextok import storage
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
 from flextok.data.sources.files import IMAGE_ENDINGS, FolderReader
 from flextok.data.sources.img2dataset import compare_records, records_by_shard
 from flextok.data.sources.listing import LISTING_SCHEMA, VIEWS_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
+from flextok.data.sources.staging import Staging
 from flextok.data.sources.stems import index_texts, root_of, split_ending, texts_of
 from flextok.data.sources.walk import Walk, require_split, split_folders, top_folders, walk
 from flextok.digests import canonical_json, digest_of
@@ -122,3 +126,22 @@ def _classes(url: str, folders: list[str], splits: dict[str, str]) -> list[str]:
     if not splits:
         return folders
     return sorted({name for folder in splits.values() for name in top_folders(storage.join(url, folder))})
+
+
+class FolderFormat(SourceFormat):
+    """Pictures in folders, "imagenet" with one folder a class; any other folder is this."""
+
+    asked = 9
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def detects(self, look: Look) -> bool:
+        return self.name == "folder" and look.file is None
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_folder(source.url, split, source.format)
+
+
+SOURCES.add("folder", FolderFormat("folder"))
+SOURCES.add("imagenet", FolderFormat("imagenet"))

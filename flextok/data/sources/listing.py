@@ -8,6 +8,7 @@ import polars as pl
 
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import Reader
+from flextok.digests import digest_of
 
 LISTING_SCHEMA: Mapping[Any, Any] = {
     "name": pl.String, "base": pl.String, "size": pl.Int64, "stamp": pl.String, "where": pl.String,
@@ -38,3 +39,9 @@ class Listing:
     def __post_init__(self) -> None:
         missing = [default.alias(name) for name, default in MEMBER_COLUMNS.items() if name not in self.frame.columns]
         self.frame = self.frame.with_columns(missing).select(list(VIEWS_SCHEMA))
+
+
+def listing_digest(listing: Listing) -> str:
+    """Changes when an input of the listing may have: names, sizes and stamps, rejects, classes."""
+    rows = listing.frame.select(pl.concat_str("name", pl.col("size").cast(pl.String), "stamp", separator="|"))
+    return digest_of([sorted(rows.to_series().to_list()), sorted(listing.rejects), listing.classes])

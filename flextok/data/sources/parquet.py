@@ -15,17 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.config import CorpusConfig
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import InputError, RawInput
-from flextok.data.sources.containers import Container, list_containers
+from flextok.data.sources.captions import is_captions_table
+from flextok.data.sources.containers import Container, containers_digest, list_containers
 from flextok.data.sources.files import read_range
 from flextok.data.sources.listing import VIEWS_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
 from flextok.data.sources.staging import Staging, readable_at_random
 from flextok.digests import canonical_json, digest_of
 from flextok.errors import UsageError
 
 ENDINGS = (".parquet",)
+MAGIC = b"PAR1"
 ROWS_AT_ONCE = 32
 TEXT_COLUMNS = ("text", "caption", "captions", "sentence", "sentences", "sentences_raw", "prompt")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "coarse_label")
@@ -244,3 +248,27 @@ def _first(*groups: list[str]) -> str | None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+class ParquetFormat(SourceFormat):
+    """Tables with the pictures in a column."""
+
+    name = "parquet"
+    asked = 2
+
+    def detects(self, look: Look) -> bool:
+        if look.file is not None:
+            return (look.start.startswith(MAGIC) or look.file_ends(ENDINGS)) and not is_captions_table(look.file)
+        # Beside folders, and beside a table of captions, tables are img2dataset's records.
+        tables = [name for name in map(str.lower, look.names) if name.endswith(ENDINGS)]
+        own = [name for name in tables if name.removesuffix(ENDINGS[0]) not in look.folders]
+        return len(own) - sum(map(is_captions_table, look.places)) > look.pictures
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_parquet(source.url, split, config, staging)
+
+    def digest(self, source: SourceConfig, split: str, config: CorpusConfig) -> str:
+        return containers_digest(source.url, split, ENDINGS)
+
+
+SOURCES.add("parquet", ParquetFormat())

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from flextok import storage
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import InputError, RawInput
-from flextok.data.sources.containers import Container, list_containers
+from flextok.data.sources.containers import Container, containers_digest, list_containers
 from flextok.data.sources.files import read_range
 from flextok.data.sources.img2dataset import compare_records, records_by_shard
 from flextok.data.sources.listing import VIEWS_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
 from flextok.data.sources.staging import Staging, decompressed, readable_at_random
 from flextok.data.sources.tarreader import TarError, TarMember, tar_members
 from flextok.data.sources.tarsamples import TarContent, TarInput, sort_members
@@ -21,6 +24,7 @@ from flextok.digests import canonical_json, digest_of
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTED_AT_ONCE = 8
+COMPRESSED_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
 @dataclass(frozen=True)
@@ -133,3 +137,25 @@ def _frame(tar: Container, number: int, inputs: list[TarInput]) -> pl.DataFrame:
         name = f"{tar.name}/{one.path}"
         rows.append((name, base, one.image[1], stamp, canonical_json(note), one.fields, group))
     return pl.DataFrame(rows, schema=VIEWS_SCHEMA, orient="row")
+
+
+class WebDatasetFormat(SourceFormat):
+    """Tars whose members of one stem make a sample."""
+
+    name = "webdataset"
+    asked = 1
+
+    def detects(self, look: Look) -> bool:
+        if look.file is not None:
+            is_tar = look.start[257:262] == b"ustar" or look.start.startswith(COMPRESSED_MAGICS)
+            return is_tar or look.file_ends(ENDINGS)
+        return look.count(ENDINGS) > look.pictures
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_webdataset(source.url, split, staging)
+
+    def digest(self, source: SourceConfig, split: str, config: CorpusConfig) -> str:
+        return containers_digest(source.url, split, ENDINGS)
+
+
+SOURCES.add("webdataset", WebDatasetFormat())
