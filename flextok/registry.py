@@ -32,9 +32,9 @@ MEMBER_FAULTS = "member_faults"
 
 
 class Register(Generic[T]):
-    """Members by name; `what` they are called in messages; `home`: the package whose modules may bring more."""
+    """Members by name; `what` they are called in messages; `home`: what may bring more, a package or a module for each name."""
 
-    def __init__(self, what: str, home: str | None = None):
+    def __init__(self, what: str, home: str | Mapping[str, str] | None = None):
         self.what, self._home = what, home
         self.a = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
         self._members: dict[str, T] = {}
@@ -59,8 +59,8 @@ class Register(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The member `name`; raises UsageError naming the nearest one."""
-        if name not in self._members and name in self._modules():
-            importlib.import_module(f"{self._home}.{name}")
+        if name not in self._members and (module := self._modules().get(name)):
+            importlib.import_module(module)
         if name not in self._members:
             raise UsageError(self.unknown(name))
         return self._members[name]
@@ -74,12 +74,13 @@ class Register(Generic[T]):
         nearest = f"; the nearest is '{near[0]}'" if near else ""
         return f"expected {self.a} among {', '.join(self.names())}, found '{name}'{nearest}"
 
-    def _modules(self) -> set[str]:
-        """Modules of the home that may register a member: all but the helpers `base` and `config`."""
-        if self._home is None:
-            return set()
+    def _modules(self) -> Mapping[str, str]:
+        """Modules of the home that may register a member, by its name: of a package all but its `base` and `config`."""
+        if not isinstance(self._home, str):
+            return self._home or {}
         paths = importlib.import_module(self._home).__path__
-        return {module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config")}
+        names = (module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config"))
+        return {name: f"{self._home}.{name}" for name in names}
 
 
 ConfigT = TypeVar("ConfigT", bound=type[BaseModel])

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -54,18 +55,31 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
+@contextlib.contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Notes on what a store raises in the block which URL it was about; of local files the error itself says so."""
+    try:
+        yield
+    except Exception as error:
+        if not is_local(url) and not hasattr(error, "__notes__"):
+            error.add_note(redact(url))
+        raise
+
+
 def exists(url: str) -> bool:
     """Whether a file or folder is there (asked anew, never from a listing cache)."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return fs.exists(path)
+    with _named(url):
+        return fs.exists(path)
 
 
 def size(url: str) -> int:
     """Bytes of a file; raises FileNotFoundError, or FlextokError when its server does not tell."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    found = fs.size(path)
+    with _named(url):
+        found = fs.size(path)
     if found is None:
         raise FlextokError(f"expected the server of {url} to tell its size, found that it does not; copy it first")
     return int(found)
@@ -76,7 +90,8 @@ def list_names(url: str) -> list[str]:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        found = fs.ls(path, detail=False)
+        with _named(url):
+            found = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
     names = {posixpath.basename(str(name).rstrip("/")) for name in found}
@@ -87,7 +102,8 @@ def open_read(url: str) -> IO[bytes]:
     """A binary stream of `url`; raises FileNotFoundError."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return cast(IO[bytes], fs.open(path, "rb"))
+    with _named(url):
+        return cast(IO[bytes], fs.open(path, "rb"))
 
 
 def read_bytes(url: str) -> bytes:
@@ -122,7 +138,8 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
             temporary.replace(local_path(url))
         else:
             fs, path = filesystem(url)
-            fs.put_file(str(temporary), path)
+            with _named(url):
+                fs.put_file(str(temporary), path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -147,7 +164,8 @@ def as_local_file(url: str) -> Iterator[Path]:
     fs, path = filesystem(url)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / posixpath.basename(path)
-        fs.get_file(path, str(copy))
+        with _named(url):
+            fs.get_file(path, str(copy))
         yield copy
 
 
@@ -163,5 +181,27 @@ def sha256_file(url: str) -> str:
 def remove(url: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is not there."""
     fs, path = filesystem(url)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _named(url):
         fs.rm(path, recursive=True)
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Names and bytes of the files directly under a folder, temporary ones too; empty when it does not exist."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        with _named(url):
+            listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        posixpath.basename(str(info["name"]).rstrip("/")): int(info.get("size") or 0)
+        for info in listed
+        if info["type"] == "file"
+    }
+
+
+def redact(text: str) -> str:
+    """`text` with the passwords and signed queries of any URLs in it left out, fit for logs and manifests."""
+    text = re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\")]+", r"\1", text)

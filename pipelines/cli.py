@@ -1,6 +1,5 @@
 """The `flextok` command: exit code 0 done, 1 the work failed, 2 wrong usage; the last line of stderr says why."""
 
-import errno
 import os
 import signal
 import sys
@@ -14,6 +13,8 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 import typer
 
 from flextok.errors import FlextokError
+from flextok.runtime.storage_errors import as_storage_error
+from flextok.storage import redact
 from pipelines.commands import artifacts, jobs, pipeline
 
 TYPER_INTERRUPTED = 130
@@ -72,13 +73,12 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted; what was finished is kept, `flextok refresh` goes on from there", 1, error, debug)
     except FlextokError as error:
         return _fail(str(error), error.exit_code, error, debug)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail("expected room on the disk, found it full; free some and repeat the command", 1, error, debug)
-        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
         if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
             return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
+        told = as_storage_error(error, "finish the command")
+        if told is not None:
+            return _fail(str(told), told.exit_code, error, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)
     return code if isinstance(code, int) else 0
 
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int, error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error: " + redact(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 
 

@@ -1,16 +1,24 @@
 """Configuration of a corpus: where pictures come from, which are kept, and how they are sharded."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from flextok.config import Config
 from flextok.data.scenes import ScenesConfig
-
-SourceFormat = Literal["auto", "scenes", "imagenet", "folder", "captions", "webdataset", "parquet"]
-Split = Literal["train", "val", "all"]
+from flextok.data.sources.registry import AUTO, SOURCES
 
 SCENES = "scenes"
+
+
+def _known_format(name: str) -> str:
+    if name != AUTO and name not in SOURCES.names():
+        raise ValueError(SOURCES.unknown(name))
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_known_format)]
+"""A format of `flextok.data.sources.registry.SOURCES`, or "auto"."""
 
 
 class SourceConfig(Config):
@@ -28,7 +36,7 @@ class SourceConfig(Config):
         allow_inf_nan=False,
         description="How often its pictures are drawn in the training of stage 0 and tokenizer, relative to the others'.",
     )
-    format: SourceFormat = Field(default="auto", description="How to read it; auto looks at the content.")
+    format: FormatName = Field(default="auto", description="How to read it; auto looks at the content.")
 
 
 class ImageLimits(Config):
@@ -60,7 +68,7 @@ class CorpusConfig(ImageLimits):
     source: str = Field(
         default=SCENES, description='"scenes" (the built-in drawn corpus), or path or fsspec URL of a folder or file.'
     )
-    format: SourceFormat = Field(default="auto", description="How to read `source`; auto looks at the content.")
+    format: FormatName = Field(default="auto", description="How to read `source`; auto looks at the content.")
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Several sources at once; takes the place of `source`."
     )

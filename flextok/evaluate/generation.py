@@ -29,10 +29,12 @@ from flextok.model.rng import uniform_for
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import read_provenance
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 
 HELD_OUT = "held-out images, after the tokenizer's crop"
 
 
+@storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}")
 def evaluate_generation(
     samples_url: str, corpus_url: str, tokenizer_url: str, parent_url: str, config: EvaluationConfig
 ) -> EvaluationResult:

@@ -29,8 +29,10 @@ from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 
 
+@storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}")
 def evaluate_reconstruction(
     tokenizer_url: str, corpus_url: str, parent_url: str, config: EvaluationConfig
 ) -> EvaluationResult:

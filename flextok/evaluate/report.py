@@ -18,6 +18,7 @@ from flextok.evaluate.results import EvaluationResult, Metric, Series, read_eval
 from flextok.evaluate.sampling import open_samples
 from flextok.evaluate.tokens import token_statistics
 from flextok.provenance import read_provenance
+from flextok.runtime.storage_errors import storage_errors
 
 TEMPLATES = Path(__file__).parent / "templates"
 HTML = "report/index.html"
@@ -54,6 +55,7 @@ class ReportResult:
     html_path: str
 
 
+@storage_errors("write the report into {parent_url}")
 def write_report(inputs: ReportInputs, parent_url: str, config: ReportConfig) -> ReportResult:
     """Gather all numbers about `inputs` and write `parent_url/<digest>/{report/index.html, metrics.json}`.
 

@@ -26,6 +26,7 @@ from flextok.evaluate.protocol import decoder_record, evaluation_device
 from flextok.model.priors.autoregressive import Prior, load_prior
 from flextok.provenance import artifact_input, read_provenance
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 
 SHARD = "000000"
 FILE_THREADS = 8
@@ -41,6 +42,7 @@ class SamplesResult:
     keep: list[int]
 
 
+@storage_errors("sample from {prior_url} into {parent_url}")
 def sample_images(
     prior_url: str,
     tokenizer_url: str,

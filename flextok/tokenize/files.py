@@ -19,6 +19,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads, Place
 from flextok.tokenize.encoder import Encoder
@@ -29,6 +30,7 @@ THREADS = 4
 LONGEST_NAME = 120
 
 
+@storage_errors("encode pictures into {out}")
 def encode_images(
     paths: Sequence[str], tokenizer_url: str, out: str, config: TokenizeConfig, device: str = "cpu"
 ) -> ShardRecord:
@@ -71,6 +73,7 @@ def encode_images(
     return write_token_shard(storage.absolute(out), schema, tables())
 
 
+@storage_errors("decode {url} into {out_dir}")
 def decode_tokens(
     url: str,
     tokenizer_url: str,

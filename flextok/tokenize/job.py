@@ -11,10 +11,9 @@ lies on the edge of two ids the other way; the store's digest would show it.
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import sys
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 
 from flextok import storage
@@ -29,6 +28,7 @@ from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import CHECK_THREADS, ShardTask, check_destination, finished_records, shard_tasks
 from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_trying
@@ -58,6 +58,7 @@ class TokenizeSummary:
     """Most memory that an actor had in use."""
 
 
+@storage_errors("tokenize {corpus_url} into {dest}", keeps="finished shards are kept")
 def tokenize_corpus(
     corpus_url: str,
     tokenizer_url: str,
@@ -75,7 +76,7 @@ def tokenize_corpus(
     dest = storage.absolute(dest)
     corpus = Corpus.open(corpus_url)
     spec = tokenizer_spec(storage.absolute(tokenizer_url) if storage.exists(tokenizer_url) else tokenizer_url)
-    with _destination_errors(dest), locked(dest):
+    with locked(dest):
         check_destination(dest, spec)
         return _tokenize(corpus, spec, dest, config, compute, progress)
 
@@ -264,17 +265,3 @@ def _tokenizer_input(spec: TokenizerSpec) -> dict[str, str]:
         return artifact_input(spec.url)
     except UsageError:  # the official layout has no provenance of ours
         return {"kind": "tokenizer", "digest": spec.digest, "uri": spec.url}
-
-
-@contextlib.contextmanager
-def _destination_errors(dest: str) -> Iterator[None]:
-    """Turns failures of the destination into one clear line."""
-    try:
-        yield
-    except PermissionError as error:
-        raise UsageError(f"expected a destination that can be written, found {dest}: {error.strerror}") from None
-    except OSError as error:
-        wish = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk or the store"
-        raise FlextokError(
-            f"could not write {dest}: {error}; {wish}, then run the same command again (finished shards are kept)"
-        ) from None

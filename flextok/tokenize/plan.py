@@ -20,7 +20,7 @@ from flextok.data.tokens import (
     token_schema,
     write_token_shard,
 )
-from flextok.data.tokens.store import parquet_errors, read_shard_footer
+from flextok.data.tokens.files import DamagedFile, parquet_errors, read_shard_footer
 from flextok.data.tokens.writer import MANIFEST, REJECTS_KEY
 from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
@@ -109,9 +109,9 @@ def check_destination(dest: str, spec: TokenizerSpec) -> None:
 def _refuse_foreign(url: str, spec: TokenizerSpec) -> None:
     try:
         shard = read_shard_footer(url)
-    except IntegrityError as error:
-        if "found damage" in str(error):
-            return  # a broken file is made again
+    except DamagedFile:
+        return  # it is made again
+    except IntegrityError:
         raise UsageError(
             f"expected only token shards beside {url}, found another Parquet file; give another folder"
         ) from None

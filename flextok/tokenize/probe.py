@@ -19,6 +19,7 @@ from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoder import Encoder, takes_single_images
@@ -60,6 +61,7 @@ class TokenizePlan:
     """Of the whole store."""
 
 
+@storage_errors("plan the tokenization of {corpus_url}")
 def plan_tokenization(
     corpus_url: str, tokenizer_url: str, dest: str, config: TokenizeConfig, compute: ComputeConfig
 ) -> TokenizePlan:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flextok import storage
 from flextok.errors import FlextokError
 from flextok.model.load import TokenizerSpec
 from flextok.runtime.processes import ONE_HEAP
@@ -169,4 +170,4 @@ def innermost_message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+    return storage.redact(lines[-1])[:500] if lines else type(error).__name__

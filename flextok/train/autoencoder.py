@@ -16,6 +16,7 @@ from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import AutoencoderRecipe, AutoencoderTrainConfig
 from flextok.train.data import CorpusImages, model_images
 from flextok.train.job import TrainResult, fingerprint_of
@@ -28,6 +29,7 @@ MEASURE_BATCH = 64
 MEASURE_SAMPLES = 4096
 
 
+@storage_errors("train the autoencoder on {corpus_url} into {parent_url}", keeps="it resumes from its last state")
 def train_autoencoder(
     recipe: AutoencoderRecipe, corpus_url: str, image_size: int, parent_url: str, compute: ComputeConfig
 ) -> TrainResult:

@@ -17,6 +17,7 @@ from flextok.model.priors.text import TextFeatures
 from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import PriorRecipe, TrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -25,6 +26,7 @@ from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
 
 
+@storage_errors("train the prior on {train_tokens_url} into {parent_url}", keeps="it resumes from its last state")
 def train_prior(
     recipe: PriorRecipe, train_tokens_url: str, val_tokens_url: str | None, parent_url: str, compute: ComputeConfig
 ) -> TrainResult:

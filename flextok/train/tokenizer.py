@@ -16,6 +16,7 @@ from flextok.model.rng import SampleRng
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -29,6 +30,7 @@ MOST_COUNTED_IDS = 1 << 22
 """Largest vocabulary whose usage is measured: a run sees no fair part of more ids, and each takes a number here."""
 
 
+@storage_errors("train the tokenizer on {train_url} into {parent_url}", keeps="it resumes from its last state")
 def train_tokenizer(
     recipe: TokenizerRecipe,
     latents_url: str,

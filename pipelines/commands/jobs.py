@@ -11,7 +11,7 @@ from flextok import provenance, storage
 from flextok.config import parse_config
 from flextok.data.config import CorpusConfig, SourceConfig, source_name
 from flextok.errors import UsageError
-from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, Profile, Sets, WorkspaceUrl
+from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, Profile, Sets, WorkspaceUrl, flags_in_hints
 from pipelines.execute import ray_ended, say
 from pipelines.recipe import DEFAULT_PROFILE, Recipe, load_recipe
 from pipelines.workspace import Workspace
@@ -23,6 +23,16 @@ TokenizerPath = Annotated[
 
 # Ray starts as many as the cluster has room for, also when nodes join later.
 MOST_ACTORS = 64
+
+
+SHARD_FLAGS = {
+    "corpus.source": "SOURCE",
+    "corpus.label_csv": "--labels",
+    **{f"corpus.{field}": f"--{field.replace('_', '-')}" for field in (
+        "image_column", "text_column", "label_column", "val_fraction", "max_reject_fraction",
+    )},
+}  # fmt: skip
+"""The flags of `flextok shard` for settings that hints of the library name."""
 
 
 def _corpus_option(flag: str, field: str, metavar: str | None = None) -> Any:
@@ -112,9 +122,11 @@ def shard(
     if labels is not None and label_csv_url(config) is None:
         # A profile may name a table that only some sources have; who names one here wants it used.
         raise UsageError(f"expected {labels} beside the pictures, found none; give its path, as ./{labels}")
-    made = shard_corpus(config, split, dest, workers)
+    with flags_in_hints(SHARD_FLAGS):
+        made = shard_corpus(config, split, dest, workers)
     say(
-        f"{made.inputs:,} inputs = {made.samples:,} samples in {made.shards} shards + {made.rejects:,} rejects "
+        f"{made.members:,} members = {made.samples:,} samples in {made.shards} shards + {made.fields:,} fields + "
+        f"{made.rejects:,} rejects "
         f"({', '.join(f'{reason} {count}' for reason, count in sorted(made.reason_counts.items())) or 'none'}), "
         f"digest {made.digest[:12]}"
     )

@@ -9,11 +9,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from train_toy import ToyConfig, ToySource
 
+from flextok.model.rng import SampleRng
 from flextok.train.buffers import learned_buffers
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.loop import Batch, Objective, train
 from flextok.train.parallel import DistContext
-from flextok.train.sample_order import SampleRng
 from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(

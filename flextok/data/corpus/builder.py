@@ -4,9 +4,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from flextok.data.sources.base import InputError, RawInput, Reader
 from flextok.data.sources.files import is_image_name
 from flextok.data.sources.labels import Labels
 from flextok.digests import canonical_json
+from flextok.runtime.ahead import ahead
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -102,6 +102,8 @@ class ShardBuilder:
             "source": planned.source, "sha256": sha256, "width": info.width, "height": info.height, "label": label,
             "label_name": self.labels.name(label), "captions": captions, **extra,
         }  # fmt: skip
+        if raw.view:
+            meta["view"] = raw.view
         if raw.metadata:
             meta["metadata"] = raw.metadata
         offset = tar.add(f"{planned.key}.{info.ext}", stored)
@@ -150,15 +152,7 @@ class ShardBuilder:
             yield from ((planned, self._read(planned)) for planned in inputs)
             return
         with ThreadPoolExecutor(READ_AHEAD) as pool:
-            coming = iter(inputs)
-            pending: list[tuple[PlannedInput, Future[RawInput | InputError]]] = [
-                (planned, pool.submit(self._read, planned)) for planned in islice(coming, READ_AHEAD)
-            ]
-            while pending:
-                planned, future = pending.pop(0)
-                outcome = future.result()
-                pending.extend((following, pool.submit(self._read, following)) for following in islice(coming, 1))
-                yield planned, outcome
+            yield from ahead(lambda planned: pool.submit(self._read, planned), inputs, READ_AHEAD)
 
 
 def shard_url(dest: str, shard: str) -> str:

@@ -121,6 +121,11 @@ def _check_counts(root: str, manifest: dict[str, Any], shards: list[Shard], prob
         problems.append(
             f"{MANIFEST}: {counts['inputs']} inputs are not {counts['samples']} samples + {counts['rejects']} rejects"
         )
+    # Earlier versions did not count members.
+    if "members" in counts and counts["inputs"] + counts["fields"] != counts["members"]:
+        problems.append(
+            f"{MANIFEST}: {counts['members']} members are not {counts['inputs']} inputs + {counts['fields']} fields"
+        )
 
 
 def _check_extra(root: str, manifest: dict[str, Any], shards: list[Shard], problems: Problems) -> None:

@@ -23,6 +23,7 @@ from flextok.model.official.schema import check_arguments, check_targets
 from flextok.model.official.vae import convert_vae
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import read_weights, state_digest
+from flextok.runtime.storage_errors import storage_errors
 
 WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"
 ENTRIES = ("vae", "encoder", "decoder", "regularizer")
@@ -175,6 +176,7 @@ def _entries(values: Any, where: str) -> dict[str, Any]:
     return values
 
 
+@storage_errors("import {source} into {destination}")
 def import_checkpoint(source: str, destination: str) -> SavedCheckpoint:
     """Convert a published checkpoint into ours, its files directly in the folder `destination`."""
     published = read_official(source)
