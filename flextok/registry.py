@@ -18,6 +18,7 @@ costs an import only where it is named.
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -31,12 +32,23 @@ MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 
 
+REGISTERS: dict[str, "Register[Any]"] = {}
+"""All registers of this process, by what their members are called."""
+
+
 class Register(Generic[T]):
     """Members by name; `what` they are called in messages; `home`: the package whose modules may bring more."""
 
     def __init__(self, what: str, home: str | None = None):
         self.what, self._home = what, home
+        self.module = sys._getframe(1).f_globals["__name__"]
+        """Where it is defined."""
         self._members: dict[str, T] = {}
+        REGISTERS[what] = self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        """Pickled by name: another process has its own."""
+        return _find_register, (self.module, self.what)
 
     def add(self, name: str, member: T) -> T:
         """Register `member`; raises ValueError where another one has that name."""
@@ -64,6 +76,10 @@ class Register(Generic[T]):
             raise UsageError(self.unknown(name))
         return self._members[name]
 
+    def items(self) -> list[tuple[str, T]]:
+        """Names and members registered in this process."""
+        return list(self._members.items())
+
     def __iter__(self) -> Iterator[T]:
         return iter(self._members.values())
 
@@ -79,6 +95,11 @@ class Register(Generic[T]):
             return set()
         paths = importlib.import_module(self._home).__path__
         return {module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config")}
+
+
+def _find_register(module: str, what: str) -> "Register[Any]":
+    importlib.import_module(module)
+    return REGISTERS[what]
 
 
 ConfigT = TypeVar("ConfigT", bound=type[BaseModel])

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from flextok import storage
+from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.corpus.reader import Corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import load_tokenizer
@@ -21,10 +22,9 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Encoder, takes_single_images
-from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
-from flextok.tokenize.workers import Workers, choose_workers
+from flextok.tokenize.encoding import Encoder, takes_single_images
+from flextok.tokenize.scheduler import Workers, choose_workers
+from flextok.tokenize.tasks import check_destination, finished_records, shard_tasks, spec_of, tokenizer_spec
 
 DEFAULT_BATCH = 32
 SMALLEST_BATCH = 8

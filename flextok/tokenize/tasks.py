@@ -12,6 +12,7 @@ import yaml
 
 from flextok import storage
 from flextok.config import parse_config
+from flextok.data.corpus.crops import preprocess_record
 from flextok.data.corpus.reader import Corpus, Shard
 from flextok.data.rejects import Reject
 from flextok.data.tokens import (
@@ -32,7 +33,6 @@ from flextok.model.config import TokenizerConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import read_provenance
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.views import preprocess_record
 from flextok.version import __version__
 
 CHECK_THREADS = 8
@@ -129,8 +129,8 @@ def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: Tokenize
             fingerprint=digest_of(content),
         )
         file = storage.join(dest, f"{shard.name.removesuffix('.tar')}.parquet")
-        index_sha256 = corpus.manifest["files"].get(f"index/{shard.name}.parquet")
-        tasks.append(ShardTask(corpus.url, shard, file, meta, config.views != ("center",), index_sha256))
+        has_views = config.views != ("center",)
+        tasks.append(ShardTask(corpus.url, shard, file, meta, has_views, corpus.index_sha256(shard)))
     return tasks
 
 
