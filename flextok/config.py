@@ -23,6 +23,9 @@ class _OperationalMark:
     def __repr__(self) -> str:
         return "Operational"
 
+    def __reduce__(self) -> str:
+        return "OPERATIONAL"  # there is one in each process, also for classes that are pickled by value
+
 
 OPERATIONAL = _OperationalMark()
 Operational = Annotated[T, OPERATIONAL]

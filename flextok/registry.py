@@ -18,6 +18,7 @@ costs an import only where it is named.
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -31,13 +32,24 @@ MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 
 
+REGISTERS: dict[str, "Register[Any]"] = {}
+"""All registers of this process, by what their members are called."""
+
+
 class Register(Generic[T]):
     """Members by name; `what` they are called in messages; `home`: what may bring more, a package or a module for each name."""
 
     def __init__(self, what: str, home: str | Mapping[str, str] | None = None):
         self.what, self._home = what, home
         self.a = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+        self.module = sys._getframe(1).f_globals["__name__"]
+        """Where it is defined."""
         self._members: dict[str, T] = {}
+        REGISTERS[what] = self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        """Pickled by name: another process has its own."""
+        return _find_register, (self.module, self.what)
 
     def add(self, name: str, member: T) -> T:
         """Register `member`; raises ValueError where another one has that name."""
@@ -65,6 +77,10 @@ class Register(Generic[T]):
             raise UsageError(self.unknown(name))
         return self._members[name]
 
+    def items(self) -> list[tuple[str, T]]:
+        """Names and members registered in this process."""
+        return list(self._members.items())
+
     def __iter__(self) -> Iterator[T]:
         return iter(self._members.values())
 
@@ -81,6 +97,11 @@ class Register(Generic[T]):
         paths = importlib.import_module(self._home).__path__
         names = (module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config"))
         return {name: f"{self._home}.{name}" for name in names}
+
+
+def _find_register(module: str, what: str) -> "Register[Any]":
+    importlib.import_module(module)
+    return REGISTERS[what]
 
 
 ConfigT = TypeVar("ConfigT", bound=type[BaseModel])

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flextok.bench.data import pictures_below, repeat_by_links
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import Crops, crop_stored
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus, Sample, iter_shard
 from flextok.data.images import to_model
@@ -53,8 +54,8 @@ from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, DecodeThreads, decode_picture
-from flextok.tokenize.encoder import Batch, Encoder, takes_single_images
+from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.encoding import Batch, Encoder, takes_single_images
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 
 TINIEST = TrunkConfig(width=32, depth=1, head_dim=32)
@@ -139,7 +140,7 @@ def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:
 
 def _decode_files(paths: list[Path], size_px: int) -> None:
     for path in paths:
-        decode_picture(path.read_bytes(), None, size_px, ("center",))
+        crop_stored(path.read_bytes(), None, size_px)
 
 
 class _Pictures(Dataset):
@@ -151,7 +152,7 @@ class _Pictures(Dataset):
 
     def __getitem__(self, place: int) -> tuple[str, torch.Tensor]:
         sample = self._samples[place]
-        decoded = decode_picture(sample.image, sample.meta["sha256"], self._size_px, ("center",))
+        decoded = crop_stored(sample.image, sample.meta["sha256"], self._size_px)
         assert isinstance(decoded, Crops)
         return sample.key, to_model(decoded.pixels)[0]
 

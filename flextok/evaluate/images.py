@@ -8,13 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from flextok.data.config import ImageLimits
-from flextok.data.corpus.reader import Corpus, iter_shard
-from flextok.data.images import ImageError, center_crop, decode
+from flextok.data.corpus.pictures import Picture, crops_of, shard_pictures
+from flextok.data.corpus.reader import Corpus
 from flextok.errors import IntegrityError
-
-# What a corpus holds has passed the limits it was sharded with, which may be wider than the default.
-ANY_SIZE = ImageLimits(min_side=1, max_aspect=1e6, max_pixels=170_000_000, max_bytes=2**30)
 
 
 @dataclass(frozen=True)
@@ -44,27 +40,28 @@ def choose_keys(keys: Sequence[str], count: int | None) -> list[str]:
 def stream_images(corpus: Corpus, keys: Sequence[str], size_px: int, batch_size: int) -> Iterator[ImageBatch]:
     """The images of `keys`, cropped to [size_px, size_px], in corpus order; memory holds one batch.
 
-    Raises IntegrityError for an image which does not decode, or a key which is not there.
+    Raises IntegrityError for an image which is not as it was sharded or does not decode, or a key which is not there.
     """
     wanted = set(keys)
     held: list[tuple[str, int | None, np.ndarray]] = []
-    for shard in corpus.shards:
-        for sample in iter_shard(corpus.url, shard):
-            if sample.key not in wanted:
-                continue
-            wanted.remove(sample.key)
-            try:
-                picture = decode(sample.image, ANY_SIZE).image
-            except ImageError as error:
-                raise IntegrityError(f"expected an image under {sample.key} in {corpus.url}, found: {error}") from None
-            held.append((sample.key, sample.label, center_crop(picture, size_px)))
-            if len(held) == batch_size:
-                yield _batch(held)
-                held = []
+    for picture, crop in crops_of(_chosen(corpus, wanted), size_px):
+        held.append((picture.key, picture.label, crop))
+        if len(held) == batch_size:
+            yield _batch(held)
+            held = []
     if held:
         yield _batch(held)
     if wanted:
         raise IntegrityError(f"expected key {min(wanted)} in {corpus.url}, found none; run flextok verify")
+
+
+def _chosen(corpus: Corpus, wanted: set[str]) -> Iterator[Picture]:
+    """The pictures whose keys are `wanted`, in corpus order; what was found is no longer wanted."""
+    for shard in corpus.shards:
+        for picture in shard_pictures(corpus.url, shard, corpus.index_sha256(shard)):
+            if picture.key in wanted:
+                wanted.remove(picture.key)
+                yield picture
 
 
 def _batch(held: list[tuple[str, int | None, np.ndarray]]) -> ImageBatch:

@@ -219,8 +219,9 @@ def tokenize(
     """Bulk tokenization of shards into Parquet token shards."""
     from flextok.runtime.compute import ComputeConfig
     from flextok.tokenize.config import TokenizeConfig
+    from flextok.tokenize.lengths.base import parse_length
 
-    values: dict[str, Any] = {"keep": keep, "dtype": dtype, "batch_size": batch_size, "length": _length(length)}
+    values: dict[str, Any] = {"keep": keep, "dtype": dtype, "batch_size": batch_size, "length": parse_length(length)}
     if view:
         values["views"] = view
     if max_reject_fraction is not None:
@@ -228,7 +229,7 @@ def tokenize(
     config = parse_config(TokenizeConfig, values, "flextok tokenize")
     compute = ComputeConfig(address=address, gpus_per_worker=gpus, tokenize_actors=(1, actors))
     if dry_run:
-        from flextok.tokenize.probe import plan_tokenization
+        from flextok.tokenize.estimate import plan_tokenization
 
         for name, value in dataclasses.asdict(plan_tokenization(shards, tokenizer, dest, config, compute)).items():
             print(f"{name:16} {value:,.1f}" if isinstance(value, float) else f"{name:16} {value}")
@@ -239,18 +240,6 @@ def tokenize(
         made = tokenize_corpus(shards, tokenizer, dest, config, compute)
     say(f"{made.rows:,} rows in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}")
     print(made.url)
-
-
-def _length(text: str) -> dict[str, Any]:
-    """The length policy that `all`, `16` or `mae:0.02` stands for."""
-    if text == "all":
-        return {"kind": "all"}
-    if text.isdecimal():
-        return {"kind": "fixed", "tokens": int(text)}
-    metric, colon, eps = text.partition(":")
-    if not colon:
-        raise UsageError(f"expected --length all, a number of tokens, or METRIC:EPS, found {text}; try mae:0.02")
-    return {"kind": "threshold", "metric": metric, "eps": eps}
 
 
 def encode(
@@ -282,9 +271,11 @@ def decode(
     debug: Debug = False,
 ) -> None:
     """Tokens as PNG files."""
+    from flextok.model.decoders.config import SamplerConfig
     from flextok.tokenize.files import decode_tokens
 
-    decode_tokens(tokens, tokenizer, out, keep, steps, guidance)
+    sampler = parse_config(SamplerConfig, {"steps": steps, "guidance": guidance}, "flextok decode")
+    decode_tokens(tokens, tokenizer, out, keep, sampler)
     print(out)
 
 

@@ -17,9 +17,9 @@ import polars as pl
 import pytest
 
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import read_at
 from flextok.data.corpus.job import CorpusSummary, shard_corpus
 from flextok.data.corpus.reader import Corpus, iter_shard
-from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.runtime.lock import locked
 

@@ -23,7 +23,7 @@ from flextok.model.official.checkpoint import import_checkpoint
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.job import tokenize_corpus
-from flextok.train.autoencoder import train_latents
+from flextok.train.autoencoder import train_autoencoder
 from flextok.train.prior import train_prior
 from flextok.train.tokenizer import train_tokenizer
 from pipelines import cli
@@ -89,7 +89,7 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 Stage = Callable[[TinyPipeline], object]
 WRITES: dict[str, Stage] = {
     "shard": lambda p: shard_corpus(SCENES, "train", OUT, progress=False),
-    "train vae": lambda p: train_latents(LATENTS, p.train, SIZE_PX, OUT, IN_PROCESS),
+    "train vae": lambda p: train_autoencoder(LATENTS, p.train, SIZE_PX, OUT, IN_PROCESS),
     "train tokenizer": lambda p: train_tokenizer(TOKENIZER, p.latents, p.train, SIZE_PX, OUT, IN_PROCESS),
     "tokenize": lambda p: tokenize_corpus(p.val, p.tokenizer, OUT, TokenizeConfig(), IN_PROCESS, progress=False),
     "train prior": lambda p: train_prior(PRIOR, p.train_tokens, None, OUT, IN_PROCESS),

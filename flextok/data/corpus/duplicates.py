@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data.corpus.builder import ShardRecord, index_url, read_record, shard_url, write_index
 from flextok.data.corpus.members import shard_members
+from flextok.data.corpus.reader import read_indexes
 from flextok.data.corpus.tar import TarWriter
 from flextok.data.rejects import Reject
 
@@ -27,17 +28,6 @@ BANDS = NEAR_BITS + 1
 PAIR_SCHEMA: Mapping[Any, Any] = {
     "key_a": pl.String, "key_b": pl.String, "source_a": pl.String, "source_b": pl.String, "distance": pl.Int32,
 }  # fmt: skip
-
-
-def read_indexes(dest: str, shards: list[str], columns: list[str]) -> pl.DataFrame:
-    """Some columns of the indexes of all `shards`, in order, and the column `shard`."""
-    frames = []
-    for shard in shards:
-        with storage.open_read(index_url(dest, shard)) as file:
-            frame = pl.from_arrow(pq.read_table(file, columns=columns).replace_schema_metadata(None))
-        assert isinstance(frame, pl.DataFrame)
-        frames.append(frame.with_columns(shard=pl.lit(shard)))
-    return pl.concat(frames)
 
 
 def count_duplicates(dest: str, shards: list[str]) -> int:
@@ -73,8 +63,8 @@ def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> ShardRecord:
     with storage.open_read(index_url(dest, shard)) as file:
         rows = [row for row in pq.read_table(file).to_pylist() if row["key"] not in dropped]
     offsets: dict[str, int] = {}
-    with storage.open_read(shard_url(dest, shard)) as source, storage.atomic_write(shard_url(dest, shard)) as goal:
-        tar = TarWriter(goal)
+    with storage.open_read(shard_url(dest, shard)) as source, storage.atomic_write(shard_url(dest, shard)) as file:
+        tar = TarWriter(file)
         for name, content in shard_members(source, shard):
             key = name.partition(".")[0]
             if key not in dropped:

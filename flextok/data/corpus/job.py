@@ -22,13 +22,7 @@ from flextok import storage
 from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
 from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
-from flextok.data.corpus.duplicates import (
-    count_duplicates,
-    drop_duplicates,
-    find_duplicates,
-    find_near_duplicates,
-    read_indexes,
-)
+from flextok.data.corpus.duplicates import count_duplicates, drop_duplicates, find_duplicates, find_near_duplicates
 from flextok.data.corpus.manifest import (
     MANIFEST,
     NEAR_DUPLICATES_TABLE,
@@ -39,6 +33,7 @@ from flextok.data.corpus.manifest import (
     write_table,
     write_tables,
 )  # fmt: skip
+from flextok.data.corpus.reader import read_indexes
 from flextok.data.corpus.workers import build_shards
 from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
 from flextok.data.sources.catalog import Catalog, absolute, check_sources, list_sources, shown_sources

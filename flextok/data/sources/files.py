@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from flextok import storage
 from flextok.data.sources.base import InputError, RawInput
 from flextok.data.sources.texts import LARGEST_TEXT, check_text_sizes, with_texts
-from flextok.errors import IntegrityError
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
@@ -39,14 +38,6 @@ def read_range(url: str, start: int | None = None, end: int | None = None) -> by
                 raise OSError(storage.redact(str(error))) from None
             time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
-
-
-def read_at(url: str, offset: int, size: int) -> bytes:
-    """`size` bytes of the file `url` from `offset`, say of a picture in `Corpus.index`; raises IntegrityError where it ends before."""
-    content = read_range(url, offset, offset + size)
-    if len(content) != size:
-        raise IntegrityError(f"expected {size} bytes at {offset} of {url}, found {len(content)}; run `flextok verify`")
-    return content
 
 
 def _read_up_to(file: io.FileIO, size: int) -> bytes:

@@ -1,26 +1,72 @@
-"""The tasks of a job as rows of a Ray dataset, mapped by a pool of actors that hold the tokenizer."""
+"""The tasks of a job as rows of a Ray dataset, mapped by a pool of actors that hold the tokenizer.
+
+Ray Data keeps the actors: it asks for as many as there is room for, starts lost ones anew and repeats what they had. What
+it does not do is speculative execution (backup tasks): a shard on a node that hangs would keep the job for ever. So rows
+behind the tasks let idle actors make such a shard too; `StragglerMonitor` says which.
+"""
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flextok import storage
 from flextok.errors import FlextokError
 from flextok.model.load import TokenizerSpec
+from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.members import pack_members
 from flextok.runtime.processes import ONE_HEAP
-from flextok.tokenize.board import Board
+from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import ShardTask, task_to_json
-from flextok.tokenize.worker import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
-from flextok.tokenize.workers import Workers
+from flextok.tokenize.straggler import StragglerMonitor
+from flextok.tokenize.tasks import ShardTask, task_to_json
 
 SHOW_EVERY_S = 1.0
 STRAGGLER_S = 60.0
-"""See Board. A shard on a slow or hanging node costs this much at the end of a job."""
+"""See StragglerMonitor. A shard on a slow or hanging node costs this much at the end of a job."""
 ENDING_S = 5.0
+IMAGES_FOR_AN_ACTOR = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The actors of a job."""
+
+    fewest: int
+    most: int
+    cpus: float
+    gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Where an actor's tokenizer lives."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def choose_workers(
+    shard_images: Sequence[int], compute: ComputeConfig, cluster_cpus: float, cluster_gpus: float = 0
+) -> Workers:
+    """The actors for shards of so many images, on a cluster that now has so many CPUs and GPUs.
+
+    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More than the
+    cluster has now may be asked for: Ray Data starts them when resources come.
+    """
+    fewest, most = compute.tokenize_actors
+    fewest = max(1, min(fewest, len(shard_images)))
+    most = max(fewest, min(most, len(shard_images), 1 + sum(shard_images) // IMAGES_FOR_AN_ACTOR))
+    if compute.gpus_per_worker:
+        # The decoders of the actors that can run now share the CPUs, of which Ray reserves one for each actor only.
+        at_once = max(1, min(most, int(cluster_gpus / compute.gpus_per_worker)))
+        cpus = compute.threads or 1
+    else:
+        at_once = most
+        cpus = compute.threads or max(1, int(cluster_cpus) // at_once)
+    threads = compute.threads or max(1, int(cluster_cpus) // at_once)
+    return Workers(fewest, most, min(cpus, max(1.0, cluster_cpus)), compute.gpus_per_worker, threads)
 
 
 def run_tasks(
@@ -38,17 +84,17 @@ def run_tasks(
     import ray
     from ray.exceptions import RayError
 
-    board = _start_board(tasks)
-    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, board))
+    monitor = _start_monitor(tasks)
+    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
     try:
         while len(outcomes) < len(tasks):
             for outcome in rows.arrived(SHOW_EVERY_S):
                 outcomes.setdefault(outcome.shard, outcome)
-                board.settle.remote(outcome.shard)
-            counted: Any = ray.get(board.images.remote())
-            images = max(images, counted)  # a board that started anew begins at 0
+                monitor.settle.remote(outcome.shard)
+            counted: Any = ray.get(monitor.images.remote())
+            images = max(images, counted)  # a monitor that started anew begins at 0
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
     except RayError as error:
         raise FlextokError(
@@ -56,12 +102,12 @@ def run_tasks(
             "(finished shards are kept)"
         ) from error
     finally:
-        _end(rows, board, ENDING_S if len(outcomes) == len(tasks) else 0)
+        _end(rows, monitor, ENDING_S if len(outcomes) == len(tasks) else 0)
     return list(outcomes.values())
 
 
-def _start_board(tasks: list[ShardTask]) -> Any:
-    """The board of a job, on the driver's node as far as Ray heeds it.
+def _start_monitor(tasks: list[ShardTask]) -> Any:
+    """The monitor of a job, on the driver's node as far as Ray heeds it.
 
     Where it is lost (Ray may put it on a node that leaves) it starts anew with nothing counted, which costs no shard: one
     that is finished is found to be so by whoever is asked to help with it.
@@ -70,27 +116,29 @@ def _start_board(tasks: list[ShardTask]) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+    options: Any = ray.remote(StragglerMonitor).options(
+        num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+    )
     return options.remote({task.name: task_to_json(task) for task in tasks}, STRAGGLER_S)
 
 
-def _end(rows: "_Rows", board: Any, patience_s: float) -> None:
+def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
     """Let the dataset come to its end; where it has not after `patience_s`, an actor hangs, and killing them ends it."""
     import ray
     from ray.cloudpickle import loads  # pyright: ignore
     from ray.exceptions import RayError
 
     with contextlib.suppress(RayError):  # where Ray is gone, so are its actors
-        handles: Any = ray.get(board.close.remote())
+        handles: Any = ray.get(monitor.close.remote())
         if not rows.ended(patience_s):
             for handle in handles:
                 ray.kill(loads(handle))
             rows.ended(ENDING_S)
-        ray.kill(board)
+        ray.kill(monitor)
 
 
 def _mapped(
-    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, board: Any
+    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, monitor: Any
 ) -> Any:
     """The dataset of outcomes: a row for each task, and behind them one for each time that an actor may help out."""
     import ray.data
@@ -105,7 +153,8 @@ def _mapped(
         "batch_size": batch_size,
         "threads": workers.threads,
         "device": workers.device,
-        "board": board,
+        "monitor": monitor,
+        "members": pack_members(),
     }
     # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
     # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.
@@ -120,7 +169,7 @@ def _mapped(
     texts = [task_to_json(task) for task in tasks] + [HELP] * (in_flight * workers.most if workers.most > 1 else 0)
     rows = ray.data.from_items([{"task": text} for text in texts], override_num_blocks=len(texts))
     # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
-    # actors themselves give up a shard which kills them time and again (see worker.MOST_CRASHES).
+    # actors themselves give up a shard which kills them time and again (see actor.MOST_CRASHES).
     return rows.map(
         ShardTokenizer,  # pyright: ignore[reportArgumentType]
         fn_constructor_kwargs=constructor,

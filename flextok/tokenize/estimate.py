@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from flextok import storage
+from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.corpus.reader import Corpus
 from flextok.errors import FlextokError, UsageError
 from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
@@ -22,10 +23,9 @@ from flextok.runtime.processes import keep_freed_memory
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Encoder, takes_single_images
-from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import check_destination, finished_records, shard_tasks
-from flextok.tokenize.workers import Workers, choose_workers
+from flextok.tokenize.encoding import Encoder, takes_single_images
+from flextok.tokenize.scheduler import Workers, choose_workers
+from flextok.tokenize.tasks import check_destination, finished_records, shard_tasks
 
 DEFAULT_BATCH = 32
 SMALLEST_BATCH = 8

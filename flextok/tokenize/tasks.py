@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
+from flextok.data.corpus.crops import preprocess_record
 from flextok.data.corpus.reader import Corpus, Shard
 from flextok.data.rejects import Reject
 from flextok.data.tokens import (
@@ -26,7 +27,6 @@ from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
 from flextok.model.load import TokenizerSpec
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.views import preprocess_record
 from flextok.version import __version__
 
 CHECK_THREADS = 8
@@ -88,8 +88,8 @@ def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: Tokenize
             fingerprint=digest_of(content),
         )
         file = storage.join(dest, f"{shard.name.removesuffix('.tar')}.parquet")
-        index_sha256 = corpus.manifest["files"].get(f"index/{shard.name}.parquet")
-        tasks.append(ShardTask(corpus.url, shard, file, meta, config.views != ("center",), index_sha256))
+        has_views = config.views != ("center",)
+        tasks.append(ShardTask(corpus.url, shard, file, meta, has_views, corpus.index_sha256(shard)))
     return tasks
 
 

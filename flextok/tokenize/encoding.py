@@ -12,23 +12,15 @@ import torch
 
 from flextok import storage
 from flextok.data import images
+from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, crop_span, read_crops, read_span
+from flextok.data.corpus.pictures import Picture, grouped
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.errors import IntegrityError
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.ahead import Prefetcher
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import (
-    Crops,
-    Decoders,
-    Place,
-    Undecodable,
-    decode_content,
-    decode_places,
-    read_places,
-)
-from flextok.tokenize.length import kept_lengths
-from flextok.tokenize.pictures import Picture, grouped
+from flextok.tokenize.decoding import Decoders
 
 BATCHES_AHEAD = 2
 PICTURES_AHEAD = 64
@@ -135,7 +127,8 @@ class Encoder:
         """Of the first pictures in `pixels`, which have `names`."""
         rows = len(names)
         ids = self._ids(pixels)[:rows, : self.config.keep]
-        return Tokens(ids, kept_lengths(self.tokenizer, self.config.length, pixels[:rows], ids, names))
+        lengths = self.config.length.lengths(self.tokenizer, pixels[:rows], ids, names)
+        return Tokens(ids, lengths.astype(np.uint16))
 
     def _ids(self, pixels: np.ndarray) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> ids [B, L] or [B, L, C], on the tokenizer's device."""
@@ -147,7 +140,7 @@ class Encoder:
         pictures_ahead = bytes_ahead = 0
         try:
             for url, group in grouped(pictures):
-                pending.append((group, self._decode(url, [picture.place for picture in group])))
+                pending.append((group, self._decode(url, [picture.range for picture in group])))
                 pictures_ahead, bytes_ahead = pictures_ahead + len(group), bytes_ahead + self._bytes(group)
                 while pictures_ahead >= self._pictures_ahead or bytes_ahead >= BYTES_AHEAD:
                     group, future = pending.popleft()
@@ -160,15 +153,15 @@ class Encoder:
             for _, future in pending:
                 future.cancel()
 
-    def _decode(self, url: str, places: list[Place]) -> Future[list[Crops | Undecodable]]:
-        """What the decoders make of `places`. They read for themselves what is near."""
+    def _decode(self, url: str, ranges: list[ByteRange]) -> Future[list[Crops | Undecodable]]:
+        """What the decoders make of `ranges`. They read for themselves what is near."""
         if storage.is_local(url):
-            return self._decoders.submit(decode_places, url, places, self.size_px, self.config.views)
-        return self._readers.submit(self._read_and_decode, url, places)
+            return self._decoders.submit(read_crops, url, ranges, self.size_px, self.config.views)
+        return self._readers.submit(self._read_and_decode, url, ranges)
 
-    def _read_and_decode(self, url: str, places: list[Place]) -> list[Crops | Undecodable]:
-        content = read_places(url, places)
-        return self._decoders.submit(decode_content, content, places, self.size_px, self.config.views).result()
+    def _read_and_decode(self, url: str, ranges: list[ByteRange]) -> list[Crops | Undecodable]:
+        content = read_span(url, ranges)
+        return self._decoders.submit(crop_span, content, ranges, self.size_px, self.config.views).result()
 
     def _assembled(
         self, decoded: Iterator[tuple[Picture, Crops | Undecodable]], rejects: list[Reject], whole: bool
@@ -206,7 +199,7 @@ class Encoder:
     def _bytes(self, group: list[Picture]) -> int:
         """Stored and decoded."""
         decoded = len(self.config.views) * self.size_px**2 * 3
-        return sum(picture.place.size + decoded for picture in group)
+        return sum(picture.range.size + decoded for picture in group)
 
     def _blank(self, rows: int) -> np.ndarray:
         return np.zeros((rows, self.size_px, self.size_px, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""What is to be tokenized: where the bytes of each picture lie, and what its row will say beside the tokens."""
+"""The pictures of a corpus: where the bytes of each lie, and its crops by the one door."""
 
 import hashlib
 import io
@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.data.corpus.builder import index_url
-from flextok.data.corpus.reader import Shard
+from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, read_crops
+from flextok.data.corpus.reader import Corpus, Shard
 from flextok.errors import IntegrityError
-from flextok.tokenize.decoding import Place
 
 ROWS_AT_ONCE = 1024
 GROUP_PICTURES = 16
@@ -28,10 +29,26 @@ class Picture:
     """A picture of a shard, or a file of its own."""
 
     url: str
-    place: Place
+    range: ByteRange
     key: str
     label: int | None = None
     text: str | None = None
+
+
+class Pictures:
+    """Every picture of a corpus by its row in the corpus' index (without label and text)."""
+
+    def __init__(self, corpus: Corpus):
+        self._index = corpus.index("key", "offset", "size", "sha256")
+        self._urls = {shard.name: shard.url for shard in corpus.shards}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, row: int) -> Picture:
+        found = self._index.row(row, named=True)
+        where = ByteRange(found["offset"], found["size"], found["sha256"])
+        return Picture(self._urls[found["shard"]], where, found["key"])
 
 
 class Group(NamedTuple):
@@ -57,8 +74,8 @@ def shard_pictures(corpus_url: str, shard: Shard, index_sha256: str | None) -> I
     samples = 0
     for row in _rows(index, shard.url):
         samples += 1
-        place = Place(row["offset"], row["size"], row["sha256"])
-        yield Picture(shard.url, place, row["key"], row["label"], row["text"])
+        where = ByteRange(row["offset"], row["size"], row["sha256"])
+        yield Picture(shard.url, where, row["key"], row["label"], row["text"])
     if samples != shard.samples:
         raise IntegrityError(f"expected {shard.samples} samples in the index of {shard.url}, found {samples}")
 
@@ -84,9 +101,29 @@ def grouped(pictures: Iterable[Picture]) -> Iterator[Group]:
         yield Group(group[0].url, group)
 
 
+def crops_of(pictures: Iterable[Picture], size_px: int) -> Iterator[tuple[Picture, np.ndarray]]:
+    """Each of `pictures` with its crop, uint8 [size_px, size_px, 3], in their order.
+
+    Raises IntegrityError, naming the picture, where its bytes are not those that were sharded or do not decode.
+    """
+    for url, group in grouped(pictures):
+        found = read_crops(url, [picture.range for picture in group], size_px)
+        for picture, crops in zip(group, found, strict=True):
+            yield picture, _only(picture, crops)
+
+
+def _only(picture: Picture, crops: Crops | Undecodable) -> np.ndarray:
+    if isinstance(crops, Undecodable):
+        raise IntegrityError(
+            f"expected the picture {picture.key} in {picture.url} as it was sharded, found {crops.reason}: {crops.detail}; "
+            "run `flextok verify` on the corpus and shard it again"
+        )
+    return crops.pixels[0]
+
+
 def _belongs(picture: Picture, group: list[Picture]) -> bool:
-    first, last = group[0].place, group[-1].place
-    gap = picture.place.offset - (last.offset + last.size)
-    size = picture.place.offset + picture.place.size - first.offset
+    first, last = group[0].range, group[-1].range
+    gap = picture.range.offset - (last.offset + last.size)
+    size = picture.range.offset + picture.range.size - first.offset
     near = picture.url == group[0].url and 0 <= gap <= GAP_BYTES
     return near and len(group) < GROUP_PICTURES and size <= GROUP_BYTES

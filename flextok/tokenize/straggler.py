@@ -1,4 +1,4 @@
-"""What the actors of a job have in hand: how far each shard is, how often it was begun, and which one hangs."""
+"""Speculative execution: which shard of a job hangs, so that another actor makes it too."""
 
 import dataclasses
 import statistics
@@ -15,8 +15,11 @@ class _AtWork:
     images: int = 0
 
 
-class Board:
+class StragglerMonitor:
     """One Ray actor beside the driver, to which the tokenizing actors tell what they do. It only counts, and never waits.
+
+    It picks the shards for backup tasks (as MapReduce calls them; elsewhere: speculative execution). Ray Data has none:
+    it makes a task again when its actor dies, but an actor on a node that hangs or crawls would keep the job for ever.
 
     A shard is a straggler when it has been at work for `straggler_s` seconds and three times as long as shards take
     (the median of those that are finished). Another actor then makes it too; whichever is first counts, as both

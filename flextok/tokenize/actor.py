@@ -15,16 +15,17 @@ import pyarrow as pa
 import torch
 
 from flextok import storage
+from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
+from flextok.runtime.members import unpack_members
 from flextok.runtime.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
-from flextok.tokenize.encoder import Damaged, Encoder
-from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import ShardTask, finished_record, task_from_json
+from flextok.tokenize.encoding import Damaged, Encoder
+from flextok.tokenize.tasks import ShardTask, finished_record, task_from_json
 
 ATTEMPTS = 4
 LASTING_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -79,9 +80,11 @@ class ShardTokenizer:
         batch_size: int,
         threads: int,
         device: str,
-        board: Any = None,
+        monitor: Any = None,
+        members: bytes = b"",
     ):
         keep_freed_memory(large=True)
+        unpack_members(members)
         settings = TokenizeConfig(**config)
         decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
@@ -92,15 +95,15 @@ class ShardTokenizer:
         self._encoder.warm_up()
         self._model_turn = threading.Lock()
         self._views = len(settings.views)
-        self._board = board
+        self._monitor = monitor
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         if row["task"] == HELP:
             return {"outcome": self._help()}
         task = task_from_json(row["task"])
         outcome = self._outcome(task, helping=False)
-        if self._board is not None:
-            self._board.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
+        if self._monitor is not None:
+            self._monitor.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
         return {"outcome": outcome.to_json()}
 
     def _help(self) -> str:
@@ -109,7 +112,7 @@ class ShardTokenizer:
 
         own_id = ray.get_runtime_context().get_actor_id()
         while True:
-            found: Any = ray.get(self._board.straggler.remote(own_id))
+            found: Any = ray.get(self._monitor.straggler.remote(own_id))
             if found is None:
                 return ""
             if found:
@@ -138,14 +141,14 @@ class ShardTokenizer:
 
         Without this a shard which needs more memory than there is would kill actors for ever.
         """
-        if self._board is None:
+        if self._monitor is None:
             return
         import ray
         from ray.cloudpickle import dumps  # pyright: ignore
 
         context = ray.get_runtime_context()
-        handle = dumps(context.current_actor)  # as bytes: the board need not load what an actor needs
-        began = self._board.begin.remote(task.name, context.get_actor_id(), handle)
+        handle = dumps(context.current_actor)  # as bytes: the monitor need not load what an actor needs
+        began = self._monitor.begin.remote(task.name, context.get_actor_id(), handle)
         died: Any = ray.get(began)
         if died > MOST_CRASHES:
             raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
@@ -166,7 +169,7 @@ class ShardTokenizer:
         return self._attempt(task)
 
     def _attempt(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
-        """Tokenize from the first picture on: a shard that broke is never gone on with."""
+        """Tokenize from the first picture on: a shard that broke is never resumed."""
         try:
             return *self._write(task, whole=True), ""
         except Damaged:
@@ -199,8 +202,8 @@ class ShardTokenizer:
         with self._model_turn:
             for table in self._encoder.tables(batches, task.schema):
                 rows += table.num_rows
-                if self._board is not None and time.monotonic() - told > TELL_EVERY_S:
-                    self._board.advance.remote(task.name, rows // self._views)
+                if self._monitor is not None and time.monotonic() - told > TELL_EVERY_S:
+                    self._monitor.advance.remote(task.name, rows // self._views)
                     told = time.monotonic()
                 yield table
 
