@@ -7,7 +7,7 @@ recipes of artifacts are made of that content alone.
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,18 +29,43 @@ Operational = Annotated[T, OPERATIONAL]
 """Type of a setting that decides no result: `log_every: Operational[int] = 50`."""
 
 
+class _AddedMark:
+    """Marks a field that is younger than artifacts which may be around."""
+
+    def __repr__(self) -> str:
+        return "Added"
+
+
+ADDED = _AddedMark()
+Added = Annotated[T, ADDED]
+"""Type of a deciding setting that came later. At its default, which is what was done before, it stays out of the content:
+digests and versions from before the setting existed remain valid."""
+
+
 class Config(BaseModel):
     """Base of every configuration section: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth."""
+        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth.
+
+        An `Added` setting is left out while it has its default.
+        """
         return {
             name: _content(getattr(self, name), plain)
             for name, plain in self.model_dump(mode="json").items()
-            if not is_operational(type(self), name)
+            if not is_operational(type(self), name) and not self._is_silent(name)
         }
+
+    @classmethod
+    def part_of(cls, whole: BaseModel) -> Self:
+        """Those settings of `whole`, made of several sections like this one, that this one has: what its reader needs."""
+        return cls.model_construct(**{name: getattr(whole, name) for name in cls.model_fields})
+
+    def _is_silent(self, name: str) -> bool:
+        field = type(self).model_fields[name]
+        return ADDED in field.metadata and getattr(self, name) == field.get_default(call_default_factory=True)
 
 
 def is_operational(model: type[BaseModel], name: str) -> bool:

@@ -78,7 +78,38 @@ class Register(Generic[T]):
         if self._home is None:
             return set()
         paths = importlib.import_module(self._home).__path__
-        return {module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config")}
+        helpers = ("base", "config", "__main__")
+        return {module.name for module in pkgutil.iter_modules(paths) if module.name not in helpers}
+
+
+class RoomRegister(Register[T]):
+    """Members of modules that are light and hold several each: the first look imports every module of `home`."""
+
+    _is_filled = False
+
+    def names(self) -> list[str]:
+        """Every name that can be had, sorted."""
+        self._fill()
+        return super().names()
+
+    def __getitem__(self, name: str) -> T:
+        self._fill()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[T]:
+        self._fill()
+        return super().__iter__()
+
+    def _fill(self) -> None:
+        if self._is_filled:
+            return
+        self._is_filled = True
+        for module in sorted(super()._modules()):
+            importlib.import_module(f"{self._home}.{module}")
+
+    def _modules(self) -> set[str]:
+        """None: modules are not members."""
+        return set()
 
 
 ConfigT = TypeVar("ConfigT", bound=type[BaseModel])

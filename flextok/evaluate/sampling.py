@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from flextok import storage
+from flextok.data.images import read_png, to_png
 from flextok.data.tokens import (
     ContentHash,
     TokenMeta,
@@ -21,7 +22,6 @@ from flextok.digests import digest_rows
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, open_tokenizer
-from flextok.evaluate.images import read_png, to_png
 from flextok.evaluate.protocol import decoder_record, evaluation_device
 from flextok.model.priors.autoregressive import Prior, load_prior
 from flextok.provenance import artifact_input, read_provenance
