@@ -108,7 +108,7 @@ class ImageSets:
 
     def number_name(self, metric: SetMetric) -> str:
         """What the numbers of `metric` are called with these features."""
-        return metric.number_name(self.extractor)
+        return metric.number_name(self._source(metric))
 
     def compare(
         self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""

@@ -26,9 +26,15 @@ class Quantity:
     """What the number means, in a few words for people."""
 
     @property
+    def shown_unit(self) -> str:
+        """The unit as it is written beside a number."""
+        return "" if self.unit == "fraction" else self.unit
+
+    @property
     def title(self) -> str:
         """Label and unit, as over a chart."""
-        return f"{self.label or self.name}, {self.unit}" if self.unit else self.label or self.name
+        label = self.label or self.name
+        return f"{label}, {self.shown_unit}" if self.shown_unit else label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class SetMetric(Quantity):
     compute: Callable[[Any, Any], float]
     """(reference, images), each what the metric needs."""
     number_name: Callable[[str], str]
-    """Name of its numbers for an extractor's name: a distance of other features has another name."""
+    """Name of its numbers for the name of their features (an extractor's, or its own): other features, another name."""
     images_needed: Callable[[int], int] = lambda width: 2
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
