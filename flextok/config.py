@@ -7,7 +7,7 @@ recipes of artifacts are made of that content alone.
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -35,6 +35,9 @@ class _AddedMark:
     def __repr__(self) -> str:
         return "Added"
 
+    def __reduce__(self) -> str:
+        return "ADDED"  # there is one in each process, also for classes that are pickled by value
+
 
 ADDED = _AddedMark()
 Added = Annotated[T, ADDED]
@@ -58,14 +61,14 @@ class Config(BaseModel):
             if not is_operational(type(self), name) and not self._is_silent(name)
         }
 
-    @classmethod
-    def part_of(cls, whole: BaseModel) -> Self:
-        """Those settings of `whole`, made of several sections like this one, that this one has: what its reader needs."""
-        return cls.model_construct(**{name: getattr(whole, name) for name in cls.model_fields})
+    def part(self, base: type["ConfigT"]) -> "ConfigT":
+        """The settings that the class `base`, of which this one is made, brings to it."""
+        return base.model_validate({name: getattr(self, name) for name in base.model_fields})
 
     def _is_silent(self, name: str) -> bool:
         field = type(self).model_fields[name]
-        return ADDED in field.metadata and getattr(self, name) == field.get_default(call_default_factory=True)
+        is_added = any(mark is ADDED for mark in field.metadata)
+        return is_added and getattr(self, name) == field.get_default(call_default_factory=True)
 
 
 def is_operational(model: type[BaseModel], name: str) -> bool:

@@ -38,7 +38,7 @@ def evaluate_generation(
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
     score as they do. File: `grid.parquet`, some of the latter as pictures.
     """
-    config = GenerationConfig.part_of(config)
+    config = config.part(GenerationConfig)
     device = evaluation_device()
     sets = ImageSets(config, device)
     tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
@@ -83,7 +83,7 @@ def evaluate_generation(
     random_protocol: dict[str, Any] = {
         **protocol,
         "tokens": f"each id uniform in 0..{store.vocab_size - 1}, seed {config.seed}",
-        "decoder": decoder_record(config, dtype),
+        "decoder": decoder_record(tokenizer, config, dtype),
         "keep": widest,
     }
     metrics = []

@@ -13,6 +13,7 @@ import torch
 from flextok.data.corpus.reader import Corpus
 from flextok.digests import digest_of
 from flextok.model.decoders.config import SamplerConfig
+from flextok.model.tokenizer import Tokenizer
 from flextok.version import __version__
 
 UINT8_RULE = "clamp(round((x + 1) * 127.5), 0, 255) of model output in [-1, 1]"
@@ -37,8 +38,8 @@ def corpus_record(corpus: Corpus, keys: Sequence[str], available: int) -> dict[s
     return images_record(f"{corpus.name}/{corpus.split}", corpus.digest, keys, available)
 
 
-def decoder_record(config: SamplerConfig, dtype: str) -> dict[str, Any]:
-    """How tokens became pixels, the tokenizer computing in `dtype`."""
+def decoder_record(tokenizer: Tokenizer, config: SamplerConfig, dtype: str) -> dict[str, Any]:
+    """How `tokenizer`, computing in `dtype`, made pixels of tokens."""
     variant = "adaptive projected" if config.norm_guidance else "classifier-free"
     return {
         "solver": "euler",

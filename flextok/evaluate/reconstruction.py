@@ -39,7 +39,7 @@ def evaluate_reconstruction(
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `figures/reconstructions.png`.
     """
-    config = ReconstructionConfig.part_of(config)
+    config = config.part(ReconstructionConfig)
     device = evaluation_device()
     sets, table = ImageSets(config, device), ImageTable(config.metrics)
     tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
@@ -64,7 +64,7 @@ def evaluate_reconstruction(
         "tokenizer": tokenizer.digest,
         "environment": environment_record(device, dtype),
     }
-    decoded = {**protocol, "decoder": decoder_record(config, dtype)}
+    decoded = {**protocol, "decoder": decoder_record(tokenizer, config, dtype)}
     reference = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
     metrics = []
     for metric in table.metrics:

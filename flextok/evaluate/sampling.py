@@ -76,7 +76,7 @@ def sample_images(
 
     recipe = {
         "keep": keeps,
-        "decoder": decoder_record(config, dtype),
+        "decoder": decoder_record(tokenizer, config, dtype),
         "sampler": {
             **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
             "prior_guidance": settings.guidance,

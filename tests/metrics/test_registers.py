@@ -50,17 +50,17 @@ def test_each_evaluation_stores_what_it_reads():
     decoding = {"steps": 25, "guidance": 7.5, "norm_guidance": True, "seed": 0, "precision": "float32"}
     distance = {"distance_images": None, "extractor": "efficientnet_lite0", "extractor_input_px": None}
     shown = {"keep": None, "max_images": None, "grid_images": 10}
-    assert ReconstructionConfig.part_of(config).content() == {**decoding, **distance, **shown}
-    assert GenerationConfig.part_of(config).content() == {**decoding, **distance}
-    assert SamplingConfig.part_of(config).content() == {
+    assert config.part(ReconstructionConfig).content() == {**decoding, **distance, **shown}
+    assert config.part(GenerationConfig).content() == {**decoding, **distance}
+    assert config.part(SamplingConfig).content() == {
         **decoding, "keep": None, "samples": config.samples.model_dump(mode="json"),
     }  # fmt: skip
 
 
 def test_other_metrics_are_part_of_the_recipe():
     config = EvaluationConfig(metrics=("psnr",))
-    assert ReconstructionConfig.part_of(config).content()["metrics"] == ["psnr"]
-    assert "metrics" not in GenerationConfig.part_of(config).content()
+    assert config.part(ReconstructionConfig).content()["metrics"] == ["psnr"]
+    assert "metrics" not in config.part(GenerationConfig).content()
 
 
 def test_psnr_of_images_is_the_same_alone_and_in_a_batch():
