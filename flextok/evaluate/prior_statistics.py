@@ -53,11 +53,7 @@ def prior_statistics(
             f"expected tokens of {prior.config.num_tokens} positions and {prior.config.vocab_size} ids for prior "
             f"{prior_url}, found {store.num_tokens} and {store.vocab_size} in {val_tokens_url}"
         )
-    rows = np.arange(len(store))
-    if prior.config.condition == "class":
-        labels = store.labels()
-        rows = rows[(labels >= 0) & (labels < prior.config.num_classes)]
-    rows = rows[: config.max_images]
+    rows = _known_rows(prior, store)[: config.max_images]
     if len(rows) == 0:
         raise UsageError(f"expected rows with labels of prior {prior_url} in {val_tokens_url}, found none")
     shuffled = np.random.default_rng(config.seed).permutation(rows)
@@ -95,6 +91,15 @@ def prior_statistics(
         Series("val_entropy_by_position", "position", places, entropy_val.tolist(), protocol),
     ]
     return PriorStatistics(metrics, series)
+
+
+def _known_rows(prior: Prior, store: TokenStore) -> np.ndarray:
+    """Indexes of the rows whose condition the prior knows."""
+    rows = np.arange(len(store))
+    if prior.config.condition == "class":
+        labels = store.labels()
+        rows = rows[(labels >= 0) & (labels < prior.config.num_classes)]
+    return rows
 
 
 @torch.inference_mode()
