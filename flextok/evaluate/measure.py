@@ -106,10 +106,6 @@ class ImageSets:
                 empty = FeatureStatistics.empty(width) if needs == "statistics" else FeatureRows()
                 self._gathered.setdefault((k, source, needs), empty).add(features)
 
-    def number_name(self, metric: SetMetric) -> str:
-        """What the numbers of `metric` are called with these features."""
-        return metric.number_name(self._source(metric))
-
     def compare(
         self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""
     ) -> Metric:
@@ -120,7 +116,7 @@ class ImageSets:
             "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
         }
         value = metric.compute(self._of(metric, ORIGINAL), self._of(metric, k))
-        return Metric(self.number_name(metric) + suffix, value, record, protocol["keep"])
+        return Metric(metric.called(self.extractor) + suffix, value, record, protocol["keep"])
 
     def _source(self, metric: SetMetric) -> str:
         return self.extractor if metric.features is None else metric.name

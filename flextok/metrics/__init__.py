@@ -3,7 +3,7 @@
 A number for each image against its original (`ImageMetric`):
 
     IMAGE_METRICS.register(ImageMetric(
-        name="max_error", definition="largest |a - b| of uint8 images / 255", better="lower",
+        name="max_error", definition="largest |a - b| of uint8 images / 255", unit="", better="lower",
         label="Largest error", compute=lambda images, originals: ...,
     ))
 

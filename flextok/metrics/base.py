@@ -1,7 +1,7 @@
 """What a metric is, and the registers of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -9,17 +9,18 @@ import numpy as np
 from flextok.registry import RoomRegister
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quantity:
     """What is said of a number, in protocols, report and documents."""
 
     name: str
     definition: str
     """In a line."""
-    better: Literal["lower", "higher", ""] = ""
+    unit: str
+    """"" for a plain number, "fraction" for one that is read as a percentage."""
+    better: Literal["lower", "higher", ""]
     """"" where neither is."""
-    unit: str = ""
-    """"" for a plain number, "fraction" for one that is read as percentage."""
+    _: KW_ONLY
     label: str = ""
     """Title for people; the name where there is none."""
     hint: str = ""
@@ -37,12 +38,13 @@ class Quantity:
         return f"{label}, {self.shown_unit}" if self.shown_unit else label
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ImageMetric(Quantity):
     """A number for each image against its original. Results are the means over images."""
 
     compute: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """(images, originals), both uint8 [B, H, W, C] of one shape -> float64 [B]."""
+    _: KW_ONLY
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (weights, window), for the protocol."""
     in_summary: bool = True
@@ -58,7 +60,7 @@ class ImageMetric(Quantity):
         return self.compute(images_BHWC, originals_BHWC)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SetMetric(Quantity):
     """A number for a set of images against a reference set, from features of both."""
 
@@ -68,12 +70,17 @@ class SetMetric(Quantity):
     """(reference, images), each what the metric needs."""
     number_name: Callable[[str], str]
     """Name of its numbers for the name of their features (an extractor's, or its own): other features, another name."""
+    _: KW_ONLY
     images_needed: Callable[[int], int] = lambda width: 2
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
     """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (kernel, subset size, k), for the protocol."""
+
+    def called(self, extractor: str) -> str:
+        """What its numbers are called in an evaluation with `extractor`."""
+        return self.number_name(self.name if self.features is not None else extractor)
 
     def protocol(self, extractor: Mapping[str, Any], images: int, reference: Mapping[str, Any]) -> dict[str, Any]:
         """How a number was measured: `images` of the set, features by `extractor`, against `reference` (both records).

@@ -29,6 +29,7 @@ SET_METRICS.register(
     SetMetric(
         name="frechet",
         definition="Fréchet distance of Gaussians fitted to features (Heusel et al. 2017), by torch-fidelity",
+        unit="",
         better="lower",
         hint="distance of the set to held-out images",
         needs="statistics",

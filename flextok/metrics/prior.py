@@ -15,11 +15,12 @@ STATISTICS.register(
         name="prior_loss_bits_shuffled",
         definition="as prior_loss_bits, condition permuted over images",
         unit="bits",
+        better="",
         hint="a prior that uses its condition loses by this",
     )
 )
-STATISTICS.register(Quantity(name="token_entropy_bits", definition="train tokens", unit="bits"))
-STATISTICS.register(Quantity(name="token_entropy_bits_val", definition="held-out tokens", unit="bits"))
+STATISTICS.register(Quantity(name="token_entropy_bits", definition="train tokens", unit="bits", better=""))
+STATISTICS.register(Quantity(name="token_entropy_bits_val", definition="held-out tokens", unit="bits", better=""))
 STATISTICS.register(
     Quantity(
         name="prior_gain", definition="1 - loss / smaller of the two mean entropies", unit="fraction", better="higher"

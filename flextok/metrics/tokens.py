@@ -36,7 +36,12 @@ STATISTICS.register(
     Quantity(name="codebook_perplexity", definition="2^entropy of all ids together", unit="ids", better="higher")
 )
 STATISTICS.register(
-    Quantity(name="zipf_slope", definition=f"slope of log count over log rank, ids with count >= {ZIPF_MIN_COUNT}")
+    Quantity(
+        name="zipf_slope",
+        definition=f"slope of log count over log rank, ids with count >= {ZIPF_MIN_COUNT}",
+        unit="",
+        better="",
+    )
 )
 STATISTICS.register(
     Quantity(

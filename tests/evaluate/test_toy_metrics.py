@@ -11,6 +11,7 @@ from tiny_pipeline import EVALUATION, TinyPipeline
 
 from flextok.config import parse_config
 from flextok.data.corpus.reader import Corpus
+from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, ReportConfig
 from flextok.evaluate.features import load_extractor
 from flextok.evaluate.generation import evaluate_generation
@@ -23,6 +24,7 @@ from flextok.evaluate.results import EvaluationResult
 from flextok.evaluate.sampling import read_images
 from flextok.metrics import IMAGE_METRICS, SET_METRICS, ImageMetric, SetMetric
 from flextok.metrics.statistics import FeatureStatistics
+from pipelines.recipe import load_recipe
 
 MAX_ERROR = ImageMetric(
     name="max_error",
@@ -42,6 +44,7 @@ def colour_distance(reference: FeatureStatistics, images: FeatureStatistics) -> 
 COLOURS = SetMetric(
     name="colours",
     definition="distance of the mean colours of both sets, 0-255",
+    unit="",
     better="lower",
     hint="distance of mean colours",
     needs="statistics",
@@ -52,6 +55,7 @@ COLOURS = SetMetric(
 COVERED = SetMetric(
     name="covered",
     definition="share of reference features with an image of the set nearer than their farthest neighbour",
+    unit="",
     better="higher",
     needs="features",
     compute=lambda reference, images: float(
@@ -87,6 +91,14 @@ def reconstruction(pipeline: TinyPipeline, config: EvaluationConfig) -> Evaluati
 @pytest.fixture(scope="module")
 def generation(pipeline: TinyPipeline, config: EvaluationConfig) -> EvaluationResult:
     return evaluate_generation(pipeline.samples.url, pipeline.val, pipeline.tokenizer, pipeline.evaluations, config)
+
+
+def test_a_line_of_a_profile_names_it(config: EvaluationConfig):
+    before, after = load_recipe("smoke"), load_recipe("smoke", ["evaluation.metrics=[mae, max_error]"])
+    assert after.evaluation.metrics == ("mae", "max_error")
+    assert before.evaluation.content() != after.evaluation.content()
+    with pytest.raises(UsageError, match="nearest is 'max_error'"):
+        load_recipe("smoke", ["evaluation.metrics=[mae, max_eror]"])
 
 
 def test_an_image_metric_is_measured_at_every_k(pipeline: TinyPipeline, reconstruction: EvaluationResult):

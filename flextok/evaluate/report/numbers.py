@@ -32,6 +32,11 @@ class Numbers:
         """The numbers called `name` by K, ascending; empty when there are none."""
         return self.stored.curve(name)
 
+    def keeps(self) -> list[int]:
+        """The token counts of the reconstructions, ascending."""
+        paired = [item for item in self.stored.metrics if "data" in item["protocol"]]
+        return sorted({item["k"] for item in paired if item["k"] is not None})
+
     def image_metrics(self) -> list[ImageMetric]:
         """The registered metrics of images that were measured at each K, in their order."""
         known = IMAGE_METRICS.names()

@@ -10,6 +10,7 @@ import jinja2
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
+from flextok.evaluate.generation import RANDOM_PICTURES
 from flextok.evaluate.grid import read_grid
 from flextok.evaluate.report.curves import quality_charts, token_charts, training_charts
 from flextok.evaluate.report.numbers import Numbers
@@ -38,7 +39,7 @@ def build_page(
 ) -> dict[str, Any]:
     """The variables of the template."""
     shown = Numbers(numbers)
-    keeps = list(shown.curve(shown.image_metrics()[0].name))
+    keeps = shown.keeps()
     block = read_provenance(generation_url)
     first = numbers.metrics[0]["protocol"]
     return {
@@ -58,7 +59,9 @@ def build_page(
         "sample_keeps": samples.keep,
         "samples": sample_rows(samples, sample_store, config),
         "sample_axis": "class" if (sample_store.labels() >= 0).any() else "caption",
-        "random_pictures": [picture(png) for each in read_grid(generation_url) for png in each.png.values()],
+        "random_pictures": [
+            picture(png) for each in read_grid(generation_url)[:RANDOM_PICTURES] for png in each.png.values()
+        ],
         "random_keep": shown.random_keep(),
         "small_sample": shown.has_small_sample(),
         "rows": shown.rows,
