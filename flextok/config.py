@@ -32,18 +32,46 @@ Operational = Annotated[T, OPERATIONAL]
 """Type of a setting that decides no result: `log_every: Operational[int] = 50`."""
 
 
+class _AddedMark:
+    """Marks a field that is younger than artifacts which may be around."""
+
+    def __repr__(self) -> str:
+        return "Added"
+
+    def __reduce__(self) -> str:
+        return "ADDED"  # there is one in each process, also for classes that are pickled by value
+
+
+ADDED = _AddedMark()
+Added = Annotated[T, ADDED]
+"""Type of a deciding setting that came later. At its default, which is what was done before, it stays out of the content:
+digests and versions from before the setting existed remain valid."""
+
+
 class Config(BaseModel):
     """Base of every configuration section: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth."""
+        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth.
+
+        An `Added` setting is left out while it has its default.
+        """
         return {
             name: _content(getattr(self, name), plain)
             for name, plain in self.model_dump(mode="json").items()
-            if not is_operational(type(self), name)
+            if not is_operational(type(self), name) and not self._is_silent(name)
         }
+
+    def part(self, base: type["ConfigT"]) -> "ConfigT":
+        """The settings that the class `base`, of which this one is made, brings to it."""
+        return base.model_validate({name: getattr(self, name) for name in base.model_fields})
+
+    def _is_silent(self, name: str) -> bool:
+        field = type(self).model_fields[name]
+        is_added = any(mark is ADDED for mark in field.metadata)
+        return is_added and getattr(self, name) == field.get_default(call_default_factory=True)
 
 
 def is_operational(model: type[BaseModel], name: str) -> bool:

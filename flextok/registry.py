@@ -32,6 +32,8 @@ MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 
 
+HELPERS = ("base", "config", "__main__")
+"""Modules of a home that are no members."""
 REGISTERS: dict[str, "Register[Any]"] = {}
 """All registers of this process, by what their members are called."""
 
@@ -95,13 +97,43 @@ class Register(Generic[T]):
         if not isinstance(self._home, str):
             return self._home or {}
         paths = importlib.import_module(self._home).__path__
-        names = (module.name for module in pkgutil.iter_modules(paths) if module.name not in ("base", "config"))
+        names = (module.name for module in pkgutil.iter_modules(paths) if module.name not in HELPERS)
         return {name: f"{self._home}.{name}" for name in names}
 
 
 def _find_register(module: str, what: str) -> "Register[Any]":
     importlib.import_module(module)
     return REGISTERS[what]
+
+
+class RoomRegister(Register[T]):
+    """Members of modules that are light and hold several each: the first look imports every module of `home`."""
+
+    _is_filled = False
+
+    def names(self) -> list[str]:
+        """Every name that can be had, sorted."""
+        self._fill()
+        return super().names()
+
+    def __getitem__(self, name: str) -> T:
+        self._fill()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[T]:
+        self._fill()
+        return super().__iter__()
+
+    def _fill(self) -> None:
+        if self._is_filled:
+            return
+        self._is_filled = True
+        for module in sorted(super()._modules().values()):
+            importlib.import_module(module)
+
+    def _modules(self) -> Mapping[str, str]:
+        """None: modules are not members."""
+        return {}
 
 
 ConfigT = TypeVar("ConfigT", bound=type[BaseModel])

@@ -1,15 +1,14 @@
 """The images an evaluation looks at: chosen by key, cropped as the tokenizer saw them, streamed in batches."""
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from flextok.data.corpus.pictures import Picture, crops_of, shard_pictures
 from flextok.data.corpus.reader import Corpus
+from flextok.data.images import to_png
 from flextok.errors import IntegrityError
 
 
@@ -67,18 +66,6 @@ def _chosen(corpus: Corpus, wanted: set[str]) -> Iterator[Picture]:
 def _batch(held: list[tuple[str, int | None, np.ndarray]]) -> ImageBatch:
     keys, labels, images = zip(*held, strict=True)
     return ImageBatch(list(keys), list(labels), np.stack(images))
-
-
-def to_png(rgb_HWC: np.ndarray) -> bytes:
-    """A uint8 RGB image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(rgb_HWC).save(file, format="PNG")
-    return file.getvalue()
-
-
-def read_png(content: bytes) -> np.ndarray:
-    """The uint8 RGB image in a PNG file that `to_png` made."""
-    return np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap_px: int = 2) -> bytes:

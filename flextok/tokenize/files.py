@@ -1,6 +1,5 @@
 """`flextok encode` and `flextok decode`: single pictures to a token file, and token rows back to pictures."""
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 
 from flextok import storage
 from flextok.data import images
@@ -122,16 +120,9 @@ def decode_tokens(
             )
             for (_, _, name), picture in zip(batch, pixels, strict=True):
                 written.append(storage.join(out_dir, name))
-                storage.write_bytes(written[-1], png_bytes(picture))
+                storage.write_bytes(written[-1], images.to_png(picture))
             task.advance(len(batch))
     return written
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _decode(

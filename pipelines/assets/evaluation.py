@@ -57,8 +57,8 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     )
     def fid(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Distance of the samples to the val set (a FID only by the Inception extractor), beside random tokens."""
-        from flextok.evaluate.features import distance_name
         from flextok.evaluate.generation import evaluate_generation
+        from flextok.metrics.frechet import distance_name
 
         made = evaluate_generation(
             stages.latest(context, store, "samples"),

@@ -291,8 +291,7 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Images drawn from a prior, as PNG files."""
-    from flextok.data.images import to_uint8
-    from flextok.evaluate.images import to_png
+    from flextok.data.images import to_png, to_uint8
     from flextok.model.load import load_tokenizer
     from flextok.model.priors.autoregressive import load_prior
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from flextok.evaluate.features import load_extractor
-from flextok.evaluate.statistics import FeatureStatistics, frechet_distance
+from flextok.metrics import SET_METRICS
+from flextok.metrics.frechet import distance_name, frechet_distance
+from flextok.metrics.statistics import FeatureStatistics
 
 WIDTH = 12
 
@@ -58,8 +60,12 @@ def test_merging_shards_in_any_order_is_one_pass():
 
 
 def test_too_few_vectors_are_told():
-    assert gathered(draw(2 * WIDTH - 1, seed=0)).small
-    assert not gathered(draw(2 * WIDTH, seed=0)).small
+    def is_small(images: int, of_reference: int) -> bool:
+        record = SET_METRICS["frechet"].protocol({"width": WIDTH}, images, {"images": of_reference})
+        return record["small_sample"]
+
+    assert is_small(2 * WIDTH - 1, 100) and is_small(100, 2 * WIDTH - 1)
+    assert not is_small(2 * WIDTH, 2 * WIDTH)
     with pytest.raises(ValueError, match="at least 2"):
         gathered(draw(1, seed=0)).covariance()
 
@@ -104,3 +110,15 @@ def test_agrees_with_torch_fidelity_from_images_to_distance():
     ours = frechet_distance(*statistics)
     assert ours > 0
     assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "name"),
+    [
+        ("inception-v3-compat", "fid"),
+        ("efficientnet_lite0", "fd_efficientnet_lite0"),
+        ("dinov2-vit-b-14", "fd_dinov2_vit_b_14"),
+    ],
+)
+def test_only_the_inception_distance_is_called_fid(extractor: str, name: str):
+    assert distance_name(extractor) == name

@@ -1,14 +1,12 @@
-"""Mean and covariance of features, gathered batch by batch, and the Fréchet distance between two of them.
+"""Mean and covariance of features, gathered batch by batch.
 
 Sums are kept in float64 and merge by addition, so that shards and workers may gather apart, in any order, with
-memory that does not grow with the number of images. The distance itself is torch-fidelity's own function.
+memory that does not grow with the number of images.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-
-from flextok.runtime import torchvision_compat  # noqa: F401  (torch-fidelity imports torchvision)
 
 
 @dataclass
@@ -28,11 +26,6 @@ class FeatureStatistics:
     def width(self) -> int:
         """Length of a feature vector."""
         return len(self.total_D)
-
-    @property
-    def small(self) -> bool:
-        """Fewer vectors than twice their width: the covariance is poorly known, the distance biased upwards."""
-        return self.count < 2 * self.width
 
     def add(self, features_ND: np.ndarray) -> None:
         """Take in N more vectors; raises ValueError when they are not [N, D] or not finite."""
@@ -62,12 +55,16 @@ class FeatureStatistics:
         return (self.outer_DD - np.outer(self.total_D, self.mean())) / (self.count - 1)
 
 
-def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """Fréchet distance |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of two Gaussians (Heusel et al. 2017, FID).
+class FeatureRows:
+    """All feature vectors, for metrics that compare them one by one; memory grows with the set."""
 
-    Computed by torch-fidelity from our means and covariances. Rounding may give about -1e-6 for equal sets.
-    """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
 
-    pair = [{"mu": each.mean(), "sigma": each.covariance()} for each in (first, second)]
-    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
+    def add(self, features_ND: np.ndarray) -> None:
+        """Take in N more vectors."""
+        self._parts.append(features_ND)
+
+    def stack(self) -> np.ndarray:
+        """All of them, float64 [N, D], in the order they came."""
+        return np.concatenate(self._parts).astype(np.float64)

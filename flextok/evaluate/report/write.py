@@ -1,11 +1,9 @@
-"""The report: one self-contained HTML page about a tokenizer and its prior, and all its numbers in metrics.json."""
+"""Gathers all numbers about a tokenizer and its prior, and writes the page and metrics.json."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
 
 from flextok import storage
@@ -13,14 +11,13 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.prior_statistics import prior_statistics
-from flextok.evaluate.report_page import build_page
+from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
 from flextok.evaluate.sampling import open_samples
 from flextok.evaluate.tokens import token_statistics
 from flextok.provenance import read_provenance
 from flextok.runtime.storage_errors import storage_errors
 
-TEMPLATES = Path(__file__).parent / "templates"
 HTML = "report/index.html"
 HISTORY = "history.parquet"
 
@@ -89,15 +86,6 @@ def write_report(inputs: ReportInputs, parent_url: str, config: ReportConfig) ->
         "report", parent_url, metrics, series, inputs.urls(), config.model_dump(mode="json"), {HTML: html.encode()}
     )
     return ReportResult(written.url, written.digest, storage.join(written.url, HTML))
-
-
-def render(page: dict[str, Any]) -> str:
-    """The page as HTML; every text in it is escaped."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(**page)
 
 
 def _histories(inputs: ReportInputs) -> list[Series]:
