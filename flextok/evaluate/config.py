@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Config, Operational
 from flextok.errors import UsageError
 
 
@@ -41,7 +41,7 @@ class EvaluationConfig(Config):
         gt=1,
         description="Images of each set that enter the distribution distance; null: all that are decoded.",
     )
-    batch_size: int = Field(
+    batch_size: Operational[int] = Field(
         default=64, gt=0, description="Images decoded at once; decides memory and speed, not results."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Config, Operational
 
 View = Literal["center", "center_flip", "start", "start_flip", "end", "end_flip"]
 
@@ -46,14 +46,14 @@ class TokenizeConfig(Config):
 
     keep: int | None = Field(None, ge=1, description="Tokens stored for each image; null stores all.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="What the tokenizer computes in.")
-    batch_size: int | None = Field(
+    batch_size: Operational[int | None] = Field(
         None, ge=1, description="Images in a call of the tokenizer; null: 32, and found by trying for large corpora."
     )
     views: tuple[View, ...] = Field(
         ("center",), min_length=1, description="Crops and flips of an image, each a row; start is left or top."
     )
     length: LengthPolicy = Field(AllTokens(), description="How many of the stored tokens an image needs.")
-    max_reject_fraction: float = Field(
+    max_reject_fraction: Operational[float] = Field(
         0.05, ge=0, le=1, description="More undecodable images than this share of the corpus is a failure."
     )
 
@@ -62,7 +62,3 @@ class TokenizeConfig(Config):
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views must differ, found {self.views}")
         return self
-
-    def content(self) -> dict[str, object]:
-        """The settings that decide rows, for fingerprints."""
-        return self.model_dump(mode="json", exclude={"batch_size", "max_reject_fraction"})

@@ -62,7 +62,7 @@ def take_over(recipe: LatentsRecipe, parent_url: str) -> SavedCheckpoint:
         raise UsageError(
             f"expected diffusers weights of latents.model's architecture in {source}, found: {first_line}"
         ) from None
-    return save_checkpoint(parent_url, "vae", latents.state_dict(), recipe.model, [], recipe.model_dump(mode="json"))
+    return save_checkpoint(parent_url, "vae", latents.state_dict(), recipe.model, [], recipe.content())
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LatentsJob:
 
     def settings(self) -> dict[str, object]:
         """What decides the result, beside the inputs."""
-        return {"image_size": self.image_size, **self.recipe.model_dump(mode="json")}
+        return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.settings(), [self.corpus_url])

@@ -20,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from flextok import storage
-from flextok.data.config import SCENES, CorpusConfig
+from flextok.data.config import SCENES, CorpusConfig, InputsConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
 from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
 from flextok.data.corpus.duplicates import (
@@ -105,10 +105,10 @@ def _shard(
 
 def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
     """Everything but the inputs that decides what the shards hold."""
-    operational = {"name", "max_reject_fraction", "source", "sources", "scenes"}
+    content = {name: value for name, value in config.content().items() if name not in InputsConfig.model_fields}
     sources = [redact(storage.absolute(source.url)) for source in config.all_sources()]
     return digest_of(
-        [CONTENT_VERSION, config.model_dump(mode="json", exclude=operational), sources, catalog.prefixes,
+        [CONTENT_VERSION, content, sources, catalog.prefixes,
          catalog.labels.classes, catalog.labels.csv_sha256]
     )  # fmt: skip
 
