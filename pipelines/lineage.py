@@ -13,7 +13,7 @@ import dagster as dg
 
 from flextok import storage
 from flextok.version import __version__
-from pipelines import stale
+from pipelines import staleness
 from pipelines.workspace import Workspace
 
 IN_PROCESS_TAG = "flextok/in_process"
@@ -85,8 +85,8 @@ def _events(
 
     inputs = [
         InputDataset(namespace=namespace, name=_dataset(parent, part), facets=facets(version))
-        for parent, part in stale.parents(graph, instance, key, partition)
-        if (version := stale.data_version(stale.latest_record(instance, parent, part)))
+        for parent, part in staleness.parents(graph, instance, key, partition)
+        if (version := staleness.data_version(staleness.latest_record(instance, parent, part)))
     ]
     outputs = []
     if made is not None:

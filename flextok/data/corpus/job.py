@@ -12,7 +12,7 @@ A run that is interrupted, however it ends, goes on where it stopped; a run on a
 
 import contextlib
 import errno
-import sys
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,6 +52,8 @@ from flextok.runtime.progress import track
 
 __all__ = ["CorpusSummary", "shard_corpus"]
 
+logger = logging.getLogger(__name__)
+
 STAGING = ".staging"
 STORE_LIBRARIES = {"botocore", "aiobotocore", "aiohttp"}
 """Their errors are no OSErrors."""
@@ -75,7 +77,7 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
         with _source_errors(config):
             catalog = list_sources(config, split, staging)
         if config.label_csv is not None and catalog.labels.csv_sha256 is None:
-            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
+            logger.info("labels: no %s beside the pictures; their folders are the classes", config.label_csv)
         summary = _shard(config, split, dest, workers, progress, catalog)
         staging.remove()
         return summary
@@ -250,10 +252,10 @@ def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
 
 def _tell_removed(plan: Plan, dest: str) -> None:
     if plan.removed:
-        print(
-            f"{plan.removed} inputs are gone from the source; their samples stay in {dest} "
-            "(delete the folder and shard again to leave them out)",
-            file=sys.stderr,
+        logger.warning(
+            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave them out)",
+            plan.removed,
+            dest,
         )
 
 
@@ -264,7 +266,7 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
     if samples and len(unexpected) <= config.max_reject_fraction * inputs:
         return
     for line in describe_rejects(rejects):
-        print(line, file=sys.stderr)
+        logger.warning(line)
     listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
     if not samples:
         raise FlextokError(
