@@ -79,8 +79,9 @@ def run(arguments: Sequence[str]) -> int:
             return _fail("expected room on the disk, found it full; free some and repeat the command", 1, error, debug)
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
-        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-            return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
+        format_message = getattr(error, "format_message", None)
+        if format_message is not None:  # typer's own: an unknown option, a missing argument
+            return _fail(f"{format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)
     return code if isinstance(code, int) else 0
 

@@ -99,7 +99,7 @@ def encode(
     from flextok.tokenize.config import TokenizeConfig
     from flextok.tokenize.files import encode_images
 
-    encode_images(images, tokenizer, out, TokenizeConfig(keep=keep))
+    encode_images(images, tokenizer, out, TokenizeConfig.model_validate({"keep": keep}))
     print(out)
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
-from pipelines.staleness import AssetState
 
 from flextok import storage
 from flextok.errors import FlextokError
 from flextok.provenance import make_provenance
 from pipelines.execute import Executor
 from pipelines.partitions import corpus_partitions, only
+from pipelines.staleness import AssetState
 from pipelines.workspace import Workspace
 
 PARTS = ("c/train", "c/val")
