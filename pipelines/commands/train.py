@@ -53,19 +53,23 @@ class FileRun:
     split: str = "train"
 
     def latest(self, stage: str, split: str | None = None) -> str:
-        corpus = self.recipe.corpus.name
-        if stage == "image_shards":
-            from flextok.data.corpus.reader import Corpus
+        folder = (
+            STAGES[stage].folder.replace("<corpus>", self.recipe.corpus.name).replace("<split>", split or self.split)
+        )
+        parent, named_by_content, _ = folder.partition("<")
+        url = self.workspace.url(parent.rstrip("/"))
+        if named_by_content:
+            return _newest(url, stage)
+        from flextok.data.corpus.reader import Corpus
 
-            return Corpus.open(self.workspace.corpus(corpus, split or self.split)).url
-        if stage == "latents":
-            return _newest(self.workspace.checkpoints("vae"), "flextok train vae")
-        return _newest(self.workspace.url("tokens", corpus, split or self.split), "flextok tokenize")
+        return Corpus.open(url).url  # a training would find only later that there is none
 
 
-def _newest(parent: str, made_by: str) -> str:
+def _newest(parent: str, stage: str) -> str:
     newest = newest_artifact(parent)
     if newest is None:
-        raise UsageError(f"expected an artifact in {parent}, found none; make it with `{made_by}`")
+        raise UsageError(
+            f"expected {stage} in {parent}, found none; make it first, as `flextok run --select {stage}` does"
+        )
     logger.info("uses %s", newest)
     return newest
