@@ -26,7 +26,7 @@ class SourceConfig(Config):
         default=1.0,
         gt=0,
         allow_inf_nan=False,
-        description="How often its pictures are drawn in the training of stage 0 and tokenizer, relative to the others'.",
+        description="How often its pictures are drawn in the training of autoencoder and tokenizer, relative to the others'.",
     )
     format: SourceFormat = Field(default="auto", description="How to read it; auto looks at the content.")
 

@@ -23,7 +23,7 @@ def _corpus_option(flag: str, field: str, metavar: str | None = None) -> Any:
 
 def shard(
     places: Annotated[
-        list[str], typer.Argument(metavar="SOURCE... DEST", help="Folders, tars, tables; then the goal.")
+        list[str], typer.Argument(metavar="SOURCE... DEST", help="Folders, tars, tables; then the destination.")
     ],
     split: Annotated[str, typer.Option("--split", help="train, val or all.")] = "all",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same for any.")] = (
