@@ -79,6 +79,16 @@ def is_operational(model: type[BaseModel], name: str) -> bool:
     return any(mark is OPERATIONAL for mark in model.model_fields[name].metadata)
 
 
+def has_key(model: type[BaseModel], dotted: str) -> bool:
+    """Whether `dotted` names a setting of `model`, in any member of a union or register on the way."""
+    *path, last = dotted.split(".")
+    return _leads_on(model, path) and last in _keys_at(model, path)
+
+
+def _leads_on(model: type[BaseModel], path: list[str]) -> bool:
+    return all(part in _keys_at(model, path[:depth]) for depth, part in enumerate(path))
+
+
 def _content(value: Any, plain: Any) -> Any:
     if isinstance(value, Config):
         return value.content()

@@ -13,9 +13,10 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 import typer
 
 from flextok.errors import FlextokError
+from flextok.runtime import log
 from flextok.runtime.storage_errors import as_storage_error
 from flextok.storage import redact
-from pipelines.commands import artifacts, jobs, pipeline
+from pipelines.commands import artifacts, corpus, evaluation, pipeline, tokens, train
 
 TYPER_INTERRUPTED = 130
 
@@ -28,9 +29,9 @@ app = typer.Typer(
 )
 for command in (pipeline.run, pipeline.status, pipeline.refresh, pipeline.ui):
     app.command()(command)
-for command in (jobs.shard, jobs.train, jobs.tokenize, jobs.encode, jobs.decode, jobs.generate):
+for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)
-for command in (jobs.evaluate, jobs.report):
+for command in (evaluation.evaluate, evaluation.report):
     app.command()(command)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
@@ -63,6 +64,7 @@ def _end_at_once(code: int) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and give back its exit code."""
     debug = "--debug" in arguments
+    log.setup()
     if not debug:
         warnings.simplefilter("ignore")
     try:
@@ -70,12 +72,13 @@ def run(arguments: Sequence[str]) -> int:
         if code == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail("interrupted; what was finished is kept, `flextok refresh` goes on from there", 1, error, debug)
+        return _fail("interrupted; what was finished is kept, `flextok refresh` resumes from there", 1, error, debug)
     except FlextokError as error:
         return _fail(str(error), error.exit_code, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
-        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-            return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
+        format_message = getattr(error, "format_message", None)
+        if format_message is not None:  # typer's own: an unknown option, a missing argument
+            return _fail(f"{format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
         told = as_storage_error(error, "finish the command")
         if told is not None:
             return _fail(str(told), told.exit_code, error, debug)

@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import dagster as dg
-from dagster._core.instance.ref import InstanceRef
+from typing import TYPE_CHECKING
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import LockedError, locked
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 # The terminal keeps its own stdout and stderr: capturing them would hide progress bars behind a log file.
 NO_CAPTURE = {
@@ -80,8 +81,12 @@ class Workspace:
         return home
 
     @contextlib.contextmanager
-    def instance(self) -> Iterator[dg.DagsterInstance]:
+    def instance(self) -> "Iterator[dg.DagsterInstance]":
         """Dagster's instance for work in this process."""
+        # Commands that only need paths have no use for Dagster, whose import takes half a second.
+        import dagster as dg
+        from dagster._core.instance.ref import InstanceRef
+
         home = self.prepare_dagster_home()
         os.environ["DAGSTER_HOME"] = str(home)
         with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)) as instance:

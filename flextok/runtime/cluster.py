@@ -1,8 +1,11 @@
 """One way to reach Ray: start it on this machine, or join the cluster at an address."""
 
+import contextlib
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from flextok.errors import FlextokError
@@ -80,3 +83,18 @@ def stop_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+@contextlib.contextmanager
+def ray_ended() -> Iterator[None]:
+    """Ends the Ray session that the block started, not one that was there before."""
+    was_there = _ray_runs()
+    try:
+        yield
+    finally:
+        if _ray_runs() and not was_there:
+            stop_ray()
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()

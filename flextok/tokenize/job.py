@@ -262,7 +262,7 @@ def _commit(
         if manifest["shards"] == entries and manifest["tokens"]["corpus"] == corpus.digest:
             return manifest["digest"]
     inputs = [artifact_input(corpus.url), _tokenizer_input(spec)]
-    recipe = config.model_dump(mode="json")
+    recipe = config.content()
     return write_token_manifest(dest, "tokens", records, tasks[0].meta, inputs, recipe, rejects)
 
 

@@ -54,7 +54,7 @@ def take_over(recipe: AutoencoderRecipe, parent_url: str) -> SavedCheckpoint:
     autoencoder = recipe.model.build()
     autoencoder.load_pretrained(str(recipe.pretrained))
     state = autoencoder.state_dict()
-    return save_checkpoint(parent_url, "vae", state, recipe.model, [], recipe.model_dump(mode="json"))
+    return save_checkpoint(parent_url, "vae", state, recipe.model, [], recipe.content())
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AutoencoderJob:
 
     def settings(self) -> dict[str, object]:
         """What decides the result, beside the inputs."""
-        return {"image_size": self.image_size, **self.recipe.model_dump(mode="json")}
+        return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.settings(), [self.corpus_url])

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Config, Operational
 from flextok.model.autoencoders.config import (
     AUTOENCODER_TRAINING,
     AutoencoderConfig,
@@ -37,7 +37,11 @@ class OptimizerConfig(Config):
 
 
 class TrainConfig(Config):
-    """One training run: how long, on how much at a time, and what is recorded on the way."""
+    """One training run: how long, on how much at a time, and what is recorded on the way.
+
+    What is recorded decides no weight. It is operational: a change of it resumes the same run and makes no trained
+    model stale; the curves of the report are then those that were recorded.
+    """
 
     steps: int = Field(gt=0, description="Optimizer steps.")
     batch_size: int = Field(default=64, gt=0, description="Samples a step over all workers together.")
@@ -49,12 +53,16 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
     )
-    checkpoint_every: int = Field(
+    checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run goes on from."
     )
-    log_every: int = Field(default=50, gt=0, description="Steps between rows of the history.")
-    validate_every: int | None = Field(default=None, gt=0, description="Steps between held-out losses; none when null.")
-    validation_samples: int = Field(default=512, gt=0, description="Held-out samples that a validation looks at.")
+    log_every: Operational[int] = Field(default=50, gt=0, description="Steps between rows of the history.")
+    validate_every: Operational[int | None] = Field(
+        default=None, gt=0, description="Steps between held-out losses; none when null."
+    )
+    validation_samples: Operational[int] = Field(
+        default=512, gt=0, description="Held-out samples that a validation looks at."
+    )
 
 
 class AutoencoderTrainConfig(TrainConfig):

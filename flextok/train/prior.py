@@ -54,7 +54,7 @@ class PriorJob:
         return self.recipe.train
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.recipe.model_dump(mode="json"), self.inputs())
+        return fingerprint_of(self.label, self.recipe.content(), self.inputs())
 
     def inputs(self) -> list[str]:
         """The token stores: the held-out one counts, since its labels may have classes of their own."""
@@ -77,8 +77,8 @@ class PriorJob:
         prior = objective.model
         assert isinstance(prior, Prior)
         inputs = [artifact_input(url) for url in self.inputs()]
-        settings = self.recipe.model_dump(mode="json")
-        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, settings, history)
+        content = self.recipe.content()
+        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, content, history)
 
 
 def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None) -> PriorConfig:

@@ -68,7 +68,7 @@ class TokenizerJob:
 
     def settings(self) -> dict[str, object]:
         """What decides the result, beside the inputs."""
-        return {"image_size": self.image_size, **self.recipe.model_dump(mode="json")}
+        return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.settings(), [self.latents_url, self.train_url])

@@ -16,6 +16,9 @@ Sets = Annotated[
 ]
 WorkspaceUrl = Annotated[str, typer.Option("--workspace", metavar="DIR|URL", help="Where all artifacts lie.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TokenizerPath = Annotated[
+    str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DEFAULT_WORKSPACE = "./workspace"

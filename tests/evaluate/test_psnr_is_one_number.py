@@ -8,7 +8,7 @@ from tiny_pipeline import EVALUATION, SIZE_PX, TinyPipeline
 from flextok.data.corpus.reader import Corpus
 from flextok.data.images import to_model
 from flextok.evaluate.images import choose_keys, stream_images
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 
 threshold = pytest.importorskip("flextok.tokenize.lengths.threshold")
 

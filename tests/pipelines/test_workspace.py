@@ -1,16 +1,20 @@
 """A workspace on an object store: artifacts and events there, Dagster's records here."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from moto.server import ThreadedMotoServer
 from shrunk_smoke import Built, shrunk_profile
 
 from flextok import storage
+from flextok.runtime import log
 from pipelines import cli
+from pipelines.execute import QUIET_LOGS
 from pipelines.workspace import Workspace
 
 
@@ -36,6 +40,23 @@ def test_settings_of_dagster_are_written_once(tmp_path):
     settings.write_text("telemetry: {enabled: false}\n")
     workspace.prepare_dagster_home()
     assert settings.read_text() == "telemetry: {enabled: false}\n"
+
+
+def test_what_the_library_logs_is_kept_with_the_run_and_shown_once(tmp_path, capsys):
+    @dg.asset
+    def logs() -> None:
+        logging.getLogger("flextok.somewhere").info("a notice")
+        logging.getLogger("flextok.somewhere").warning("odd")
+
+    log.setup()
+    with Workspace(str(tmp_path)).instance() as instance:
+        job = dg.Definitions(assets=[logs]).resolve_implicit_global_asset_job_def()
+        result = job.execute_in_process(instance=instance, run_config=QUIET_LOGS)
+        kept = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert "a notice" in kept and "odd" in kept
+    assert [line for line in capsys.readouterr().err.splitlines() if "notice" in line or "odd" in line] == [
+        "a notice", "warning: odd",
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ A run that is interrupted, however it ends, goes on where it stopped; a run on a
 """
 
 import contextlib
-import sys
+import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from flextok import storage
-from flextok.data.config import CorpusConfig, SourceConfig
+from flextok.data.config import CorpusConfig, InputsConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
 from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
 from flextok.data.corpus.duplicates import count_duplicates, drop_duplicates, find_duplicates, find_near_duplicates
@@ -46,6 +46,8 @@ from flextok.runtime.storage_errors import storage_errors
 
 __all__ = ["CorpusSummary", "shard_corpus"]
 
+logger = logging.getLogger(__name__)
+
 STAGING = ".staging"
 CONTENT_VERSION = 1
 """Raised when the same input would give other shards, so that finished ones are made again."""
@@ -67,7 +69,7 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
         staging = Staging(_staging_folder(dest))
         catalog = list_sources(config, split, staging)
         if config.label_csv is not None and catalog.labels.csv_sha256 is None:
-            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
+            logger.info("labels: no %s beside the pictures; their folders are the classes", config.label_csv)
         summary = _shard(config, split, dest, workers, progress, catalog)
         staging.remove()
         return summary
@@ -97,10 +99,10 @@ def _shard(
 
 def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
     """Everything but the inputs that decides what the shards hold."""
-    operational = {"name", "max_reject_fraction", "source", "sources", "scenes"}
+    content = {name: value for name, value in config.content().items() if name not in InputsConfig.model_fields}
     sources = [storage.redact(storage.absolute(source.url)) for source in config.all_sources()]
     return digest_of(
-        [CONTENT_VERSION, config.model_dump(mode="json", exclude=operational), sources, catalog.prefixes,
+        [CONTENT_VERSION, content, sources, catalog.prefixes,
          catalog.labels.classes, catalog.labels.csv_sha256]
     )  # fmt: skip
 
@@ -238,10 +240,10 @@ def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
 
 def _tell_removed(plan: Plan, dest: str) -> None:
     if plan.removed:
-        print(
-            f"{plan.removed} inputs are gone from the source; their samples stay in {dest} "
-            "(delete the folder and shard again to leave them out)",
-            file=sys.stderr,
+        logger.warning(
+            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave them out)",
+            plan.removed,
+            dest,
         )
 
 
@@ -252,7 +254,7 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
     if samples and len(unexpected) <= config.max_reject_fraction * inputs:
         return
     for line in describe_rejects(rejects):
-        print(line, file=sys.stderr)
+        logger.warning(line)
     listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
     if not samples:
         raise FlextokError(

@@ -3,18 +3,19 @@
 Dagster's rules, and what is added to them here:
 
 - missing: never materialized; or its files are gone, or hold another artifact by now;
-- stale: made with other settings (code version), or a direct input has another data version;
+- stale: made with other settings (code version), or a direct input has another data version; a code version that differs
+  only because an earlier version of the code wrote it, by settings that decide the same, is none;
 - stale: the step that made it failed after all (Dagster records a result whose blocking check did not hold);
-- the root asset is stale when its source, listed anew, differs from the listing on record.
+- an asset that only looks at the outside world is stale when what is there differs from what is recorded.
 
 Staleness is one edge deep: whether what depends on a stale asset must run is known only once that is rebuilt, and
 it need not when the new data is the old. Until then `survey` says what such an asset waits for.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -27,6 +28,22 @@ from pipelines.workspace import Workspace
 
 SHOWN_DIFFERENCES = 3
 AssetPart = tuple[dg.AssetKey, str | None]
+
+
+class Facts(Protocol):
+    """What a survey asks about stages, by their names."""
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The deciding settings that a stage reads now."""
+        ...
+
+    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings on record in today's shape; `made_by` is the recipe in the provenance of what was made."""
+        ...
+
+    def observe(self, stage: str, partition: str | None) -> str | None:
+        """The digest of what the stage looks at outside, now; None for one that does not. FlextokError where it cannot."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,17 +80,8 @@ def partitions_of(graph: Any, key: dg.AssetKey) -> list[str | None]:
     return list(node.partitions_def.get_partition_keys()) if node.is_partitioned else [None]
 
 
-def survey(
-    defs: dg.Definitions,
-    instance: dg.DagsterInstance,
-    settings: Callable[[str], dict[str, Any]],
-    workspace: Workspace,
-    list_source: Callable[[str], str],
-) -> list[AssetState]:
-    """The state of every asset and partition, in an order in which they could be built.
-
-    `settings(stage)` are the settings a stage reads now; `list_source(partition)` lists the corpus' source anew and gives the digest of the listing.
-    """
+def survey(defs: dg.Definitions, instance: dg.DagsterInstance, facts: Facts, workspace: Workspace) -> list[AssetState]:
+    """The state of every asset and partition, in an order in which they could be built."""
     graph = defs.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     states: dict[AssetPart, AssetState] = {}
@@ -81,26 +89,27 @@ def survey(
         for partition in partitions_of(graph, key):
             record = latest_record(instance, key, partition)
             metadata = metadata_of(record)
-            found = resolver.get_status(key, partition)
-            status = {StaleStatus.MISSING: "missing", StaleStatus.STALE: "stale"}.get(found, "fresh")
-            reasons = ["it was never made"] if status == "missing" else []
-            for cause in resolver.get_stale_causes(key, partition) if status == "stale" else []:
-                if cause.category.value == "CODE":
-                    reasons.append(_settings_changed(metadata, settings(key.path[-1])))
-                elif cause.category.value == "DATA":
-                    reasons.append(
-                        f"{label(cause.dependency.asset_key, cause.dependency.partition_key)} has other data"
-                    )
-                else:
-                    reasons.append(f"it {cause.reason}")
+            reasons = ["it was never made"]
+            status = "missing"
             if record is not None:
-                gone = _files_gone(record, metadata, workspace)
+                block, gone = _provenance(record, metadata, workspace)
+                made_by = block.get("recipe") or {}
+                reasons = []
+                for cause in _causes(resolver, key, partition):
+                    if cause.category.value == "CODE":
+                        reasons += _code_changed(record, graph.get(key), metadata, facts, made_by)
+                    elif cause.category.value == "DATA" and cause.dependency is not None:
+                        depends_on = label(cause.dependency.asset_key, cause.dependency.partition_key)
+                        reasons.append(f"{depends_on} has other data")
+                    else:
+                        reasons.append(f"it {cause.reason}")
+                status = "stale" if reasons else "fresh"
                 if gone:
                     status, reasons = "missing", [gone]
                 if _step_failed(instance, record):
                     status, reasons = "stale", ["the run that made it failed (a check did not hold)"]
-                if not graph.get(key).parent_keys and status == "fresh":
-                    reasons = _source_changed(partition, data_version(record), list_source)
+                if status == "fresh":
+                    reasons = _outside_changed(key.path[-1], partition, data_version(record), facts)
                     status = "stale" if reasons else "fresh"
             waits = tuple(
                 states[parent].label
@@ -144,17 +153,25 @@ def _parents(resolver: CachingStaleStatusResolver, key: dg.AssetKey, partition: 
     return sorted(((part.asset_key, part.partition_key) for part in found), key=str)
 
 
-def _files_gone(record: Any, metadata: Mapping[str, Any], workspace: Workspace) -> str | None:
+def _causes(resolver: CachingStaleStatusResolver, key: dg.AssetKey, partition: str | None) -> Sequence[Any]:
+    if resolver.get_status(key, partition) is not StaleStatus.STALE:
+        return []
+    return resolver.get_stale_causes(key, partition)
+
+
+def _provenance(record: Any, metadata: Mapping[str, Any], workspace: Workspace) -> tuple[dict[str, Any], str | None]:
+    """The provenance of what was made, and what is wrong with its files."""
     if "path" not in metadata:
-        return None
+        return {}, None
     url = workspace.resolve(metadata["path"])
     try:
-        found = provenance.read_provenance(url)["digest"]
+        block = provenance.read_provenance(url)
     except FlextokError:
-        return f"its files are gone from {url}"
-    if found != data_version(record):
-        return f"{url} holds {found[:12]} now, not {data_version(record)[:12]}"
-    return None
+        return {}, f"its files are gone from {url}"
+    expected = data_version(record) or ""
+    if block["digest"] != expected:
+        return block, f"{url} holds {block['digest'][:12]} now, not {expected[:12]}"
+    return block, None
 
 
 def _step_failed(instance: dg.DagsterInstance, record: Any) -> bool:
@@ -165,27 +182,35 @@ def _step_failed(instance: dg.DagsterInstance, record: Any) -> bool:
     return any(step.status is not None and step.status.value == "FAILURE" for step in steps)
 
 
-def _source_changed(partition: str, recorded: str | None, list_source: Callable[[str], str]) -> list[str]:
+def _outside_changed(stage: str, partition: str | None, recorded: str | None, facts: Facts) -> list[str]:
     try:
-        found = list_source(partition)
+        found = facts.observe(stage, partition)
     except FlextokError as error:
         return [f"its source cannot be listed: {error}"]
-    return [] if found == recorded else ["its source changed"]
+    return [] if found in (None, recorded) else ["its source changed"]
 
 
-def _settings_changed(metadata: Mapping[str, Any], now: dict[str, Any]) -> str:
-    """The settings that differ from those on record, by name."""
-    before = _flatten(json.loads(metadata.get("settings", "{}")))
-    after = _flatten(now)
+def _code_changed(
+    record: Any, node: Any, metadata: Mapping[str, Any], facts: Facts, made_by: Mapping[str, Any]
+) -> list[str]:
+    """Why the code version differs from the one on record; nothing where it is only written in another way."""
+    stage = node.key.path[-1]
+    known = json.loads(metadata.get("settings", "{}"))
+    before, after = _flatten(facts.recorded(stage, known, made_by)), _flatten(facts.settings(stage))
     changes = [
         f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
-    if not changes:
-        return "its code has another version"
-    more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-    return "settings changed: " + ", ".join(changes[:SHOWN_DIFFERENCES]) + more
+    if changes:
+        more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+        return ["settings changed: " + ", ".join(changes[:SHOWN_DIFFERENCES]) + more]
+    recorded = record.asset_materialization.tags.get("dagster/code_version", "")
+    return [] if _stage_version(recorded) == _stage_version(node.code_version) else ["its code has another version"]
+
+
+def _stage_version(code_version: str) -> str:
+    return code_version.partition("+")[0]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
