@@ -23,10 +23,10 @@ from flextok.model.config import TokenizerConfig  # noqa: TID253
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
 from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
-from pipelines.workspace import PROJECT
+from pipelines.workspace import SHIPPED
 
 DEFAULT_PROFILE = "smoke"
-PROFILES = PROJECT / "configs"
+PROFILES = SHIPPED / "configs"
 
 # Stage -> (version of its code, settings it reads). Raise a version when the same settings would give another result.
 _DECODER = ("evaluation.steps", "evaluation.guidance", "evaluation.norm_guidance", "evaluation.seed")

@@ -19,8 +19,9 @@ from flextok.errors import FlextokError, UsageError
 NO_CAPTURE = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
-# The project's own folder: profiles and infrastructure files lie beside the code (editable install).
-PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+# Where the project's configs/ and infra/dagster/ lie: inside an installed package, beside the code of a checkout.
+SHIPPED = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
 
 
 class Workspace:
@@ -80,7 +81,7 @@ class Workspace:
             home.mkdir(parents=True, exist_ok=True)
             settings = home / "dagster.yaml"
             if not settings.exists():
-                storage.write_bytes(str(settings), (PROJECT / "infra" / "dagster" / "dagster.yaml").read_bytes())
+                storage.write_bytes(str(settings), (SHIPPED / "infra" / "dagster" / "dagster.yaml").read_bytes())
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise

@@ -22,7 +22,7 @@ from pipelines.commands.options import (
 )
 from pipelines.execute import Executor, open_executor, ray_ended, say
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
-from pipelines.workspace import PROJECT, Workspace
+from pipelines.workspace import Workspace
 
 STYLES = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
@@ -130,7 +130,6 @@ def ui(
         "FLEXTOK_PROFILE": profile,
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
     }
     command = [
         sys.executable,
