@@ -14,6 +14,7 @@ from dagster._core.instance.ref import InstanceRef
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
+from pipelines.full_disk import full_disk_as_os_error
 
 # The terminal keeps its own stdout and stderr: capturing them would hide progress bars behind a log file.
 NO_CAPTURE = {
@@ -95,7 +96,8 @@ class Workspace:
         """Dagster's instance for work in this process."""
         home = self.prepare_dagster_home()
         os.environ["DAGSTER_HOME"] = str(home)
-        with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)) as instance:
+        ref = InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)
+        with full_disk_as_os_error(home), dg.DagsterInstance.from_ref(ref) as instance:
             yield instance
 
     @contextlib.contextmanager
