@@ -5,6 +5,7 @@ file is uploaded in one put, which is atomic there. Readers and writers elsewher
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -26,14 +27,14 @@ TEMPORARY_PREFIX = ".tmp-"
 
 def is_local(url: str) -> bool:
     """Whether `url` is a path on this machine."""
-    return "://" not in url or url.startswith("file://")
+    return url.startswith(("/", "file://")) or "://" not in url
 
 
 def local_path(url: str) -> Path:
     """The path of a local `url`; raises UsageError for a remote one."""
     if not is_local(url):
         raise UsageError(f"expected a local path, found {url}")
-    return Path(url.removeprefix("file://"))
+    return Path(os.path.expanduser(url.removeprefix("file://")))
 
 
 def join(base: str, *parts: str) -> str:
@@ -43,11 +44,16 @@ def join(base: str, *parts: str) -> str:
 
 def absolute(url: str) -> str:
     """`url` such that it means the same in every process (Ray workers have another working directory)."""
-    return str(local_path(url).expanduser().resolve()) if is_local(url) else url.rstrip("/")
+    return str(local_path(url).resolve()) if is_local(url) else url.rstrip("/")
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path inside it."""
+    """The fsspec filesystem of `url` and the path inside it.
+
+    A local path is taken letter by letter: fsspec would read `a::b` as a chain of two stores.
+    """
+    if is_local(url):
+        return fsspec.filesystem("file"), str(local_path(url).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -181,8 +187,9 @@ def sha256_file(url: str) -> str:
 def remove(url: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is not there."""
     fs, path = filesystem(url)
+    # fsspec takes `*`, `?` and `[` in what it deletes for a pattern, on every store but the local disk.
     with contextlib.suppress(FileNotFoundError), _named(url):
-        fs.rm(path, recursive=True)
+        fs.rm(path if is_local(url) else glob.escape(path), recursive=True)
 
 
 def sizes(url: str) -> dict[str, int]:

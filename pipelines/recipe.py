@@ -24,12 +24,12 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
 from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
 from pipelines.moved import move_keys
-from pipelines.workspace import PROJECT
+from pipelines.workspace import SHIPPED
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "smoke"
-PROFILES = PROJECT / "configs"
+PROFILES = SHIPPED / "configs"
 
 
 class Recipe(Config):

@@ -22,7 +22,7 @@ from pipelines.commands.options import (
     print_json,
 )
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
-from pipelines.workspace import PROJECT, Workspace
+from pipelines.workspace import Workspace
 
 # Dagster, which drives the graph, is imported where a graph is driven: half a second that no other command should wait.
 if TYPE_CHECKING:
@@ -142,7 +142,6 @@ def ui(
         "FLEXTOK_PROFILE": profile,
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
     }
     command = [
         sys.executable,

@@ -3,12 +3,10 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from moto.server import ThreadedMotoServer
 from shrunk_smoke import Built, shrunk_profile
 
 from flextok import storage
@@ -57,24 +55,6 @@ def test_what_the_library_logs_is_kept_with_the_run_and_shown_once(tmp_path, cap
     assert [line for line in capsys.readouterr().err.splitlines() if "notice" in line or "odd" in line] == [
         "a notice", "warning: odd",
     ]  # fmt: skip
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import s3fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("workspaces")
-    yield "s3://workspaces/prefix"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow
