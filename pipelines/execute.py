@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime import interrupts
 from pipelines import lineage, stale
 from pipelines.partitions import split_of
 from pipelines.recipe import Recipe
@@ -101,6 +102,11 @@ class Executor:
                 )
 
     def _materialize(self, key: dg.AssetKey, partition: str | None) -> None:
+        # Dagster's records are not interrupted in the middle; what an asset does is (see assets).
+        with interrupts.held():
+            self._materialize_held(key, partition)
+
+    def _materialize_held(self, key: dg.AssetKey, partition: str | None) -> None:
         name = stale.label(key, partition)
         say(f"{name}: start")
         started = time.monotonic()

@@ -1,11 +1,13 @@
 """One way to reach Ray: start it on this machine, or join the cluster at an address."""
 
+import contextlib
 import logging
 import os
 import socket
 from typing import Any
 
 from flextok.errors import FlextokError
+from flextok.runtime import interrupts
 
 # Ray warns about each of these once a second or once a process; none needs an action of a user. The last one keeps a
 # thread that outlives its job from connecting to whatever cluster it finds.
@@ -22,6 +24,8 @@ SETTINGS = {
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
 REACH_TIMEOUT_S = 10.0
+RAY_FOLDER = "/ray/"
+"""In the command line of every process that Ray starts."""
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -47,6 +51,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
             f"expected to {'start Ray on this machine' if address == 'local' else f'reach Ray at {address}'}, "
             f"found: {first_line}; check `ray status` and compute.address"
         ) from error
+    interrupts.take_again()
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -76,7 +81,32 @@ def _require_listener(address: str) -> None:
 
 
 def stop_ray() -> None:
-    """Leave Ray, and end it if `ensure_ray` started it here."""
+    """Leave Ray, and end it with all its processes if `ensure_ray` started it here."""
+    import psutil
     import ray
 
+    started = [process for process in psutil.Process().children() if RAY_FOLDER in " ".join(_command(process))]
+    family = [*started, *(child for process in started for child in _children(process))]
     ray.shutdown()
+    # Its agents look for their parent every now and then, and end some time after it.
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _command(process: Any) -> list[str]:
+    import psutil
+
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _children(process: Any) -> list[Any]:
+    import psutil
+
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.stages import Stages
+from pipelines.assets.stages import Stages, interruptible
 from pipelines.checks import classes_for_prior, shards_match_manifest
 from pipelines.partitions import split_of
 from pipelines.resources import Store
@@ -13,6 +13,7 @@ def data_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     recipe = stages.recipe
 
     @dg.asset(**stages.options("corpus", "data", {"python"}, partitioned=True))
+    @interruptible
     def corpus(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """What the source holds: a digest of its listing, so that a changed source is new data."""
         from flextok.data.sources.catalog import source_digest
@@ -23,6 +24,7 @@ def data_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         )
 
     @dg.asset(**stages.options("image_shards", "data", {"webdataset"}, partitioned=True), deps=[stages.dep("corpus")])
+    @interruptible
     def image_shards(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """WebDataset shards of one split, with manifest and rejects."""
         from flextok.data.corpus.job import shard_corpus

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.stages import Stages
+from pipelines.assets.stages import Stages, interruptible
 from pipelines.checks import closer_than_random, more_tokens_are_closer
 from pipelines.resources import Store
 
@@ -18,6 +18,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         **stages.options("reconstructions", "evaluation", {"pytorch"}),
         deps=[stages.dep("tokenizer"), stages.dep("image_shards", "val")],
     )
+    @interruptible
     def reconstructions(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Held-out images at 1, 2, 4, ... tokens: pixel errors and distance for each count."""
         from flextok.evaluate.reconstruction import evaluate_reconstruction
@@ -35,6 +36,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         **stages.options("samples", "evaluation", {"pytorch"}),
         deps=[stages.dep("prior"), stages.dep("tokenizer"), stages.dep("image_shards", conditions)],
     )
+    @interruptible
     def samples(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Images drawn from the prior, at several token counts."""
         from flextok.data.corpus.reader import Corpus
@@ -55,6 +57,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         **stages.options("fid", "evaluation", {"pytorch"}),
         deps=[stages.dep("samples"), stages.dep("tokenizer"), stages.dep("image_shards", "val")],
     )
+    @interruptible
     def fid(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Distance of the samples to the val set (a FID only by the Inception extractor), beside random tokens."""
         from flextok.evaluate.features import distance_name
@@ -79,6 +82,7 @@ def evaluation_assets(stages: Stages) -> list[dg.AssetsDefinition]:
             stages.dep("image_shards", "train", "val"),
         ],
     )
+    @interruptible
     def report(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """One self-contained HTML page."""
         from flextok.evaluate.report import ReportInputs, write_report

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.stages import Stages
+from pipelines.assets.stages import Stages, interruptible
 from pipelines.checks import rows_match_images
 from pipelines.partitions import split_of
 from pipelines.resources import Store
@@ -16,6 +16,7 @@ def prior_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         **stages.options("token_shards", "prior", {"parquet", "ray"}, partitioned=True),
         deps=[stages.dep("image_shards"), stages.dep("tokenizer")],
     )
+    @interruptible
     def token_shards(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """One Parquet file of tokens for each image shard."""
         from flextok.data.corpus.reader import Corpus
@@ -34,6 +35,7 @@ def prior_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         return stages.result(store, "token_shards", made.url, made.digest, numbers, checks)
 
     @dg.asset(**stages.options("prior", "prior", {"pytorch", "ray"}), deps=[stages.dep("token_shards", "train", "val")])
+    @interruptible
     def prior(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """The autoregressive transformer over the tokens, validated on those of the val split."""
         from flextok.train.prior import train_prior

@@ -1,12 +1,14 @@
 """What the assets of a profile share: their keys, versions, partitions, dependencies and the form of their results."""
 
+import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
+from flextok.runtime import interrupts
 from pipelines.automation import refresh_when_inputs_change
 from pipelines.checks import check_specs
 from pipelines.partitions import corpus_partitions, only, partition_key
@@ -14,6 +16,17 @@ from pipelines.recipe import Recipe
 from pipelines.resources import Store
 
 POOL = "compute"
+
+
+def interruptible(body: Callable[..., dg.MaterializeResult]) -> Callable[..., dg.MaterializeResult]:
+    """The body of an asset, with SIGINT, SIGTERM and SIGHUP raised in it as Dagster expects, whatever Ray installs."""
+
+    @functools.wraps(body)
+    def run(*arguments: Any, **named: Any) -> dg.MaterializeResult:
+        with interrupts.owned(dg.DagsterExecutionInterruptedError):
+            return body(*arguments, **named)
+
+    return run
 
 
 class Stages:

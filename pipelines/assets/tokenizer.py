@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.stages import Stages
+from pipelines.assets.stages import Stages, interruptible
 from pipelines.resources import Store
 
 
@@ -11,6 +11,7 @@ def tokenizer_assets(stages: Stages) -> list[dg.AssetsDefinition]:
     recipe = stages.recipe
 
     @dg.asset(**stages.options("latents", "tokenizer", {"pytorch", "ray"}), deps=[stages.dep("image_shards", "train")])
+    @interruptible
     def latents(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """Stage 0: the autoencoder whose latents the tokenizer works on, trained or taken over."""
         from flextok.train.autoencoder import train_latents
@@ -28,6 +29,7 @@ def tokenizer_assets(stages: Stages) -> list[dg.AssetsDefinition]:
         **stages.options("tokenizer", "tokenizer", {"pytorch", "ray"}),
         deps=[stages.dep("latents"), stages.dep("image_shards", "train")],
     )
+    @interruptible
     def tokenizer(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         """FlexTok: images to ordered tokens and back."""
         from flextok.train.tokenizer import train_tokenizer
