@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _last_words() -> None:
     print(f"error: {interrupts.interrupted_line()}", file=sys.stderr)
+    if "ray" in sys.modules:
+        from flextok.runtime.cluster import kill_ray
+
+        kill_ray()
 
 
 def _end_at_once(code: int) -> None:

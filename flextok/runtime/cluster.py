@@ -82,31 +82,34 @@ def _require_listener(address: str) -> None:
 
 def stop_ray() -> None:
     """Leave Ray, and end it with all its processes if `ensure_ray` started it here."""
-    import psutil
     import ray
 
-    started = [process for process in psutil.Process().children() if RAY_FOLDER in " ".join(_command(process))]
-    family = [*started, *(child for process in started for child in _children(process))]
+    family = _started_here()
     ray.shutdown()
     # Its agents look for their parent every now and then, and end some time after it.
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
+    _kill(family)
+
+
+def kill_ray() -> None:
+    """End what `ensure_ray` started here at once, for a process that is about to be ended."""
+    _kill(_started_here())
+
+
+def _started_here() -> list[Any]:
+    """The processes of a Ray that this process started, and theirs."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if RAY_FOLDER in " ".join(process.cmdline()):
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _kill(processes: list[Any]) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
             process.kill()
-
-
-def _command(process: Any) -> list[str]:
-    import psutil
-
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def _children(process: Any) -> list[Any]:
-    import psutil
-
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
