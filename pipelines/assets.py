@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from flextok.runtime import interrupts
 from pipelines.automation import refresh_when_inputs_change
 from pipelines.partitions import corpus_partitions, only, partition_key, split_of
 from pipelines.recipe import Recipe
@@ -69,7 +70,9 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
     )
     def body(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         partition = context.partition_key if stage.partitioned else None
-        made = stage.run(AssetRun(recipe, store, context.instance, partition))
+        # Signals are raised in the work as Dagster expects, whatever Ray installs.
+        with interrupts.owned(dg.DagsterExecutionInterruptedError):
+            made = stage.run(AssetRun(recipe, store, context.instance, partition))
         return _result(stage, recipe, store.workspace, made)
 
     return body

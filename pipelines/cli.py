@@ -1,7 +1,6 @@
 """The `flextok` command: exit code 0 done, 1 the work failed, 2 wrong usage; the last line of stderr says why."""
 
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -13,7 +12,7 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 import typer
 
 from flextok.errors import FlextokError
-from flextok.runtime import log
+from flextok.runtime import interrupts, log
 from flextok.runtime.storage_errors import as_storage_error
 from flextok.storage import redact
 from pipelines.commands import artifacts, corpus, evaluation, pipeline, tokens, train
@@ -40,12 +39,21 @@ for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    code = run(sys.argv[1:] if arguments is None else list(arguments))
-    sys.stdout.flush()
-    if code:
-        _end_at_once(code)
+    with interrupts.owned(last_words=_last_words):
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+        with interrupts.closing():
+            sys.stdout.flush()
+            if code:
+                _end_at_once(code)
     sys.exit(code)
+
+
+def _last_words() -> None:
+    print(f"error: {interrupts.interrupted_line()}", file=sys.stderr)
+    if "ray" in sys.modules:
+        from flextok.runtime.cluster import kill_ray
+
+        kill_ray()
 
 
 def _end_at_once(code: int) -> None:
@@ -72,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         if code == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail("interrupted; what was finished is kept, `flextok refresh` resumes from there", 1, error, debug)
+        return _fail(interrupts.interrupted_line(), 1, error, debug)
     except FlextokError as error:
         return _fail(str(error), error.exit_code, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
@@ -91,10 +99,6 @@ def _fail(message: str, code: int, error: BaseException, debug: bool) -> int:
         traceback.print_exception(error)
     print("error: " + redact(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime import interrupts
 from pipelines import lineage, staleness
 from pipelines.definitions import build_definitions
 from pipelines.partitions import split_of
@@ -104,6 +105,11 @@ class Executor:
                 )
 
     def _materialize(self, key: dg.AssetKey, partition: str | None) -> None:
+        # Dagster's records are not interrupted in the middle; what an asset does is (see assets).
+        with interrupts.held():
+            self._materialize_held(key, partition)
+
+    def _materialize_held(self, key: dg.AssetKey, partition: str | None) -> None:
         name = staleness.label(key, partition)
         logger.info("%s: start", name)
         started = time.monotonic()

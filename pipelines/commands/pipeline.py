@@ -1,9 +1,7 @@
 """Commands on a whole pipeline: run, status, refresh, ui."""
 
-import contextlib
 import logging
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,7 +130,7 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Dagster's UI and daemon for this workspace, on 127.0.0.1, until Ctrl-C."""
-    import subprocess
+    from flextok.runtime.process_group import process_group
 
     load_recipe(profile, sets)
     place = Workspace(workspace)
@@ -156,12 +154,11 @@ def ui(
         str(port),
     ]
     logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
-    # Its processes get the terminal's Ctrl-C themselves; this one only waits for them to end.
-    process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-    while process.poll() is None:
-        with contextlib.suppress(KeyboardInterrupt):
+    with process_group(command, environment) as process:
+        try:
             process.wait()
+        except KeyboardInterrupt:
+            return
     if process.returncode not in (0, 130, -2, -15):
         raise FlextokError(
             f"expected Dagster's UI to run, found it ended with {process.returncode}; see its lines above"
