@@ -17,7 +17,9 @@ costs an import only where it is named.
 
 import difflib
 import importlib
+import pickle
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +29,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from flextok.errors import UsageError
 
 T = TypeVar("T")
+_REGISTERS: dict[str, "Register[Any]"] = {}
 MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 
@@ -38,6 +41,7 @@ class Register(Generic[T]):
         self.what, self._home = what, home
         self.a = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
         self._members: dict[str, T] = {}
+        _REGISTERS[what] = self
 
     def add(self, name: str, member: T) -> T:
         """Register `member`; raises ValueError where another one has that name."""
@@ -64,6 +68,10 @@ class Register(Generic[T]):
         if name not in self._members:
             raise UsageError(self.unknown(name))
         return self._members[name]
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names and members that are registered by now."""
+        return iter(self._members.items())
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._members.values())
@@ -121,6 +129,41 @@ class ConfigRegister(Register[type[BaseModel]]):
             raise PydanticCustomError(MEMBER_FAULTS, "not settings of this kind", faults) from None
 
 
+def pack_members() -> bytes:
+    """Every member that was registered from outside of the library, for `unpack_members` in a worker of Ray.
+
+    A worker imports the library and finds what lies in its rooms; of what a script or a test registered it knows nothing.
+    """
+    from ray import cloudpickle
+
+    members = [
+        (what, name, member)
+        for what, register in _REGISTERS.items()
+        for name, member in register.items()
+        if not _home_of(member).startswith("flextok.")
+    ]
+    modules = {sys.modules[_home_of(member)] for _, _, member in members if _home_of(member) != "__main__"}
+    # by value: a script's module need not be there to import
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(members)  # pyright: ignore[reportPrivateImportUsage]
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def unpack_members(packed: bytes) -> None:
+    """Register what `pack_members` found in another process."""
+    for what, name, member in pickle.loads(packed):
+        if name not in dict(_REGISTERS[what].items()):
+            _REGISTERS[what].add(name, member)
+
+
+def _home_of(member: Any) -> str:
+    return getattr(member, "__module__", None) or type(member).__module__
+
+
 class TrainingSettings(ConfigRegister):
     """What only the training of a register's members reads, by the member's kind.
 
@@ -128,7 +171,7 @@ class TrainingSettings(ConfigRegister):
     """
 
     def __init__(self, members: ConfigRegister):
-        super().__init__(members.what)
+        super().__init__(f"training of a {members.what}")
         self.default_kind, self._of = members.default_kind, members
 
     def names(self) -> list[str]:

@@ -25,6 +25,7 @@ from flextok.data.tokens.writer import MANIFEST
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.model.load import TokenizerSpec, tokenizer_spec
 from flextok.provenance import artifact_input
+from flextok.registry import pack_members
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
@@ -177,7 +178,7 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
 
     search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(search_batch_size)
     try:
-        return ray.get(search.remote(spec.url, config.dtype, workers))
+        return ray.get(search.remote(spec.url, config.dtype, workers, pack_members()))
     except RayError as error:
         raise FlextokError(
             f"expected to find a batch size, found: {innermost_message(error)}; give batch_size"

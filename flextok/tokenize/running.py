@@ -9,6 +9,7 @@ from typing import Any
 
 from flextok.errors import FlextokError
 from flextok.model.load import TokenizerSpec
+from flextok.registry import pack_members
 from flextok.runtime.processes import ONE_HEAP
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import TokenizeConfig
@@ -105,6 +106,7 @@ def _mapped(
         "threads": workers.threads,
         "device": workers.device,
         "board": board,
+        "members": pack_members(),
     }
     # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
     # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.

@@ -19,6 +19,7 @@ from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
+from flextok.registry import unpack_members
 from flextok.runtime.processes import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
@@ -80,10 +81,13 @@ class ShardTokenizer:
         threads: int,
         device: str,
         board: Any = None,
+        members: bytes | None = None,
     ):
         keep_freed_memory(large=True)
         settings = TokenizeConfig(**config)
         decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
+        if members is not None:
+            unpack_members(members)
         tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
         if tokenizer.digest != digest:
             raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
