@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from flextok.errors import UsageError
 
 T = TypeVar("T")
+_REGISTERS: dict[str, "Register[Any]"] = {}
 MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 
@@ -79,9 +80,9 @@ class Register(Generic[T]):
             raise UsageError(self.unknown(name))
         return self._members[name]
 
-    def items(self) -> list[tuple[str, T]]:
-        """Names and members registered in this process."""
-        return list(self._members.items())
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names and members that are registered by now."""
+        return iter(self._members.items())
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._members.values())
@@ -182,7 +183,7 @@ class TrainingSettings(ConfigRegister):
     """
 
     def __init__(self, members: ConfigRegister):
-        super().__init__(members.what)
+        super().__init__(f"training of a {members.what}")
         self.default_kind, self._of = members.default_kind, members
 
     def names(self) -> list[str]:

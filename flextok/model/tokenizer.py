@@ -46,7 +46,7 @@ class Tokenizer(nn.Module):
         self.quantizer = config.quantizer.build()
         self.encoder = Encoder(config, self.quantizer.dim)
         self.decoder = config.decoder.build(config.decoder_shape(self.quantizer.dim))
-        self.latents.requires_grad_(False)
+        self.latents.requires_grad_(False).train()  # as a frozen one is in training, from the start
         self._autocast_dtype: torch.dtype | None = None
         self._digest: str | None = None
 

@@ -19,6 +19,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.members import unpack_members
 from flextok.runtime.processes import keep_freed_memory
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
@@ -113,8 +114,9 @@ def worth_trying(images: int) -> bool:
     return images >= 20_000
 
 
-def search_batch_size(tokenizer_url: str, dtype: str, workers: Workers) -> int:
-    """`find_batch_size` in a process that has the resources of an actor."""
+def search_batch_size(tokenizer_url: str, dtype: str, workers: Workers, members: bytes) -> int:
+    """`find_batch_size` in a process that has the resources of an actor and the driver's `members` of registers."""
+    unpack_members(members)
     tokenizer = load_tokenizer(tokenizer_url, workers.device, getattr(torch, dtype))
     return find_batch_size(tokenizer)
 

@@ -27,6 +27,7 @@ from flextok.provenance import artifact_input
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
+from flextok.runtime.members import pack_members
 from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardOutcome
@@ -184,7 +185,7 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
 
     search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(search_batch_size)
     try:
-        return ray.get(search.remote(spec.url, config.dtype, workers))
+        return ray.get(search.remote(spec.url, config.dtype, workers, pack_members()))
     except RayError as error:
         raise FlextokError(
             f"expected to find a batch size, found: {innermost_message(error)}; give batch_size"

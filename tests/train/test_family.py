@@ -15,13 +15,17 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
+from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.model.checkpoint import read_checkpoint
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.load import load_autoencoder, load_tokenizer, tokenizer_spec
+from flextok.runtime.cluster import stop_ray
 from flextok.runtime.compute import ComputeConfig
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.job import tokenize_corpus
 from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import AutoencoderRecipe, TokenizerRecipe
 from flextok.train.data import CorpusImages, model_images
@@ -120,7 +124,7 @@ def test_a_codebook_of_averages_and_a_decoder_without_noise(
 
     evaluation = EvaluationConfig(steps=2, extractor="random_conv", batch_size=16, grid_images=2, keep=(1, 4))
     result = evaluate_reconstruction(made.url, corpora["val"], str(tmp_path / "evaluation"), evaluation)
-    found = {(metric.name, metric.k): metric.value for metric in result.metrics}
+    found = {(metric["name"], metric["k"]): metric["value"] for metric in result.metrics}
     assert 0 < found["mae", 4] < 1
     assert tokenizer.decoder.record(SamplerConfig()) == {"solver": "none: one pass"}
 
@@ -183,3 +187,18 @@ def test_a_weight_for_no_loss_names_the_nearest(autoencoder_url: str, corpora: d
     recipe = tokenizer_recipe({"kind": "toy_ema"}, {"kind": "toy_regression"}, loss_weights={"comitment": 1.0})
     with pytest.raises(UsageError, match="losses commitment, mse, found 'comitment'; the nearest is 'commitment'"):
         train_tokenizer(recipe, autoencoder_url, corpora["train"], SIZE, str(tmp_path), HERE)
+
+
+def test_workers_of_bulk_tokenization_know_them(autoencoder_url: str, corpora: dict[str, str], tmp_path: Path) -> None:
+    recipe = tokenizer_recipe({"kind": "toy_ema"}, {"kind": "toy_regression"}, steps=3)
+    made = train_tokenizer(recipe, autoencoder_url, corpora["train"], SIZE, str(tmp_path / "t"), HERE)
+    stop_ray()
+    compute = ComputeConfig(num_cpus=2, tokenize_actors=(1, 1))
+    dest = str(tmp_path / "tokens")
+    try:
+        tokenize_corpus(corpora["val"], made.url, dest, TokenizeConfig(batch_size=8), compute, progress=False)
+    finally:
+        stop_ray()
+    source = CorpusImages(Corpus.open(corpora["val"]), SIZE)
+    crops = model_images(source.fetch(np.arange(16))["images"])
+    assert np.array_equal(TokenStore.open(dest).ids(), load_tokenizer(made.url).tokenize(crops).numpy())
