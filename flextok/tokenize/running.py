@@ -9,7 +9,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.errors import FlextokError
-from flextok.runtime.processes import ONE_HEAP
+from flextok.runtime.memory import ONE_HEAP
 from flextok.tokenize.board import Board
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.plan import ShardTask, TokenizerSpec, task_to_json
