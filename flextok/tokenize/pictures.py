@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import index_url
+from flextok.data.corpus.layout import index_url
 from flextok.data.corpus.reader import Shard
 from flextok.errors import IntegrityError
 from flextok.tokenize.decoding import Place

@@ -18,8 +18,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import INDEX_SCHEMA, shard_url
+from flextok.data.corpus.builder import INDEX_SCHEMA
 from flextok.data.corpus.duplicates import read_indexes
+from flextok.data.corpus.layout import shard_url
 from flextok.data.corpus.manifest import FORMAT, MANIFEST, SHARDS_TABLE
 from flextok.data.corpus.members import shard_members
 from flextok.errors import IntegrityError, UsageError
