@@ -28,7 +28,6 @@ from pydantic_core import PydanticCustomError, core_schema
 from flextok.errors import UsageError
 
 T = TypeVar("T")
-_REGISTERS: dict[str, "Register[Any]"] = {}
 MEMBER_FAULTS = "member_faults"
 """Type of the pydantic error that carries the faults of a member's own settings."""
 

@@ -52,7 +52,7 @@ from flextok.model.nn.config import TrunkConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
-from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads
 from flextok.tokenize.encoding import Batch, Encoder, takes_single_images

@@ -21,7 +21,7 @@ from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
 from flextok.runtime.members import unpack_members
-from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoding import Damaged, Encoder

@@ -20,7 +20,7 @@ from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import unpack_members
-from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses

@@ -18,7 +18,7 @@ from flextok.errors import FlextokError
 from flextok.model.load import TokenizerSpec
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_members
-from flextok.runtime.processes import ONE_HEAP
+from flextok.runtime.memory import ONE_HEAP
 from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.straggler import StragglerMonitor

@@ -10,13 +10,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from flextok.data.sources.detect import detect_format
 
-from flextok.data.config import CorpusConfig
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.corpus.job import CorpusSummary, shard_corpus
 from flextok.data.corpus.reader import Corpus, Sample, iter_shard
 from flextok.data.corpus.verify import verify_corpus
-from flextok.data.sources.catalog import source_digest
+from flextok.data.sources.catalog import format_of, source_digest
 from flextok.errors import UsageError
 
 Members = list[tuple[str, bytes]]
@@ -181,7 +180,7 @@ def test_img2dataset_files_with_their_records(make_picture: Callable[..., bytes]
     pq.write_table(
         pa.table({**table, "error_message": [None] * 3 + ["HTTP Error 404", None]}), source / "00000.parquet"
     )
-    assert detect_format(str(source)) == "folder"
+    assert format_of(SourceConfig(url=str(source))).name == "folder"
     made = shard(source, tmp_path / "out")
     found = samples(tmp_path / "out")
     assert found["00001/000010002.jpg"].text == "nr 000010002"
@@ -272,7 +271,11 @@ def test_metadata_parquet_beside_pictures(make_folder: Callable[..., Path], tmp_
     source = make_folder(["deep/er/1.jpg", "2.jpg", "3.jpg"])
     table = {"file_name": ["deep/er/1.jpg", "2.jpg", None, "9.jpg"], "text": [["one", "uno"], ["two"], ["x"], ["y"]]}
     pq.write_table(pa.table({**table, "extra": [1, 2, 3, 4]}), source / "metadata.parquet")
-    assert detect_format(str(source)) == detect_format(str(source / "metadata.parquet")) == "captions"
+    assert (
+        format_of(SourceConfig(url=str(source))).name
+        == format_of(SourceConfig(url=str(source / "metadata.parquet"))).name
+        == "captions"
+    )
     made = shard(source, tmp_path / "out")
     assert {name: s.meta["captions"] for name, s in samples(tmp_path / "out").items()} == {
         "deep/er/1.jpg": ["one", "uno"], "2.jpg": ["two"],
@@ -289,11 +292,11 @@ def test_other_tables_do_not_make_captions(make_folder: Callable[..., Path], tmp
     source = make_folder(["1.jpg"])
     pq.write_table(pa.table({"file_name": ["1.jpg"], "width": [3]}), source / "metadata.parquet")
     (source / "metadata.tsv").write_text("id\tnote\n1\tx\n")
-    assert detect_format(str(source)) == "folder"
+    assert format_of(SourceConfig(url=str(source))).name == "folder"
     pictures = pa.array([{"bytes": b"x", "path": None}], PICTURE)
     (tmp_path / "hf").mkdir()
     pq.write_table(pa.table({"image": pictures, "text": ["a"]}), tmp_path / "hf/metadata.parquet")
-    assert detect_format(str(tmp_path / "hf")) == "parquet"
+    assert format_of(SourceConfig(url=str(tmp_path / "hf"))).name == "parquet"
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("captions.csv", ";"), ("metadata.csv", "\t"), ("captions.tsv", "\t"),

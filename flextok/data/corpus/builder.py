@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data import images
 from flextok.data.config import ImageLimits
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.tar import TarWriter
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import InputError, RawInput, Reader
@@ -50,7 +51,7 @@ class PlannedInput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardRecord:
+class CorpusShardRecord:
     """What is stored beside a finished shard, in the metadata of its index file."""
 
     fingerprint: str
@@ -70,7 +71,7 @@ class ShardBuilder:
     resize_short_side: int | None
     perceptual_hashes: bool
 
-    def build(self, shard: str, fingerprint: str, inputs: Sequence[PlannedInput]) -> ShardRecord:
+    def build(self, shard: str, fingerprint: str, inputs: Sequence[PlannedInput]) -> CorpusShardRecord:
         """Write `shards/<shard>.tar`, then `index/<shard>.parquet`, which commits it. Raises OSError."""
         rows: list[tuple[Any, ...]] = []
         rejects: list[Reject] = []
@@ -85,7 +86,7 @@ class ShardBuilder:
                 except (images.ImageError, InputError) as error:
                     rejects.append(Reject(planned.source, _judged(error.reason, planned), error.detail))
             sha256 = tar.close()
-        record = ShardRecord(fingerprint, len(rows), tar.bytes, sha256)
+        record = CorpusShardRecord(fingerprint, len(rows), tar.bytes, sha256)
         write_index(self.dest, shard, rows, record, rejects)
         return record
 
@@ -155,17 +156,9 @@ class ShardBuilder:
             yield from ahead(lambda planned: pool.submit(self._read, planned), inputs, READ_AHEAD)
 
 
-def shard_url(dest: str, shard: str) -> str:
-    """The tar of a shard."""
-    return storage.join(dest, "shards", f"{shard}.tar")
-
-
-def index_url(dest: str, shard: str) -> str:
-    """The index beside a shard."""
-    return storage.join(dest, "index", f"{shard}.parquet")
-
-
-def write_index(dest: str, shard: str, rows: list[tuple[Any, ...]], record: ShardRecord, rejects: list[Reject]) -> None:
+def write_index(
+    dest: str, shard: str, rows: list[tuple[Any, ...]], record: CorpusShardRecord, rejects: list[Reject]
+) -> None:
     """Store a shard's index, with its record and rejects in the metadata."""
     columns = [
         pa.array([row[i] for row in rows], INDEX_SCHEMA.field(i).type) for i in range(len(INDEX_SCHEMA))
@@ -176,12 +169,12 @@ def write_index(dest: str, shard: str, rows: list[tuple[Any, ...]], record: Shar
         pq.write_table(table, file, compression="zstd")
 
 
-def read_record(dest: str, shard: str) -> tuple[ShardRecord, list[Reject]] | None:
+def read_record(dest: str, shard: str) -> tuple[CorpusShardRecord, list[Reject]] | None:
     """The record and rejects of a finished shard; None where there is none."""
     try:
         with storage.open_read(index_url(dest, shard)) as file:
             metadata = pq.read_schema(file).metadata or {}
-        record = ShardRecord(**json.loads(metadata[SHARD_KEY]))
+        record = CorpusShardRecord(**json.loads(metadata[SHARD_KEY]))
         return record, [Reject(*row) for row in json.loads(metadata[REJECTS_KEY])]
     except (FileNotFoundError, KeyError, ValueError, TypeError, pa.ArrowInvalid):
         return None

@@ -17,7 +17,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import ShardRecord, index_url, read_record, shard_url, write_index
+from flextok.data.corpus.builder import CorpusShardRecord, read_record, write_index
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.members import shard_members
 from flextok.data.corpus.reader import read_indexes
 from flextok.data.corpus.tar import TarWriter
@@ -42,7 +43,7 @@ def find_duplicates(index: pl.DataFrame) -> pl.DataFrame:
     return index.with_columns(first).filter(pl.col("sha256").is_first_distinct().not_())
 
 
-def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, ShardRecord]:
+def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, CorpusShardRecord]:
     """Write the shards anew that hold `duplicates`, without them; gives back their new records.
 
     A run that ends in between is no harm: what is dropped already is not found again, and nothing else changes.
@@ -56,7 +57,7 @@ def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, ShardRecor
     return records
 
 
-def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> ShardRecord:
+def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> CorpusShardRecord:
     stored = read_record(dest, shard)
     assert stored is not None
     old, rejects = stored
@@ -71,7 +72,7 @@ def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> ShardRecord:
                 offset = tar.add(name, content)
                 offsets.setdefault(key, offset)
         sha256 = tar.close()
-    record = ShardRecord(old.fingerprint, len(rows), tar.bytes, sha256)
+    record = CorpusShardRecord(old.fingerprint, len(rows), tar.bytes, sha256)
     moved = [tuple({**row, "offset": offsets[row["key"]]}.values()) for row in rows]
     write_index(dest, shard, moved, record, rejects + list(dropped.values()))
     return record

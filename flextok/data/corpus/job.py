@@ -21,7 +21,7 @@ import polars as pl
 from flextok import storage
 from flextok.data.config import CorpusConfig, InputsConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
-from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
+from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder, read_record
 from flextok.data.corpus.duplicates import count_duplicates, drop_duplicates, find_duplicates, find_near_duplicates
 from flextok.data.corpus.manifest import (
     MANIFEST,
@@ -170,13 +170,13 @@ def _clear_leftovers(dest: str, plan: Plan) -> None:
 
 def _build_all(
     builder: ShardBuilder, plan: Plan, catalog: Catalog, workers: int, progress: bool
-) -> dict[str, ShardRecord]:
+) -> dict[str, CorpusShardRecord]:
     """Records of all shards, in order; only shards that are not there yet are made."""
     stored = storage.sizes(storage.join(builder.dest, "shards"))
     planned = plan.frame.join(
         catalog.frame.select("name", "where", "reader"), on="name", how="left", maintain_order="left"
     )
-    finished: dict[str, ShardRecord] = {}
+    finished: dict[str, CorpusShardRecord] = {}
     missing: list[tuple[str, str, int, int]] = []
     start = 0
     for number, count in plan.frame["shard"].rle().struct.unnest().select("value", "len").iter_rows():
@@ -210,7 +210,7 @@ def _inputs(rows: pl.DataFrame, prefixes: tuple[str, ...]) -> list[PlannedInput]
     ]
 
 
-def _compare(config: CorpusConfig, dest: str, records: dict[str, ShardRecord]) -> tuple[int, int | None]:
+def _compare(config: CorpusConfig, dest: str, records: dict[str, CorpusShardRecord]) -> tuple[int, int | None]:
     """Counts of equal and of nearly equal samples; `records` follow when equal ones are dropped."""
     if not records:
         return 0, None

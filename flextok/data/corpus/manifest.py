@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan
-from flextok.data.corpus.builder import ShardRecord
+from flextok.data.corpus.builder import CorpusShardRecord
 from flextok.data.rejects import Reject, count_reasons, rejects_table
 from flextok.data.sources.catalog import Catalog
 from flextok.digests import digest_of, digest_rows
@@ -67,7 +67,7 @@ def corpus_digest(shards: Iterable[tuple[str, int, str]], sources: list[dict[str
     return digest_of([digest, weights]) if len(set(weights.values())) > 1 else digest
 
 
-def write_tables(dest: str, records: dict[str, ShardRecord], rejects: list[Reject]) -> None:
+def write_tables(dest: str, records: dict[str, CorpusShardRecord], rejects: list[Reject]) -> None:
     """Store manifest.parquet and rejects.parquet."""
     rows = [(shard, record.samples, record.bytes, record.sha256) for shard, record in records.items()]
     columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(MANIFEST_SCHEMA)]
@@ -87,7 +87,7 @@ def commit(
     dest: str,
     catalog: Catalog,
     plan: Plan,
-    records: dict[str, ShardRecord],
+    records: dict[str, CorpusShardRecord],
     rejects: list[Reject],
     duplicates: int,
     near_duplicates: int | None,

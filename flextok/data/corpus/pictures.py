@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import index_url
 from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, read_crops
+from flextok.data.corpus.layout import index_url
 from flextok.data.corpus.reader import Corpus, Shard
 from flextok.errors import IntegrityError
 

@@ -18,7 +18,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import INDEX_SCHEMA, index_url, shard_url
+from flextok.data.corpus.builder import INDEX_SCHEMA
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.manifest import FORMAT, MANIFEST, SHARDS_TABLE
 from flextok.data.corpus.members import shard_members
 from flextok.errors import IntegrityError, UsageError

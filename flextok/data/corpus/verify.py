@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import index_url, shard_url
 from flextok.data.corpus.crops import Undecodable, check_hash
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.manifest import FORMAT, MANIFEST, REJECTS_TABLE, SHARDS_TABLE, corpus_digest
 from flextok.data.corpus.reader import Shard, iter_shard
 from flextok.digests import digest_of

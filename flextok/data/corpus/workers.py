@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
-from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord
+from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder
 from flextok.errors import FlextokError
 from flextok.runtime.ahead import as_finished
 from flextok.runtime.processes import process_pool
@@ -14,7 +14,9 @@ ShardJob = tuple[str, str, list[PlannedInput]]
 _builder: ShardBuilder | None = None
 
 
-def build_shards(builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int) -> Iterator[tuple[str, ShardRecord]]:
+def build_shards(
+    builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int
+) -> Iterator[tuple[str, CorpusShardRecord]]:
     """Makes the shards of `jobs`, in this process for one worker; gives them back as they are finished."""
     if workers <= 1:
         yield from ((job[0], builder.build(*job)) for job in jobs)
@@ -35,6 +37,6 @@ def _start_worker(builder: ShardBuilder) -> None:
     _builder = builder
 
 
-def _build(shard: str, fingerprint: str, inputs: list[PlannedInput]) -> ShardRecord:
+def _build(shard: str, fingerprint: str, inputs: list[PlannedInput]) -> CorpusShardRecord:
     assert _builder is not None
     return _builder.build(shard, fingerprint, inputs)
