@@ -149,6 +149,18 @@ def test_a_text_that_changes_makes_its_picture_anew(make_folder: Callable[..., P
     assert second.digest != first.digest and second.digest == shard(source, tmp_path / "anew", shard_samples=2).digest
 
 
+def test_a_text_whose_picture_comes_later(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder([f"{i}.jpg" for i in range(8)])
+    (source / "late.txt").write_text("at last")
+    first = shard(source, tmp_path / "out", shard_samples=3)
+    assert first.reason_counts == {"other_file": 1} and (first.members, first.fields) == (9, 0)
+    make_folder(["late.jpg"], first=8)
+    second = shard(source, tmp_path / "out", shard_samples=3)
+    assert samples(tmp_path / "out")["late.jpg"].text == "at last"
+    assert (second.members, second.samples, second.fields, second.rejects) == (10, 9, 1, 0)
+    assert (second.added, second.removed) == (1, 0)
+
+
 def test_texts_that_cannot_be_used_reject_their_picture(
     make_folder: Callable[..., Path], make_picture: Callable[..., bytes], tmp_path: Path
 ) -> None:
