@@ -148,6 +148,18 @@ def test_a_text_that_changes_makes_its_picture_anew(make_folder: Callable[..., P
     assert second.digest != first.digest and second.digest == shard(source, tmp_path / "anew", shard_samples=2).digest
 
 
+def test_a_text_whose_picture_comes_later(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder([f"{i}.jpg" for i in range(8)])
+    (source / "late.txt").write_text("at last")
+    first = shard(source, tmp_path / "out", shard_samples=3)
+    assert first.reason_counts == {"other_file": 1} and (first.members, first.fields) == (9, 0)
+    make_folder(["late.jpg"], first=8)
+    second = shard(source, tmp_path / "out", shard_samples=3)
+    assert samples(tmp_path / "out")["late.jpg"].text == "at last"
+    assert (second.members, second.samples, second.fields, second.rejects) == (10, 9, 1, 0)
+    assert (second.added, second.removed) == (1, 0)
+
+
 def test_texts_that_cannot_be_used_reject_their_picture(
     make_folder: Callable[..., Path], make_picture: Callable[..., bytes], tmp_path: Path
 ) -> None:
@@ -194,12 +206,13 @@ def test_img2dataset_files_with_their_records(make_picture: Callable[..., bytes]
 
 def test_a_broken_record_is_a_row(make_tar: Callable[..., Path], make_picture: Callable[..., bytes], tmp_path: Path):
     make_tar(tmp_path / "s/0.tar", [("a.jpg", make_picture(0))])
-    write_folder(tmp_path / "s", [("0_stats.json", b"{"), ("1.parquet", b"x"), ("README", b"y")])
-    made = shard(tmp_path / "s", tmp_path / "out", format="webdataset")
+    make_tar(tmp_path / "s/2.tar", [("b.jpg", make_picture(1))])
+    others = [("0_stats.json", b"{"), ("1.parquet", b"x"), ("2_stats.json", b'{"mean": 1}'), ("README", b"y")]
+    made = shard(write_folder(tmp_path / "s", others), tmp_path / "out", format="webdataset")
     assert rejects(tmp_path / "out") == {
-        "0_stats.json": "bad_metadata", "1.parquet": "other_file", "README": "other_file",
+        "0_stats.json": "bad_metadata", "1.parquet": "other_file", "2_stats.json": "other_file", "README": "other_file",
     }  # fmt: skip
-    assert (made.members, made.fields) == (4, 0)
+    assert (made.members, made.fields) == (6, 0)
 
 
 # Parquet: lists and several columns
@@ -293,6 +306,15 @@ def test_other_tables_do_not_make_captions(make_folder: Callable[..., Path], tmp
     pq.write_table(pa.table({"file_name": ["1.jpg"], "width": [3]}), source / "metadata.parquet")
     (source / "metadata.tsv").write_text("id\tnote\n1\tx\n")
     assert format_of(SourceConfig(url=str(source))).name == "folder"
+    (source / "annotations").mkdir()
+    document = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "one"}],
+    }
+    (source / "annotations/captions_all.json").write_text(json.dumps(document))
+    assert format_of(SourceConfig(url=str(source))).name == "captions"
+    shard(source, tmp_path / "out")
+    assert samples(tmp_path / "out")["1.jpg"].text == "one"
     pictures = pa.array([{"bytes": b"x", "path": None}], PICTURE)
     (tmp_path / "hf").mkdir()
     pq.write_table(pa.table({"image": pictures, "text": ["a"]}), tmp_path / "hf/metadata.parquet")

@@ -6,9 +6,13 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flextok.data.config import CorpusConfig
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.rejects import REASONS
 from flextok.data.sources.files import IMAGE_ENDINGS
 from flextok.data.sources.folder import list_folder
@@ -32,6 +36,16 @@ def members(names: list[str], cut: bool = False) -> list[TarMember]:
     """Regular files with a place of their own each; the last one is cut if wanted."""
     last = len(names) - 1
     return [TarMember(name, "file", 1000 * i, 10 + i, not (cut and i == last)) for i, name in enumerate(names)]
+
+
+def tar_of(named: list[tuple[str, bytes]]) -> io.BytesIO:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in named:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
 
 
 def count(content: TarContent) -> int:
@@ -141,16 +155,11 @@ def test_members_that_are_no_use_are_rows() -> None:
 def test_a_real_tar_and_a_real_folder_have_the_same_texts(tmp_path_factory, names: list[str]) -> None:
     names = [name for name in names if not name.startswith("../")]
     root: Path = tmp_path_factory.mktemp("both")
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name in names:
-            content = name.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-            path = root / "folder" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    file = tar_of([(name, name.encode()) for name in names])
+    for name in names:
+        path = root / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
     inputs = sort_members(tar_members(file, len(file.getvalue()))).inputs
     (root / "folder").mkdir(exist_ok=True)
     listing = list_folder(str(root / "folder"), "all", "folder")
@@ -168,3 +177,29 @@ def test_a_real_tar_and_a_real_folder_have_the_same_texts(tmp_path_factory, name
         note = here[name]
         beside = {} if note is None else {kind: path for kind, (path, _) in json.loads(note)["texts"].items()}
         assert beside == texts
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(paths(), st.booleans()), min_size=1, max_size=10, unique_by=lambda one: one[0].removeprefix("./")
+    )
+)
+def test_the_sum_of_any_tar_adds_up(tmp_path_factory, make_picture, named: list[tuple[str, bool]]) -> None:
+    """Pictures that decode or not, texts that parse or not, under any names."""
+    root = tmp_path_factory.mktemp("any")
+    made = make_picture(0)
+    members = [("control.jpg", made)]
+    for name, good in named:
+        picture = split_ending(name)[1] in IMAGE_ENDINGS
+        members.append((name, (made if picture else b"7") if good else b"\xff{"))
+    (root / "a.tar").write_bytes(tar_of(members).getvalue())
+    config = CorpusConfig.model_validate({"source": str(root / "a.tar"), "max_reject_fraction": 1.0})
+    summary = shard_corpus(config, "all", str(root / "out"), progress=False)
+    rows = pq.read_table(root / "out/rejects.parquet").num_rows
+    assert len(members) == summary.members == summary.samples + summary.fields + rows
+    assert (
+        summary.samples
+        == Corpus.open(str(root / "out")).num_samples
+        == Corpus.open(str(root / "out")).index()["source"].n_unique()
+    )

@@ -38,6 +38,7 @@ from flextok.data.corpus.workers import build_shards
 from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
 from flextok.data.sources.catalog import Catalog, absolute, check_sources, list_sources, shown_sources
 from flextok.data.sources.staging import Staging
+from flextok.data.sources.stems import TEXT_KINDS
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.runtime.lock import LOCK_FILE, locked
@@ -152,10 +153,22 @@ def _plan(config: CorpusConfig, catalog: Catalog, dest: str) -> Plan:
     if earlier is not None and earlier.settings != settings:
         storage.remove(storage.join(dest, MANIFEST))
         earlier = None
+    if earlier is not None:
+        earlier = _without_texts(earlier, catalog)
     plan = make_plan(catalog.frame, config, settings, earlier.frame if earlier else None)
     if earlier is None or not plan.frame.equals(earlier.frame):
         write_plan(dest, plan)
     return plan
+
+
+def _without_texts(earlier: Plan, catalog: Catalog) -> Plan | None:
+    """`earlier` without the texts that an earlier version took for inputs, and rejected; None where that empties a shard."""
+    ending = pl.col("name").str.to_lowercase().str.extract(r"\.([a-z]+)$")
+    texts = earlier.frame.filter(ending.is_in(TEXT_KINDS)).join(catalog.frame.select("name"), on="name", how="anti")
+    if texts.is_empty():
+        return earlier
+    frame = earlier.frame.join(texts.select("name"), on="name", how="anti", maintain_order="left")
+    return Plan(frame, earlier.settings) if frame["shard"].n_unique() == earlier.num_shards else None
 
 
 def _clear_leftovers(dest: str, plan: Plan) -> None:

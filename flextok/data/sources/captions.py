@@ -64,11 +64,15 @@ def find_captions(url: str, folders: list[str], split: str) -> str | None:
     """The captions file of a split inside the folder `url`, relative to it; None when there is none."""
     own = split_folders(folders).get(split)
     places = [*([own] if own else []), "", *(["annotations"] if "annotations" in folders else [])]
+    tables: list[str] = []
     for place in places:
         names = storage.list_names(storage.join(url, place) if place else url)
         for name in [*(name for name in USUAL_NAMES if name in names), *_coco_names(names, split)]:
-            return f"{place}/{name}" if place else name
-    return None
+            found = f"{place}/{name}" if place else name
+            if name not in TABLE_NAMES or is_captions_table(storage.join(url, found)):
+                return found
+            tables.append(found)
+    return tables[0] if tables else None
 
 
 def list_captions(url: str, split: str, config: CorpusConfig) -> Listing:

@@ -88,9 +88,12 @@ def sort_members(members: Iterable[TarMember]) -> TarContent:
 
 def _entry(member: TarMember, places: dict[str, ByteRange]) -> tuple[str, _Entry]:
     """A member under its stem, with what is wrong about it."""
-    parts = [part for part in member.name.split("/") if part != "."]
-    hidden = any(part.startswith(".") and part != ".." for part in parts)
-    path = "/".join(parts)
+    parts: list[str] = []
+    path, hidden = member.name, False
+    if path.startswith(".") or "/." in path:
+        parts = [part for part in path.split("/") if part != "."]
+        hidden = any(part.startswith(".") and part != ".." for part in parts)
+        path = "/".join(parts)
     fault, place = None, (member.offset, member.size)
     if member.kind == "hardlink" and member.link in places:
         place = places[member.link]
@@ -126,7 +129,7 @@ def _judge(stem: str, copies: list[dict[str, _Entry]], content: TarContent) -> N
     for path in others:
         if members[path].fault:
             faults.setdefault(members[path].name, []).append(path)
-    roots = {path: root_of(members[path].name, index) for path in pictures}
+    roots = {path: root_of(members[path].name, index) for path in pictures} if several else {}
     shared = {root for root, count in Counter(roots.values()).items() if count > 1}
     counted: set[str] = set()
     for path in pictures:
@@ -143,7 +146,8 @@ def _judge(stem: str, copies: list[dict[str, _Entry]], content: TarContent) -> N
         places = {kind: members[text].place for kind, text in texts.items()}
         far = several or any(text[len(stem) + 1 :].lower() != kind for kind, text in texts.items())
         name = path if several else stem + path[len(stem) :].lower()
-        group = roots[path] if roots[path] in shared else None
+        root = roots.get(path)
+        group = root if root in shared else None
         content.inputs.append(TarInput(name, stem, views[path], entry.place, places, far, group, len(fresh)))
     _reject_unused([members[path] for path in others if path not in counted], pictures, content)
 
