@@ -11,7 +11,7 @@ A run that is interrupted, however it ends, goes on where it stopped; a run on a
 """
 
 import contextlib
-import sys
+import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +51,8 @@ from flextok.runtime.storage_errors import storage_errors
 
 __all__ = ["CorpusSummary", "shard_corpus"]
 
+logger = logging.getLogger(__name__)
+
 STAGING = ".staging"
 CONTENT_VERSION = 1
 """Raised when the same input would give other shards, so that finished ones are made again."""
@@ -72,7 +74,7 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
         staging = Staging(_staging_folder(dest))
         catalog = list_sources(config, split, staging)
         if config.label_csv is not None and catalog.labels.csv_sha256 is None:
-            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
+            logger.info("labels: no %s beside the pictures; their folders are the classes", config.label_csv)
         summary = _shard(config, split, dest, workers, progress, catalog)
         staging.remove()
         return summary
@@ -243,10 +245,11 @@ def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
 
 def _tell_removed(plan: Plan, dest: str) -> None:
     if plan.removed:
-        print(
-            f"{plan.removed} inputs are gone from the source; their samples stay in {dest} "
-            "(delete the folder and shard again to leave them out)",
-            file=sys.stderr,
+        logger.warning(
+            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave "
+            "them out)",
+            plan.removed,
+            dest,
         )
 
 
@@ -257,7 +260,7 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
     if samples and len(unexpected) <= config.max_reject_fraction * inputs:
         return
     for line in describe_rejects(rejects):
-        print(line, file=sys.stderr)
+        logger.info("%s", line)
     listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
     if not samples:
         raise FlextokError(
