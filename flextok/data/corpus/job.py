@@ -254,7 +254,8 @@ def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
 def _tell_removed(plan: Plan, dest: str) -> None:
     if plan.removed:
         logger.warning(
-            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave them out)",
+            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave "
+            "them out)",
             plan.removed,
             dest,
         )
@@ -267,7 +268,7 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
     if samples and len(unexpected) <= config.max_reject_fraction * inputs:
         return
     for line in describe_rejects(rejects):
-        logger.warning(line)
+        logger.warning("%s", line)
     listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
     if not samples:
         raise FlextokError(
