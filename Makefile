@@ -1,5 +1,10 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything lives in .venv and ./workspace.
-PYTHON ?= python3.11
+# The newest supported Python that runs here and can make environments; `make PYTHON=/path/to/python` takes another.
+CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3 python
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(firstword $(foreach name,$(CANDIDATES),$(shell $(name) -c '$(USABLE)' > /dev/null 2>&1 && echo $(name))))
+NO_PYTHON = expected Python 3.11 to 3.14 with its venv module, found none of $(CANDIDATES); install one \
+	(Debian, Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -20,7 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 type: $(INSTALLED)
-	$(BIN)/pyright flextok
+	$(BIN)/pyright
 
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
@@ -35,9 +40,9 @@ ifdef PICTURES
 endif
 	mv docs/benchmarks.new docs/benchmarks.md
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@echo 'installing the pinned packages into $(VENV): a few minutes, about 3 GB'
-	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(or $(PYTHON),$(error $(NO_PYTHON))) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -7,8 +7,7 @@ from flextok.version import __version__
 
 if TYPE_CHECKING:
     from flextok.data.tokens import TokenStore
-    from flextok.model.checkpoint import load_tokenizer
-    from flextok.model.load import load_prior
+    from flextok.model.load import load_prior, load_tokenizer
 
 __all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
 
@@ -16,7 +15,7 @@ __all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
 _HOMES = {
     "TokenStore": "flextok.data.tokens",
     "load_prior": "flextok.model.load",
-    "load_tokenizer": "flextok.model.checkpoint",
+    "load_tokenizer": "flextok.model.load",
 }
 
 

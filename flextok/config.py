@@ -23,10 +23,29 @@ class _OperationalMark:
     def __repr__(self) -> str:
         return "Operational"
 
+    def __reduce__(self) -> str:
+        return "OPERATIONAL"  # there is one in each process, also for classes that are pickled by value
+
 
 OPERATIONAL = _OperationalMark()
 Operational = Annotated[T, OPERATIONAL]
 """Type of a setting that decides no result: `log_every: Operational[int] = 50`."""
+
+
+class _AddedMark:
+    """Marks a field that is younger than artifacts which may be around."""
+
+    def __repr__(self) -> str:
+        return "Added"
+
+    def __reduce__(self) -> str:
+        return "ADDED"  # there is one in each process, also for classes that are pickled by value
+
+
+ADDED = _AddedMark()
+Added = Annotated[T, ADDED]
+"""Type of a deciding setting that came later. At its default, which is what was done before, it stays out of the content:
+digests and versions from before the setting existed remain valid."""
 
 
 class Config(BaseModel):
@@ -35,17 +54,39 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth."""
+        """The settings that decide results, as plain values: everything that is not `Operational`, at any depth.
+
+        An `Added` setting is left out while it has its default.
+        """
         return {
             name: _content(getattr(self, name), plain)
             for name, plain in self.model_dump(mode="json").items()
-            if not is_operational(type(self), name)
+            if not is_operational(type(self), name) and not self._is_silent(name)
         }
+
+    def part(self, base: type["ConfigT"]) -> "ConfigT":
+        """The settings that the class `base`, of which this one is made, brings to it."""
+        return base.model_validate({name: getattr(self, name) for name in base.model_fields})
+
+    def _is_silent(self, name: str) -> bool:
+        field = type(self).model_fields[name]
+        is_added = any(mark is ADDED for mark in field.metadata)
+        return is_added and getattr(self, name) == field.get_default(call_default_factory=True)
 
 
 def is_operational(model: type[BaseModel], name: str) -> bool:
     """Whether a field of `model` decides no result."""
     return any(mark is OPERATIONAL for mark in model.model_fields[name].metadata)
+
+
+def has_key(model: type[BaseModel], dotted: str) -> bool:
+    """Whether `dotted` names a setting of `model`, in any member of a union or register on the way."""
+    *path, last = dotted.split(".")
+    return _leads_on(model, path) and last in _keys_at(model, path)
+
+
+def _leads_on(model: type[BaseModel], path: list[str]) -> bool:
+    return all(part in _keys_at(model, path[:depth]) for depth, part in enumerate(path))
 
 
 def _content(value: Any, plain: Any) -> Any:
@@ -66,6 +107,14 @@ def parse_config(model: type[ConfigT], values: Mapping[str, Any], where: str) ->
     except ValidationError as error:
         faults = [line for fault in error.errors() for line in _describe(model, fault, [])]
         raise UsageError(f"{where}: {'; '.join(faults[:3])}") from None
+
+
+def parse_member(register: ConfigRegister, values: Mapping[str, Any], where: str) -> Any:
+    """`values` as the settings of their kind in `register`; raises UsageError as `parse_config` does."""
+    kind = values.get("kind", register.default_kind)
+    if kind is None:
+        raise UsageError(f"{where}: expected 'kind', {register.a} among {', '.join(register.names())}")
+    return parse_config(register[str(kind)], values, where)
 
 
 def _describe(model: type[BaseModel], fault: Any, above: list[str]) -> list[str]:

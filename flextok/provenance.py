@@ -56,6 +56,16 @@ def read_provenance(url: str) -> dict[str, Any]:
     )
 
 
+def newest_artifact(parent: str) -> str | None:
+    """URL of the artifact made last among those in the folder `parent`; None when there is none."""
+    found: list[tuple[str, str]] = []
+    for name in storage.list_names(parent):
+        url = storage.join(parent, name)
+        if not name.startswith(".") and any(storage.exists(storage.join(url, document)) for document in DOCUMENTS):
+            found.append((read_provenance(url)["created"], url))
+    return max(found)[1] if found else None
+
+
 def lineage(url: str) -> dict[str, Any]:
     """The tree of everything the artifact at `url` came from.
 

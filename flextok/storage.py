@@ -5,10 +5,12 @@ file is uploaded in one put, which is atomic there. Readers and writers elsewher
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,14 +27,14 @@ TEMPORARY_PREFIX = ".tmp-"
 
 def is_local(url: str) -> bool:
     """Whether `url` is a path on this machine."""
-    return "://" not in url or url.startswith("file://")
+    return url.startswith(("/", "file://")) or "://" not in url
 
 
 def local_path(url: str) -> Path:
     """The path of a local `url`; raises UsageError for a remote one."""
     if not is_local(url):
         raise UsageError(f"expected a local path, found {url}")
-    return Path(url.removeprefix("file://"))
+    return Path(os.path.expanduser(url.removeprefix("file://")))
 
 
 def join(base: str, *parts: str) -> str:
@@ -42,11 +44,16 @@ def join(base: str, *parts: str) -> str:
 
 def absolute(url: str) -> str:
     """`url` such that it means the same in every process (Ray workers have another working directory)."""
-    return str(local_path(url).expanduser().resolve()) if is_local(url) else url.rstrip("/")
+    return str(local_path(url).resolve()) if is_local(url) else url.rstrip("/")
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path inside it."""
+    """The fsspec filesystem of `url` and the path inside it.
+
+    A local path is taken letter by letter: fsspec would read `a::b` as a chain of two stores.
+    """
+    if is_local(url):
+        return fsspec.filesystem("file"), str(local_path(url).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -54,18 +61,31 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
+@contextlib.contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Notes on what a store raises in the block which URL it was about; of local files the error itself says so."""
+    try:
+        yield
+    except Exception as error:
+        if not is_local(url) and not hasattr(error, "__notes__"):
+            error.add_note(redact(url))
+        raise
+
+
 def exists(url: str) -> bool:
     """Whether a file or folder is there (asked anew, never from a listing cache)."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return fs.exists(path)
+    with _named(url):
+        return fs.exists(path)
 
 
 def size(url: str) -> int:
     """Bytes of a file; raises FileNotFoundError, or FlextokError when its server does not tell."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    found = fs.size(path)
+    with _named(url):
+        found = fs.size(path)
     if found is None:
         raise FlextokError(f"expected the server of {url} to tell its size, found that it does not; copy it first")
     return int(found)
@@ -76,7 +96,8 @@ def list_names(url: str) -> list[str]:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        found = fs.ls(path, detail=False)
+        with _named(url):
+            found = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
     names = {posixpath.basename(str(name).rstrip("/")) for name in found}
@@ -87,7 +108,8 @@ def open_read(url: str) -> IO[bytes]:
     """A binary stream of `url`; raises FileNotFoundError."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return cast(IO[bytes], fs.open(path, "rb"))
+    with _named(url):
+        return cast(IO[bytes], fs.open(path, "rb"))
 
 
 def read_bytes(url: str) -> bytes:
@@ -122,7 +144,8 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
             temporary.replace(local_path(url))
         else:
             fs, path = filesystem(url)
-            fs.put_file(str(temporary), path)
+            with _named(url):
+                fs.put_file(str(temporary), path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -147,7 +170,8 @@ def as_local_file(url: str) -> Iterator[Path]:
     fs, path = filesystem(url)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / posixpath.basename(path)
-        fs.get_file(path, str(copy))
+        with _named(url):
+            fs.get_file(path, str(copy))
         yield copy
 
 
@@ -163,5 +187,28 @@ def sha256_file(url: str) -> str:
 def remove(url: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is not there."""
     fs, path = filesystem(url)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+    # fsspec takes `*`, `?` and `[` in what it deletes for a pattern, on every store but the local disk.
+    with contextlib.suppress(FileNotFoundError), _named(url):
+        fs.rm(path if is_local(url) else glob.escape(path), recursive=True)
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Names and bytes of the files directly under a folder, temporary ones too; empty when it does not exist."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        with _named(url):
+            listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        posixpath.basename(str(info["name"]).rstrip("/")): int(info.get("size") or 0)
+        for info in listed
+        if info["type"] == "file"
+    }
+
+
+def redact(text: str) -> str:
+    """`text` with the passwords and signed queries of any URLs in it left out, fit for logs and manifests."""
+    text = re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\")]+", r"\1", text)

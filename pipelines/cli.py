@@ -1,8 +1,6 @@
 """The `flextok` command: exit code 0 done, 1 the work failed, 2 wrong usage; the last line of stderr says why."""
 
-import errno
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -14,7 +12,10 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 import typer
 
 from flextok.errors import FlextokError
-from pipelines.commands import artifacts, jobs, pipeline
+from flextok.runtime import interrupts, log
+from flextok.runtime.storage_errors import as_storage_error
+from flextok.storage import redact
+from pipelines.commands import artifacts, corpus, evaluation, pipeline, tokens, train
 
 TYPER_INTERRUPTED = 130
 
@@ -27,9 +28,9 @@ app = typer.Typer(
 )
 for command in (pipeline.run, pipeline.status, pipeline.refresh, pipeline.ui):
     app.command()(command)
-for command in (jobs.shard, jobs.train, jobs.tokenize, jobs.encode, jobs.decode, jobs.generate):
+for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)
-for command in (jobs.evaluate, jobs.report):
+for command in (evaluation.evaluate, evaluation.report):
     app.command()(command)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
@@ -38,12 +39,21 @@ for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    code = run(sys.argv[1:] if arguments is None else list(arguments))
-    sys.stdout.flush()
-    if code:
-        _end_at_once(code)
+    with interrupts.owned(last_words=_last_words):
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+        with interrupts.closing():
+            sys.stdout.flush()
+            if code:
+                _end_at_once(code)
     sys.exit(code)
+
+
+def _last_words() -> None:
+    print(f"error: {interrupts.interrupted_line()}", file=sys.stderr)
+    if "ray" in sys.modules:
+        from flextok.runtime.cluster import kill_ray
+
+        kill_ray()
 
 
 def _end_at_once(code: int) -> None:
@@ -62,6 +72,7 @@ def _end_at_once(code: int) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and give back its exit code."""
     debug = "--debug" in arguments
+    log.setup()
     if not debug:
         warnings.simplefilter("ignore")
     try:
@@ -69,16 +80,16 @@ def run(arguments: Sequence[str]) -> int:
         if code == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail("interrupted; what was finished is kept, `flextok refresh` goes on from there", 1, error, debug)
+        return _fail(interrupts.interrupted_line(), 1, error, debug)
     except FlextokError as error:
         return _fail(str(error), error.exit_code, error, debug)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail("expected room on the disk, found it full; free some and repeat the command", 1, error, debug)
-        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1, error, debug)
     except Exception as error:  # noqa: BLE001 - the last place where an error can become one line
-        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-            return _fail(f"{error.format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
+        format_message = getattr(error, "format_message", None)
+        if format_message is not None:  # typer's own: an unknown option, a missing argument
+            return _fail(f"{format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
+        told = as_storage_error(error, "finish the command")
+        if told is not None:
+            return _fail(str(told), told.exit_code, error, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, error, debug)
     return code if isinstance(code, int) else 0
 
@@ -86,12 +97,8 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int, error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error: " + redact(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -8,11 +8,7 @@ import os
 
 import dagster as dg
 
-from pipelines.assets.data import data_assets
-from pipelines.assets.evaluation import evaluation_assets
-from pipelines.assets.prior import prior_assets
-from pipelines.assets.stages import Stages
-from pipelines.assets.tokenizer import tokenizer_assets
+from pipelines.assets import build_assets
 from pipelines.automation import automation_sensor
 from pipelines.lineage import lineage_sensor
 from pipelines.recipe import DEFAULT_PROFILE, Recipe, load_recipe
@@ -23,14 +19,8 @@ DEFAULT_WORKSPACE = "./workspace"
 
 def build_definitions(recipe: Recipe, workspace: str) -> dg.Definitions:
     """Everything Dagster needs to know about a profile."""
-    stages = Stages(recipe)
     return dg.Definitions(
-        assets=[
-            *data_assets(stages),
-            *tokenizer_assets(stages),
-            *prior_assets(stages),
-            *evaluation_assets(stages),
-        ],
+        assets=build_assets(recipe),
         jobs=[dg.define_asset_job("evaluate", selection=dg.AssetSelection.groups("evaluation"))],
         sensors=[automation_sensor(), lineage_sensor(workspace)],
         resources={"store": Store(root=workspace)},

@@ -1,20 +1,26 @@
 """Running assets in this process, one at a time, with one line for each: shared by `run` and `refresh`."""
 
 import contextlib
+import logging
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
 from flextok.errors import FlextokError, UsageError
-from pipelines import lineage, stale
+from flextok.runtime import interrupts
+from pipelines import lineage, staleness
+from pipelines.definitions import build_definitions
 from pipelines.partitions import split_of
 from pipelines.recipe import Recipe
-from pipelines.stale import AssetState
+from pipelines.recorded import recorded_content
+from pipelines.stages import STAGES
+from pipelines.staleness import AssetState, Facts
 from pipelines.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 QUIET_LOGS = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 MAX_WAVES = 32
@@ -27,19 +33,17 @@ class Executor:
         self,
         defs: dg.Definitions,
         instance: dg.DagsterInstance,
-        settings: Callable[[str], dict[str, Any]],
+        facts: Facts,
         workspace: Workspace,
-        list_source: Callable[[str], str],
     ):
         self.defs, self.instance, self.workspace = defs, instance, workspace
-        self._settings = settings
-        self._list_source = list_source
+        self._facts = facts
         self._job = defs.resolve_implicit_global_asset_job_def()
         self.graph = defs.resolve_asset_graph()
 
     def survey(self) -> list[AssetState]:
         """The state of every asset and partition."""
-        return stale.survey(self.defs, self.instance, self._settings, self.workspace, self._list_source)
+        return staleness.survey(self.defs, self.instance, self._facts, self.workspace)
 
     def select(self, expression: str | None) -> list[dg.AssetKey]:
         """The selected assets in an order in which they can be built; raises UsageError for an unknown name."""
@@ -63,7 +67,7 @@ class Executor:
         self._close_dead_runs()
         for key in keys:
             self._require_inputs(key)
-            for partition in stale.partitions_of(self.graph, key):
+            for partition in staleness.partitions_of(self.graph, key):
                 self._materialize(key, partition)
 
     def refresh(self) -> list[str]:
@@ -79,7 +83,7 @@ class Executor:
                 # What has an ancestor in this wave is judged anew in the next one: it may turn out to be fresh.
                 if self.graph.get_ancestor_asset_keys(state.key, include_self=False) & keys:
                     continue
-                say(f"{state.label}: {'; '.join(state.reasons)}")
+                logger.info("%s: %s", state.label, "; ".join(state.reasons))
                 self._materialize(state.key, state.partition)
                 done.append(state.label)
         raise FlextokError(
@@ -89,20 +93,25 @@ class Executor:
     def report_path(self) -> str | None:
         """The page of the latest report, None when there is none."""
         key = next(key for key in self.graph.toposorted_asset_keys if key.path[-1] == "report")
-        path = stale.metadata_of(stale.latest_record(self.instance, key, None)).get("html")
+        path = staleness.metadata_of(staleness.latest_record(self.instance, key, None)).get("html")
         return self.workspace.resolve(path) if path else None
 
     def _require_inputs(self, key: dg.AssetKey) -> None:
         for parent in sorted(self.graph.get(key).parent_keys):
             if not self.instance.get_latest_materialization_event(parent):
                 raise FlextokError(
-                    f"expected {stale.label(parent, None)} to be there for {stale.label(key, None)}, found it was never "
-                    f"made; use `--select '+{stale.label(key, None)}'` or `flextok refresh`"
+                    f"expected {staleness.label(parent, None)} to be there for {staleness.label(key, None)}, found it was never "
+                    f"made; use `--select '+{staleness.label(key, None)}'` or `flextok refresh`"
                 )
 
     def _materialize(self, key: dg.AssetKey, partition: str | None) -> None:
-        name = stale.label(key, partition)
-        say(f"{name}: start")
+        # Dagster's records are not interrupted in the middle; what an asset does is (see assets).
+        with interrupts.held():
+            self._materialize_held(key, partition)
+
+    def _materialize_held(self, key: dg.AssetKey, partition: str | None) -> None:
+        name = staleness.label(key, partition)
+        logger.info("%s: start", name)
         started = time.monotonic()
         try:
             result = self._job.execute_in_process(
@@ -121,11 +130,11 @@ class Executor:
                 raise FlextokError(f"{name} failed: {_one_line(error)}") from error
             raise
         lineage.emit_run(self.instance, self.workspace, self.graph, result.run_id)
-        record = stale.latest_record(self.instance, key, partition)
+        record = staleness.latest_record(self.instance, key, partition)
         for check in result.get_asset_check_evaluations():
             if not check.passed:
-                say(f"warning: {name}: {check.description}")
-        say(f"{name}: done in {time.monotonic() - started:.0f} s, {_summary(record)}")
+                logger.warning("%s: %s", name, check.description)
+        logger.info("%s: done in %.0f s, %s", name, time.monotonic() - started, _summary(record))
 
     def _close_dead_runs(self) -> None:
         """Mark runs of killed commands as failed: the caller holds the workspace's lock, so none is alive.
@@ -147,42 +156,28 @@ class Executor:
 @contextlib.contextmanager
 def open_executor(recipe: Recipe, workspace_url: str, remember: bool = True) -> Iterator[Executor]:
     """The executor of a profile in a workspace; `remember` false leaves no trace of it, for a plan."""
-    # Dagster's definitions import the assets, which say how they are run: hence not at the top.
-    from pipelines.definitions import build_definitions
-
     workspace = Workspace(workspace_url)
     defs = build_definitions(recipe, workspace.root)
-
-    def listing(partition: str) -> str:
-        from flextok.data.sources.catalog import source_digest
-
-        return source_digest(recipe.corpus, split_of(partition))
-
     kept = workspace.instance() if remember else dg.DagsterInstance.ephemeral()
     with kept as instance:
-        yield Executor(defs, instance, recipe.settings, workspace, listing)
+        yield Executor(defs, instance, RecipeFacts(recipe), workspace)
 
 
-@contextlib.contextmanager
-def ray_ended() -> Iterator[None]:
-    """Ends the Ray session that this command's jobs started, not one that was there before."""
-    was_there = _ray_runs()
-    try:
-        yield
-    finally:
-        if _ray_runs() and not was_there:
-            from flextok.runtime.cluster import stop_ray
+class RecipeFacts:
+    """What a survey asks, answered by the register of stages for one recipe."""
 
-            stop_ray()
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
 
+    def settings(self, stage: str) -> dict[str, Any]:
+        return STAGES[stage].content(self.recipe)
 
-def _ray_runs() -> bool:
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+        return recorded_content(STAGES[stage], self.recipe, settings, made_by)
 
-
-def say(text: str) -> None:
-    """One line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    def observe(self, stage: str, partition: str | None) -> str | None:
+        look = STAGES[stage].observe
+        return look(self.recipe, split_of(partition or "")) if look is not None else None
 
 
 def _one_line(error: BaseException) -> str:
@@ -202,8 +197,8 @@ def _qualify(expression: str, names: dict[str, dg.AssetKey]) -> str:
 
 def _summary(record: Any) -> str:
     """The digest and the numbers an asset put in its metadata."""
-    parts = [f"digest {(stale.data_version(record) or '')[:12]}"]
-    for name, value in stale.metadata_of(record).items():
+    parts = [f"digest {(staleness.data_version(record) or '')[:12]}"]
+    for name, value in staleness.metadata_of(record).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

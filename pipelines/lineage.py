@@ -13,7 +13,7 @@ import dagster as dg
 
 from flextok import storage
 from flextok.version import __version__
-from pipelines import stale
+from pipelines import staleness
 from pipelines.workspace import Workspace
 
 IN_PROCESS_TAG = "flextok/in_process"
@@ -26,6 +26,7 @@ def emit_run(instance: dg.DagsterInstance, workspace: Workspace, graph: Any, run
     lines: list[str] = []
     for record in logs:
         made = record.asset_materialization
+        assert made is not None  # of_type asks for records that have one
         lines += _events(instance, workspace, graph, run_id, made.asset_key, made.partition, made=made)
     _append(workspace, lines)
 
@@ -53,6 +54,7 @@ def lineage_sensor(workspace_url: str) -> dg.SensorDefinition:
     )
     def lineage(context: dg.RunStatusSensorContext) -> None:
         if IN_PROCESS_TAG not in context.dagster_run.tags:
+            assert context.repository_def is not None  # the daemon evaluates sensors of a repository
             graph = context.repository_def.asset_graph
             emit_run(context.instance, Workspace(workspace_url), graph, context.dagster_run.run_id)
 
@@ -75,7 +77,7 @@ def _events(
     error: str | None = None,
 ) -> list[str]:
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-    from openlineage.client.facet_v2 import dataset_version_dataset, error_message_run
+    from openlineage.client.facet_v2 import RunFacet, dataset_version_dataset, error_message_run
     from openlineage.client.serde import Serde
 
     namespace = workspace.root if "://" in workspace.root else f"file://{workspace.root}"
@@ -85,14 +87,14 @@ def _events(
 
     inputs = [
         InputDataset(namespace=namespace, name=_dataset(parent, part), facets=facets(version))
-        for parent, part in stale.parents(graph, instance, key, partition)
-        if (version := stale.data_version(stale.latest_record(instance, parent, part)))
+        for parent, part in staleness.parents(graph, instance, key, partition)
+        if (version := staleness.data_version(staleness.latest_record(instance, parent, part)))
     ]
     outputs = []
-    if made is not None:
+    if made is not None and made.tags is not None:
         version = made.tags["dagster/data_version"]
         outputs = [OutputDataset(namespace=namespace, name=_dataset(key, partition), facets=facets(version))]
-    failed = (
+    failed: dict[str, RunFacet] = (
         {"errorMessage": error_message_run.ErrorMessageRunFacet(message=error, programmingLanguage="python")}
         if error
         else {}

@@ -1,20 +1,20 @@
-"""The recipe: everything that decides the results of a profile, in one strict YAML file.
+"""The recipe: all settings of a profile, in one strict YAML file.
 
-Profiles are configs/<name>.yaml or a file of one's own. A stage's code version is its own version and the digest of
-exactly the settings it reads, so that editing the learning rate makes the tokenizer stale and editing the report's
-title only the report. `compute` decides where work runs, never what comes out: no stage reads it.
+Profiles are configs/<name>.yaml or a file of one's own. Each setting says at its owner whether it decides a result or only
+how the work is done (`Operational`). A stage's code version is its own version and the digest of the deciding settings it
+reads, so that editing the learning rate makes the tokenizer stale and editing the report's title only the report.
 """
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, model_validator
 
-from flextok.config import Config, parse_config
+from flextok.config import Config, Operational, parse_config
 from flextok.data.config import CorpusConfig
-from flextok.digests import digest_of
 from flextok.errors import UsageError
 
 # Settings only: the modules below these names that need torch are imported where they are used.
@@ -22,58 +22,33 @@ from flextok.evaluate.config import EvaluationConfig, ReportConfig  # noqa: TID2
 from flextok.model.config import TokenizerConfig  # noqa: TID253
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
-from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
-from pipelines.workspace import PROJECT
+from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
+from pipelines.moved import move_keys
+from pipelines.workspace import SHIPPED
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "smoke"
-PROFILES = PROJECT / "configs"
-
-# Stage -> (version of its code, settings it reads). Raise a version when the same settings would give another result.
-_DECODER = ("evaluation.steps", "evaluation.guidance", "evaluation.norm_guidance", "evaluation.seed")
-_DISTANCE = ("evaluation.extractor", "evaluation.extractor_input_px", "evaluation.distance_images")
-STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "corpus": (
-        1,
-        (
-            "corpus.source",
-            "corpus.sources",
-            "corpus.format",
-            "corpus.scenes",
-            "corpus.label_csv",
-            "corpus.captions_file",
-        ),
-    ),
-    "image_shards": (2, ("corpus",)),
-    "latents": (1, ("image_size", "latents")),
-    "tokenizer": (1, ("image_size", "tokenizer")),
-    "reconstructions": (
-        1,
-        (*_DECODER, *_DISTANCE, "evaluation.keep", "evaluation.max_images", "evaluation.grid_images"),
-    ),
-    "token_shards": (
-        1,
-        ("tokens.keep", "tokens.dtype", "tokens.views", "tokens.length", "tokens.max_reject_fraction"),
-    ),
-    "prior": (1, ("prior",)),
-    "samples": (1, (*_DECODER, "evaluation.keep", "evaluation.samples")),
-    "fid": (1, (*_DECODER, *_DISTANCE, "evaluation.keep", "evaluation.samples")),
-    "report": (1, ("report",)),
-}
+PROFILES = SHIPPED / "configs"
 
 
 class Recipe(Config):
     """All settings of a profile."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="The profile's name; its assets stand under it.")
+    name: Operational[str] = Field(
+        pattern=r"^[A-Za-z0-9_-]+$", description="The profile's name; its assets are listed under it."
+    )
     corpus: CorpusConfig = Field(description="Which images, and how they are sharded.")
     image_size: int = Field(gt=0, description="Side in pixels to which images are cropped for every stage.")
-    latents: LatentsRecipe = Field(description="Stage 0: the autoencoder whose latents the tokenizer works on.")
+    latents: AutoencoderRecipe = Field(description="The autoencoder whose latents the tokenizer works on.")
     tokenizer: TokenizerRecipe = Field(description="The tokenizer and its training.")
-    tokens: TokenizeConfig = Field(default_factory=TokenizeConfig, description="Bulk tokenization.")
+    tokens: TokenizeConfig = Field(TokenizeConfig.model_validate({}), description="Bulk tokenization.")
     prior: PriorRecipe = Field(description="The autoregressive model over the tokens, and its training.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Reconstructions and samples.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The HTML report.")
-    compute: ComputeConfig = Field(default_factory=ComputeConfig, description="Where work runs; decides no result.")
+    compute: Operational[ComputeConfig] = Field(
+        default_factory=ComputeConfig, description="Where work runs; decides no result."
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Recipe":
@@ -87,26 +62,6 @@ class Recipe(Config):
         return TokenizerConfig(
             latents=self.latents.model, image_size=self.image_size, **self.tokenizer.model.model_dump()
         )
-
-    def settings(self, stage: str) -> dict[str, Any]:
-        """The settings that `stage` reads, as plain values by section."""
-        return {section: self._section(section) for section in STAGES[stage][1]}
-
-    def code_version(self, stage: str) -> str:
-        """Changes when the stage's code or a setting it reads does."""
-        return f"{STAGES[stage][0]}+{digest_of(self.settings(stage))[:12]}"
-
-    def _section(self, dotted: str) -> Any:
-        value: Any = self
-        for name in dotted.split("."):
-            value = getattr(value, name)
-        return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.model_dump(mode="json")
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def profile_names() -> list[str]:
@@ -129,9 +84,16 @@ def load_recipe(profile: str = DEFAULT_PROFILE, sets: tuple[str, ...] | list[str
         raise UsageError(f"expected YAML in {path}, found: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"expected a mapping of settings in {path}, found {type(values).__name__}")
+    _warn(path.name, move_keys(values, Recipe))
     for item in sets:
         _assign(values, item)
+        _warn("--set", move_keys(values, Recipe, replace=True))
     return parse_config(Recipe, values, where=str(path) + (" with --set" if sets else ""))
+
+
+def _warn(where: str, moved: list[tuple[str, str]]) -> None:
+    for old, new in moved:
+        logger.warning("%s: %s is %s now", where, old, new)
 
 
 def _profile_path(profile: str) -> Path:

@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from flextok.errors import FlextokError
-from pipelines import stale
+from pipelines import staleness
 from pipelines.workspace import Workspace
 
 
@@ -20,8 +20,8 @@ class Store(dg.ConfigurableResource):
 
     def latest(self, instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None = None) -> str:
         """URL of the latest artifact of an asset; raises FlextokError when there is none."""
-        metadata = stale.metadata_of(stale.latest_record(instance, key, partition))
+        metadata = staleness.metadata_of(staleness.latest_record(instance, key, partition))
         if "path" not in metadata:
-            name = stale.label(key, partition)
+            name = staleness.label(key, partition)
             raise FlextokError(f"expected {name} in {self.root}, found it was never made; run `flextok refresh`")
         return self.workspace.resolve(metadata["path"])

@@ -4,33 +4,46 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import dagster as dg
-from dagster._core.instance.ref import InstanceRef
+from typing import TYPE_CHECKING
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import LockedError, locked
+from pipelines.full_disk import full_disk_as_os_error
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 # The terminal keeps its own stdout and stderr: capturing them would hide progress bars behind a log file.
 NO_CAPTURE = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
-# The project's own folder: profiles and infrastructure files lie beside the code (editable install).
-PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+# Where the project's configs/ and infra/dagster/ lie: inside an installed package, beside the code of a checkout.
+SHIPPED = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
 
 
 class Workspace:
-    """Paths of the artifacts below `root` (a folder or any fsspec URL)."""
+    """Paths of the artifacts below `root` (a folder or any fsspec URL).
+
+    Raises UsageError for a root that cannot be a workspace; nothing is written before.
+    """
 
     def __init__(self, root: str):
-        self.root = storage.absolute(root)
-        if storage.is_local(self.root) and Path(self.root).exists() and not Path(self.root).is_dir():
+        _check_url(root)
+        try:
+            self.root = storage.absolute(root)
+            file = storage.is_local(self.root) and Path(self.root).exists() and not Path(self.root).is_dir()
+        except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
+            raise UsageError(f"expected a folder for the workspace, found {error}; give another --workspace") from None
+        if file:
             raise UsageError(
                 f"expected a folder for the workspace, found the file {self.root}; give another --workspace"
             )
+        _check_dagster_can_use(self.dagster_home)
 
     def url(self, *parts: str) -> str:
         """The URL of `parts` below the workspace."""
@@ -70,7 +83,7 @@ class Workspace:
             home.mkdir(parents=True, exist_ok=True)
             settings = home / "dagster.yaml"
             if not settings.exists():
-                storage.write_bytes(str(settings), (PROJECT / "infra" / "dagster" / "dagster.yaml").read_bytes())
+                storage.write_bytes(str(settings), (SHIPPED / "infra" / "dagster" / "dagster.yaml").read_bytes())
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
@@ -80,11 +93,16 @@ class Workspace:
         return home
 
     @contextlib.contextmanager
-    def instance(self) -> Iterator[dg.DagsterInstance]:
+    def instance(self) -> "Iterator[dg.DagsterInstance]":
         """Dagster's instance for work in this process."""
+        # Commands that only need paths have no use for Dagster, whose import takes half a second.
+        import dagster as dg
+        from dagster._core.instance.ref import InstanceRef
+
         home = self.prepare_dagster_home()
         os.environ["DAGSTER_HOME"] = str(home)
-        with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)) as instance:
+        ref = InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)
+        with full_disk_as_os_error(home), dg.DagsterInstance.from_ref(ref) as instance:
             yield instance
 
     @contextlib.contextmanager
@@ -99,3 +117,39 @@ class Workspace:
                     f"wait for it, or give another --workspace ({error})"
                 ) from None
             yield
+
+
+def _check_url(root: str) -> None:
+    """Raises UsageError for a root whose files would lie elsewhere than it says, or in a store that is not known."""
+    if not root.strip():
+        raise UsageError("expected a folder or URL for the workspace, found nothing; give --workspace DIR|URL")
+    try:
+        root.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"expected a workspace whose name is UTF-8, found {os.fsencode(root)!r}; give another --workspace"
+        ) from None
+    if storage.is_local(root):
+        return
+    protocol, _, path = root.partition("://")
+    if not path.strip("/"):
+        raise UsageError(
+            f"expected a bucket for the workspace, found only {root}; give --workspace {root}bucket/prefix"
+        )
+    if protocol in ("http", "https"):
+        raise UsageError(f"expected a workspace that can be written, found {root}; give a folder or s3://bucket/prefix")
+    if found := re.search(r"[\x00-\x1f\x7f]|\?versionId=|::", path):
+        raise UsageError(
+            f"expected a workspace URL without {found[0]!r}, which stores do not take for a part of a name, found "
+            f"{root!r}; give another --workspace"
+        )
+    storage.filesystem(root)
+
+
+def _check_dagster_can_use(home: Path) -> None:
+    """Raises UsageError for a path that means another one in the URLs by which Dagster opens its SQLite files."""
+    if found := re.search(r"%[0-9A-Fa-f]{2}|\?", str(home)):
+        raise UsageError(
+            f"expected a path without '{found[0]}' for Dagster's records (they are opened by a URL, where it means "
+            f"something else), found {home}; give another --workspace"
+        )

@@ -1,19 +1,21 @@
-"""Worker processes keep the memory that they free."""
+"""Worker processes end with their parent, however it ends, and keep the memory that they free."""
 
 import os
 import platform
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from flextok.runtime.processes import ONE_HEAP
+from flextok.runtime.memory import ONE_HEAP
 
 FAULTS_OF_A_THREAD = """
 import resource, threading
 import torch
-from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory
 
 def page_faults(tensors):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,3 +42,38 @@ def test_large_tensors_of_a_thread_use_memory_that_was_freed():
         [sys.executable, "-c", FAULTS_OF_A_THREAD], env=environment, text=True, stdout=subprocess.PIPE, check=True
     )
     assert int(done.stdout) < PAGES_OF_A_TENSOR
+
+
+PARENT_OF_WORKERS = """
+import os, sys, threading
+from flextok.runtime.processes import start_processes
+
+pool = start_processes(2, os.nice, (0,))
+pids = set()
+while len(pids) < 2:
+    pids |= {future.result() for future in [pool.submit(os.getpid) for _ in range(4)]}
+if sys.argv[1] == "busy":
+    for _ in pids:
+        pool.submit(sum, iter(int, 1))  # without end
+print(*pids, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux, to wait for a process that is no child")
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_workers_die_with_a_parent_that_is_killed(state):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_WORKERS, state], env=environment, text=True, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    workers = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    assert len(workers) == 2
+    for worker in workers:
+        try:
+            assert select.select([worker], [], [], 30)[0], "a worker outlived its parent"
+        finally:
+            os.close(worker)

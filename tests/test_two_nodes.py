@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -12,19 +13,23 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.scenes import ScenesConfig
 from flextok.data.tokens import TokenStore, verify_tokens
+from flextok.model.autoencoders.config import ConvAutoencoderConfig
 from flextok.model.checkpoint import read_checkpoint
-from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerModelConfig, TrunkConfig
+from flextok.model.config import TokenizerModelConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.nn.config import TrunkConfig
+from flextok.model.quantizers.config import FSQConfig
 from flextok.runtime.cluster import stop_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.job import tokenize_corpus
-from flextok.train.autoencoder import train_latents
-from flextok.train.config import LatentsRecipe, TokenizerRecipe, TrainConfig
+from flextok.train.autoencoder import train_autoencoder
+from flextok.train.config import AutoencoderRecipe, AutoencoderTrainConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.tokenizer import train_tokenizer
 
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 TRUNK = TrunkConfig(width=32, depth=1, head_dim=16)
-TWO_STEPS = TrainConfig(steps=2, batch_size=8, precision="float32")
+TWO_STEPS: dict[str, Any] = {"steps": 2, "batch_size": 8, "precision": "float32"}
 HERE = ComputeConfig(train_workers=0)
 
 
@@ -44,12 +49,14 @@ def two_nodes() -> Iterator[str]:
 def test_two_nodes_train_and_tokenize_as_one_process_does(two_nodes: str, tmp_path: Path) -> None:
     corpus = CorpusConfig(name="scenes", scenes=ScenesConfig(train_samples=60), shard_samples=20)
     images = shard_corpus(corpus, "train", f"{tmp_path}/corpus", workers=1, progress=False)
-    stage0 = LatentsRecipe(model=ConvLatentsConfig(channels=8, blocks=0), train=TWO_STEPS)
-    latents = train_latents(stage0, images.url, 32, f"{tmp_path}/vae", HERE)
+    autoencoder = AutoencoderRecipe(
+        model=ConvAutoencoderConfig(channels=8, blocks=0), train=AutoencoderTrainConfig(**TWO_STEPS)
+    )
+    latents = train_autoencoder(autoencoder, images.url, 32, f"{tmp_path}/vae", HERE)
     model = TokenizerModelConfig(
         registers=4, encoder=TRUNK, quantizer=FSQConfig(levels=(4, 4)), decoder=FlowDecoderConfig(trunk=TRUNK)
     )
-    recipe = TokenizerRecipe(model=model, train=TWO_STEPS)
+    recipe = TokenizerRecipe(model=model, train=TokenizerTrainConfig(**TWO_STEPS))
     on_both = ComputeConfig(address=two_nodes, train_workers=2, tokenize_actors=(2, 2), threads=1)
 
     alone = train_tokenizer(recipe, latents.url, images.url, 32, f"{tmp_path}/alone", HERE)

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flextok.model.checkpoint import load_tokenizer
-from flextok.model.config import AutoencoderKLConfig, FlowDecoderConfig, TokenizerConfig, TrunkConfig
+from flextok.model.autoencoders.config import AutoencoderKLConfig
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.load import load_tokenizer
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.tokenizer import Tokenizer
 
 D12 = TrunkConfig(width=768, depth=12)
@@ -96,15 +99,15 @@ def best_seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def measure(tokenizer: Tokenizer, dtype: torch.dtype, batch: int, steps: int, repeats: int) -> list[Speed]:
-    """Encoding, and decoding with guidance, of latents at the model's own size."""
+    """Encoding, and decoding with guidance, of latents at the model's own size; `tokenizer` is of size d12."""
     peak = matmul_peak(dtype, tokenizer.device)
     z = torch.randn(batch, *tokenizer.latent_shape)
     ids = tokenizer.encode_latents(z)
     rows, columns = tokenizer.config.grid
     sizes = (rows * columns, tokenizer.num_tokens)
-    encode = forward_gflop(tokenizer.config.encoder, *sizes, full=False)
+    encode = forward_gflop(D12, *sizes, full=False)
     # a step is one call for the conditional and the unconditional half
-    decode = 2 * steps * forward_gflop(tokenizer.config.decoder.trunk, *sizes, full=True)
+    decode = 2 * steps * forward_gflop(D12, *sizes, full=True)
     encode_s = best_seconds(lambda: tokenizer.encode_latents(z), repeats)
     decode_s = best_seconds(lambda: tokenizer.decode_latents(ids, steps=steps), 1)
     return [

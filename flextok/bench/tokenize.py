@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flextok.bench.data import pictures_below, repeat_by_links
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import Crops, crop_stored
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus, Sample, iter_shard
 from flextok.data.images import to_model
@@ -42,30 +43,27 @@ from flextok.data.tokens import (
     write_token_manifest,
     write_token_shard,
 )
-from flextok.model.checkpoint import load_tokenizer, save_checkpoint
-from flextok.model.config import (
-    AutoencoderKLConfig,
-    ConvLatentsConfig,
-    FlowDecoderConfig,
-    LatentsConfig,
-    TokenizerConfig,
-    TrunkConfig,
-)
+from flextok.model.autoencoders.config import AutoencoderConfig, AutoencoderKLConfig, ConvAutoencoderConfig
+from flextok.model.checkpoint import save_checkpoint
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.load import load_tokenizer
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
-from flextok.runtime.processes import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import Crops, DecodeThreads, decode_picture
-from flextok.tokenize.encoder import Batch, Encoder, takes_single_images
+from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.encoding import Batch, Encoder, takes_single_images
 from flextok.tokenize.job import TokenizeSummary, tokenize_corpus
 
 TINIEST = TrunkConfig(width=32, depth=1, head_dim=32)
 TINY = TrunkConfig(width=128, depth=4, head_dim=32)
 D12, D18, D28 = (TrunkConfig(width=64 * depth, depth=depth) for depth in (12, 18, 28))
-CONV = ConvLatentsConfig(channels=64, blocks=2)
-MODELS: dict[str, tuple[LatentsConfig, int, int, TrunkConfig, TrunkConfig]] = {
-    "none": (ConvLatentsConfig(channels=8, blocks=0), 32, 1, TINIEST, TINIEST),
+CONV = ConvAutoencoderConfig(channels=64, blocks=2)
+MODELS: dict[str, tuple[AutoencoderConfig, int, int, TrunkConfig, TrunkConfig]] = {
+    "none": (ConvAutoencoderConfig(channels=8, blocks=0), 32, 1, TINIEST, TINIEST),
     "smoke": (CONV, 32, 16, TINY, TINY),
     "d12": (AutoencoderKLConfig(), 256, 256, D12, D12),
     "d18": (AutoencoderKLConfig(), 256, 256, D18, D28),
@@ -142,7 +140,7 @@ def decode_rate(paths: list[Path], size_px: int, processes: int) -> float:
 
 def _decode_files(paths: list[Path], size_px: int) -> None:
     for path in paths:
-        decode_picture(path.read_bytes(), None, size_px, ("center",))
+        crop_stored(path.read_bytes(), None, size_px)
 
 
 class _Pictures(Dataset):
@@ -154,7 +152,7 @@ class _Pictures(Dataset):
 
     def __getitem__(self, place: int) -> tuple[str, torch.Tensor]:
         sample = self._samples[place]
-        decoded = decode_picture(sample.image, sample.meta["sha256"], self._size_px, ("center",))
+        decoded = crop_stored(sample.image, sample.meta["sha256"], self._size_px)
         assert isinstance(decoded, Crops)
         return sample.key, to_model(decoded.pixels)[0]
 

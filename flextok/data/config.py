@@ -1,16 +1,24 @@
 """Configuration of a corpus: where pictures come from, which are kept, and how they are sharded."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Config, Operational
 from flextok.data.scenes import ScenesConfig
-
-SourceFormat = Literal["auto", "scenes", "imagenet", "folder", "captions", "webdataset", "parquet"]
-Split = Literal["train", "val", "all"]
+from flextok.data.sources.registry import AUTO, SOURCES
 
 SCENES = "scenes"
+
+
+def _known_format(name: str) -> str:
+    if name != AUTO and name not in SOURCES.names():
+        raise ValueError(SOURCES.unknown(name))
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_known_format)]
+"""A format of `flextok.data.sources.registry.SOURCES`, or "auto"."""
 
 
 class SourceConfig(Config):
@@ -26,9 +34,9 @@ class SourceConfig(Config):
         default=1.0,
         gt=0,
         allow_inf_nan=False,
-        description="How often its pictures are drawn in the training of stage 0 and tokenizer, relative to the others'.",
+        description="How often its pictures are drawn in the training of autoencoder and tokenizer, relative to the others'.",
     )
-    format: SourceFormat = Field(default="auto", description="How to read it; auto looks at the content.")
+    format: FormatName = Field(default="auto", description="How to read it; auto looks at the content.")
 
 
 class ImageLimits(Config):
@@ -47,20 +55,12 @@ class ImageLimits(Config):
     )
 
 
-class CorpusConfig(ImageLimits):
-    """A corpus and its shards. The same settings and the same source give the same digest.
+class InputsConfig(Config):
+    """Which pictures. What they lead to is a listing, and shards are made of that: moved pictures give the same shards."""
 
-    A folder of classes with its own labels: `source: /data/birds, format: imagenet`.
-    Captioned pictures on S3: `source: s3://bucket/coco, format: captions`.
-    """
-
-    name: str = Field(
-        default="corpus", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the corpus and its folder."
-    )
     source: str = Field(
         default=SCENES, description='"scenes" (the built-in drawn corpus), or path or fsspec URL of a folder or file.'
     )
-    format: SourceFormat = Field(default="auto", description="How to read `source`; auto looks at the content.")
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Several sources at once; takes the place of `source`."
     )
@@ -68,9 +68,29 @@ class CorpusConfig(ImageLimits):
         default_factory=lambda: ScenesConfig.model_validate({}), description="The built-in drawn corpus."
     )
 
+
+class ListingConfig(InputsConfig):
+    """What a listing of the source depends on."""
+
+    format: FormatName = Field(default="auto", description="How to read `source`; auto looks at the content.")
     label_csv: str | None = Field(
         default=None,
         description="CSV with the labels: a file beside the pictures, left out where there is none, or a path or URL.",
+    )
+    captions_file: str | None = Field(
+        default=None, description="Captions file inside the source; default: found by name."
+    )
+
+
+class CorpusConfig(ImageLimits, ListingConfig):
+    """A corpus and its shards. The same settings and the same source give the same digest.
+
+    A folder of classes with its own labels: `source: /data/birds, format: imagenet`.
+    Captioned pictures on S3: `source: s3://bucket/coco, format: captions`.
+    """
+
+    name: Operational[str] = Field(
+        default="corpus", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the corpus and its folder."
     )
     label_key: str = Field(default="key", description="Its column with class folder, file name or sample key.")
     label_id: str | None = Field(
@@ -78,9 +98,6 @@ class CorpusConfig(ImageLimits):
     )
     label_name: str = Field(default="label", description="Its column with class names.")
 
-    captions_file: str | None = Field(
-        default=None, description="Captions file inside the source; default: found by name."
-    )
     image_column: str | None = Field(
         default=None, description="Column of the file name (CSV) or the image (Parquet); default: found."
     )
@@ -101,7 +118,7 @@ class CorpusConfig(ImageLimits):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the shuffle that mixes the shards.")
 
-    max_reject_fraction: float = Field(
+    max_reject_fraction: Operational[float] = Field(
         default=0.05, ge=0, le=1, description="More rejects than this share of the inputs is a failure."
     )
     duplicates: Literal["keep", "drop"] = Field(
@@ -125,7 +142,7 @@ class CorpusConfig(ImageLimits):
 
     def limits(self) -> ImageLimits:
         """The limits on single pictures alone."""
-        return ImageLimits(**{field: getattr(self, field) for field in ImageLimits.model_fields})
+        return self.part(ImageLimits)
 
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """The sources as a list, be it one or several."""

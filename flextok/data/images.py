@@ -244,3 +244,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def to_png(rgb_HWC: np.ndarray) -> bytes:
+    """A uint8 RGB image [H, W, 3] as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(rgb_HWC).save(file, format="PNG")
+    return file.getvalue()
+
+
+def read_png(content: bytes) -> np.ndarray:
+    """The uint8 RGB image [H, W, 3] in a PNG file that `to_png` made."""
+    return np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]))

@@ -1,11 +1,31 @@
-"""Settings of the evaluation: what is decoded, how, and with what it is compared."""
+"""Settings of the evaluation: what is decoded, how, and with what it is compared.
 
-from typing import Literal
+A profile has them in one flat section, `EvaluationConfig`. Each evaluation takes the part that it reads, and its recipe
+is that part's content.
+"""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Literal
 
-from flextok.config import Config
+from pydantic import AfterValidator, Field, model_validator
+
+from flextok.config import Added, Config, Operational
 from flextok.errors import UsageError
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, QuantityRegister
+from flextok.model.decoders.config import SamplerConfig
+
+
+def _names_in(register: QuantityRegister) -> AfterValidator:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected each {register.what} once, found {', '.join(names)}")
+        for name in names:
+            try:
+                register[name]
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return names
+
+    return AfterValidator(check)
 
 
 class SamplesConfig(Config):
@@ -23,30 +43,41 @@ class SamplesConfig(Config):
     guidance: float = Field(default=1.0, ge=0, description="Classifier-free guidance of the prior; 1 is none.")
 
 
-class EvaluationConfig(Config):
-    """How reconstructions and samples are made and measured. Every field stands in the numbers' protocol."""
+class DecodingConfig(SamplerConfig):
+    """How tokens become pictures."""
 
-    keep: tuple[int, ...] | None = Field(
-        default=None, description="Token counts K to decode at; null: 1, 2, 4, ... and all."
-    )
-    steps: int = Field(default=25, gt=0, description="Euler steps of the flow decoder.")
-    guidance: float = Field(default=7.5, ge=0, description="Guidance of the flow decoder; 1 is none and twice as fast.")
-    norm_guidance: bool = Field(default=True, description="Adaptive projected guidance rather than plain guidance.")
     seed: int = Field(
         default=0, ge=0, description="Seed of the decoder's noise, the prior's draws and the random-token baseline."
-    )
-    max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
-    distance_images: int | None = Field(
-        default=None,
-        gt=1,
-        description="Images of each set that enter the distribution distance; null: all that are decoded.",
-    )
-    batch_size: int = Field(
-        default=64, gt=0, description="Images decoded at once; decides memory and speed, not results."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="float32",
         description="Of the tokenizer's matrix products; auto is bfloat16 where the machine computes it natively.",
+    )
+    batch_size: Operational[int] = Field(
+        default=64, gt=0, description="Images decoded at once; decides memory and speed, not results."
+    )
+
+
+class KeepConfig(Config):
+    """At how many tokens pictures are decoded."""
+
+    keep: tuple[int, ...] | None = Field(
+        default=None, description="Token counts K to decode at; null: 1, 2, 4, ... and all."
+    )
+
+
+class SetComparisonConfig(Config):
+    """How sets of images are compared with a reference set."""
+
+    set_metrics: Added[Annotated[tuple[str, ...], _names_in(SET_METRICS)]] = Field(
+        default=("frechet",),
+        min_length=1,
+        description="Metrics of sets, by name (docs/metrics.md); the first is checked.",
+    )
+    distance_images: int | None = Field(
+        default=None,
+        gt=1,
+        description="Images of each set that enter the distribution distance; null: all that are decoded.",
     )
     extractor: str = Field(
         default="efficientnet_lite0", description="Feature extractor of the distance, by torch-fidelity name."
@@ -56,8 +87,32 @@ class EvaluationConfig(Config):
         gt=0,
         description="Side that efficientnet_lite0 resizes to (multiple of 32); null: 224. Less is faster.",
     )
+
+
+class ReconstructionConfig(DecodingConfig, KeepConfig, SetComparisonConfig):
+    """What the evaluation of reconstructions reads."""
+
+    metrics: Added[Annotated[tuple[str, ...], _names_in(IMAGE_METRICS)]] = Field(
+        default=("mae", "mse", "psnr"),
+        min_length=1,
+        description="Metrics of images, by name (docs/metrics.md); the first is checked.",
+    )
+    max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     grid_images: int = Field(default=10, ge=0, description="Reconstructions kept as pictures for the report.")
+
+
+class SamplingConfig(DecodingConfig, KeepConfig):
+    """What sampling from the prior reads."""
+
     samples: SamplesConfig = Field(default_factory=SamplesConfig, description="What is drawn from the prior.")
+
+
+class GenerationConfig(DecodingConfig, SetComparisonConfig):
+    """What the evaluation of samples reads."""
+
+
+class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):
+    """How reconstructions and samples are made and measured. Every deciding field stands in the numbers' protocol."""
 
     @model_validator(mode="after")
     def _positive_keep(self) -> "EvaluationConfig":

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from flextok.data.images import to_uint8
-from flextok.evaluate.config import EvaluationConfig
-from flextok.model.checkpoint import load_tokenizer
+from flextok.evaluate.config import DecodingConfig
+from flextok.model.decoders.config import SamplerConfig
+from flextok.model.load import load_tokenizer
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.tokenizer import Tokenizer
 
 
-def open_tokenizer(url: str, device: str, config: EvaluationConfig) -> tuple[Tokenizer, str]:
+def open_tokenizer(url: str, device: str, config: DecodingConfig) -> tuple[Tokenizer, str]:
     """The tokenizer at `url` in the precision of `config`, and the name of that precision for the protocol."""
     dtype = autocast_dtype(config.precision, torch.device(device)) or torch.float32
     return load_tokenizer(url, device, dtype), str(dtype).removeprefix("torch.")
@@ -20,7 +21,7 @@ def open_tokenizer(url: str, device: str, config: EvaluationConfig) -> tuple[Tok
 
 @torch.inference_mode()
 def decode_ids(
-    tokenizer: Tokenizer, ids: torch.Tensor, keep: int, keys: Sequence[str], config: EvaluationConfig
+    tokenizer: Tokenizer, ids: torch.Tensor, keep: int, keys: Sequence[str], sampler: SamplerConfig
 ) -> np.ndarray:
     """Images [B, H, W, 3] uint8 of the first `keep` tokens of `ids` [B, L] or [B, L, C].
 
@@ -29,10 +30,10 @@ def decode_ids(
     images = tokenizer.detokenize(
         ids,
         keep=keep,
-        steps=config.steps,
-        guidance=config.guidance,
-        norm_guidance=config.norm_guidance,
-        seed=config.seed,
+        steps=sampler.steps,
+        guidance=sampler.guidance,
+        norm_guidance=sampler.norm_guidance,
+        seed=sampler.seed,
         sample_ids=keys,
     )
     return to_uint8(images)

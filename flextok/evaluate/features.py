@@ -1,6 +1,6 @@
 """Feature extractors of the distribution distances, found by name in torch-fidelity's registry.
 
-Ours (`flextok.evaluate.extractors`) stand there beside its own. torch-fidelity's `inception-v3-compat` (the only
+Ours (`flextok.evaluate.extractors`) are there beside its own. torch-fidelity's `inception-v3-compat` (the only
 one whose distance is called FID), `dinov2-*`, `clip-*` and `vgg16` fetch their weights on first use into torch's
 hub cache; on a closed machine put the files there beforehand.
 """
@@ -15,14 +15,8 @@ from torch import nn
 from flextok.digests import digest_arrays
 from flextok.errors import FlextokError, UsageError
 
-INCEPTION = "inception-v3-compat"
 # Images of one pass: bounds memory at 224 px to some hundred MB, whatever the batch of the caller.
 PASS_IMAGES = 64
-
-
-def distance_name(extractor: str) -> str:
-    """Name of the distance: `fid` for the Inception network of the FID paper, else `fd_<extractor>`."""
-    return "fid" if extractor == INCEPTION else f"fd_{extractor.replace('-', '_')}"
 
 
 @dataclass(frozen=True)

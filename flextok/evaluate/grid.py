@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.evaluate.images import contact_sheet, to_png
+from flextok.data.images import to_png
+from flextok.evaluate.images import contact_sheet
 
 # In place of a number of tokens: the original, and its way through the latents alone.
 ORIGINAL, LATENTS = 0, -1

@@ -1,20 +1,15 @@
 """The images an evaluation looks at: chosen by key, cropped as the tokenizer saw them, streamed in batches."""
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from flextok.data.config import ImageLimits
-from flextok.data.corpus.reader import Corpus, iter_shard
-from flextok.data.images import ImageError, center_crop, decode
+from flextok.data.corpus.pictures import Picture, crops_of, shard_pictures
+from flextok.data.corpus.reader import Corpus
+from flextok.data.images import to_png
 from flextok.errors import IntegrityError
-
-# What a corpus holds has passed the limits it was sharded with, which may be wider than the default.
-ANY_SIZE = ImageLimits(min_side=1, max_aspect=1e6, max_pixels=170_000_000, max_bytes=2**30)
 
 
 @dataclass(frozen=True)
@@ -44,44 +39,33 @@ def choose_keys(keys: Sequence[str], count: int | None) -> list[str]:
 def stream_images(corpus: Corpus, keys: Sequence[str], size_px: int, batch_size: int) -> Iterator[ImageBatch]:
     """The images of `keys`, cropped to [size_px, size_px], in corpus order; memory holds one batch.
 
-    Raises IntegrityError for an image which does not decode, or a key which is not there.
+    Raises IntegrityError for an image which is not as it was sharded or does not decode, or a key which is not there.
     """
     wanted = set(keys)
     held: list[tuple[str, int | None, np.ndarray]] = []
-    for shard in corpus.shards:
-        for sample in iter_shard(corpus.url, shard):
-            if sample.key not in wanted:
-                continue
-            wanted.remove(sample.key)
-            try:
-                picture = decode(sample.image, ANY_SIZE).image
-            except ImageError as error:
-                raise IntegrityError(f"expected an image under {sample.key} in {corpus.url}, found: {error}") from None
-            held.append((sample.key, sample.label, center_crop(picture, size_px)))
-            if len(held) == batch_size:
-                yield _batch(held)
-                held = []
+    for picture, crop in crops_of(_chosen(corpus, wanted), size_px):
+        held.append((picture.key, picture.label, crop))
+        if len(held) == batch_size:
+            yield _batch(held)
+            held = []
     if held:
         yield _batch(held)
     if wanted:
         raise IntegrityError(f"expected key {min(wanted)} in {corpus.url}, found none; run flextok verify")
 
 
+def _chosen(corpus: Corpus, wanted: set[str]) -> Iterator[Picture]:
+    """The pictures whose keys are `wanted`, in corpus order; what was found is no longer wanted."""
+    for shard in corpus.shards:
+        for picture in shard_pictures(corpus.url, shard, corpus.index_sha256(shard)):
+            if picture.key in wanted:
+                wanted.remove(picture.key)
+                yield picture
+
+
 def _batch(held: list[tuple[str, int | None, np.ndarray]]) -> ImageBatch:
     keys, labels, images = zip(*held, strict=True)
     return ImageBatch(list(keys), list(labels), np.stack(images))
-
-
-def to_png(rgb_HWC: np.ndarray) -> bytes:
-    """A uint8 RGB image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(rgb_HWC).save(file, format="PNG")
-    return file.getvalue()
-
-
-def read_png(content: bytes) -> np.ndarray:
-    """The uint8 RGB image in a PNG file that `to_png` made."""
-    return np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap_px: int = 2) -> bytes:

@@ -10,7 +10,7 @@ from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.protocol import environment_record, evaluation_device
-from flextok.evaluate.results import Metric, Series
+from flextok.evaluate.results import Metric, Series, statistic
 from flextok.evaluate.tokens import token_statistics
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior
@@ -54,11 +54,7 @@ def prior_statistics(
             f"expected tokens of {prior.config.num_tokens} positions and {prior.config.vocab_size} ids for prior "
             f"{prior_url}, found {store.num_tokens} and {store.vocab_size} in {val_tokens_url}"
         )
-    rows = np.arange(len(store))
-    if prior.config.condition == "class":
-        labels = store.labels()
-        rows = rows[(labels >= 0) & (labels < prior.config.num_classes)]
-    rows = rows[: config.max_images]
+    rows = _known_rows(prior, store)[: config.max_images]
     if len(rows) == 0:
         raise UsageError(f"expected rows with labels of prior {prior_url} in {val_tokens_url}, found none")
     shuffled = np.random.default_rng(config.seed).permutation(rows)
@@ -78,21 +74,17 @@ def prior_statistics(
         "environment": environment_record(device),
     }
     train_protocol = {**protocol, "tokens": TokenStore.open(train_tokens_url).digest}
-    mean = "mean over images and positions"
     lowest = min(entropy_train.mean(), entropy_val.mean())
+    gain = float(1 - right.mean() / lowest) if lowest > 0 else 0.0
     metrics = [
-        Metric("prior_loss_bits", float(right.mean()), {**protocol, "definition": f"negative log2 likelihood, {mean}"}),
-        Metric("token_entropy_bits", float(entropy_train.mean()), {**train_protocol, "definition": "train tokens"}),
-        Metric("token_entropy_bits_val", float(entropy_val.mean()), {**protocol, "definition": "held-out tokens"}),
-        Metric(
-            "prior_gain",
-            float(1 - right.mean() / lowest) if lowest > 0 else 0.0,
-            {**protocol, "unit": "fraction", "definition": "1 - loss / smaller of the two mean entropies"},
-        ),
+        statistic("prior_loss_bits", float(right.mean()), protocol),
+        statistic("token_entropy_bits", float(entropy_train.mean()), train_protocol),
+        statistic("token_entropy_bits_val", float(entropy_val.mean()), protocol),
+        statistic("prior_gain", gain, {**protocol, "unit": "fraction"}),
     ]
     if wrong is not None:
         permuted = {**protocol, "definition": f"as prior_loss_bits, condition permuted over images, seed {config.seed}"}
-        metrics.append(Metric("prior_loss_bits_shuffled", float(wrong.mean()), permuted))
+        metrics.append(statistic("prior_loss_bits_shuffled", float(wrong.mean()), permuted))
     places = range(1, store.num_tokens + 1)
     series = [
         Series("prior_loss_by_position", "position", places, right.tolist(), protocol),
@@ -100,6 +92,15 @@ def prior_statistics(
         Series("val_entropy_by_position", "position", places, entropy_val.tolist(), protocol),
     ]
     return PriorStatistics(metrics, series)
+
+
+def _known_rows(prior: Prior, store: TokenStore) -> np.ndarray:
+    """Indexes of the rows whose condition the prior knows."""
+    rows = np.arange(len(store))
+    if prior.config.condition == "class":
+        labels = store.labels()
+        rows = rows[(labels >= 0) & (labels < prior.config.num_classes)]
+    return rows
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The protocol record: what must be equal for two numbers to be comparable. It stands beside every number.
+"""The protocol record: what must be equal for two numbers to be comparable. It is stored beside every number.
 
 The parts follow the questions that break comparisons in practice: which images, against which reference, cropped how,
 decoded how, looked at by which network, computed with what.
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from flextok.data.corpus.reader import Corpus
 from flextok.digests import digest_of
-from flextok.evaluate.config import EvaluationConfig
+from flextok.model.decoders.config import SamplerConfig
+from flextok.model.tokenizer import Tokenizer
 from flextok.version import __version__
 
 UINT8_RULE = "clamp(round((x + 1) * 127.5), 0, 255) of model output in [-1, 1]"
@@ -31,8 +33,13 @@ def images_record(name: str, digest: str, keys: Sequence[str], available: int) -
     }
 
 
-def decoder_record(config: EvaluationConfig, dtype: str) -> dict[str, Any]:
-    """How tokens became pixels, the tokenizer computing in `dtype`."""
+def corpus_record(corpus: Corpus, keys: Sequence[str], available: int) -> dict[str, Any]:
+    """Which images of a corpus split entered, of `available` ones."""
+    return images_record(f"{corpus.name}/{corpus.split}", corpus.digest, keys, available)
+
+
+def decoder_record(tokenizer: Tokenizer, config: SamplerConfig, dtype: str) -> dict[str, Any]:
+    """How `tokenizer`, computing in `dtype`, made pixels of tokens."""
     variant = "adaptive projected" if config.norm_guidance else "classifier-free"
     return {
         "solver": "euler",
@@ -54,24 +61,6 @@ def environment_record(device: str, dtype: str = "float32") -> dict[str, str]:
         "flextok": __version__,
         "torch": torch.__version__,
         "torch_fidelity": importlib.metadata.version("torch-fidelity"),
-    }
-
-
-def distance_record(extractor: dict[str, Any], images: int, reference: dict[str, Any]) -> dict[str, Any]:
-    """How a distribution distance was measured, with `small_sample` where it is biased upwards.
-
-    Fewer images than twice the features' width leave the covariance poorly known; such a distance only compares
-    with one over the same number of images.
-    """
-    needed = 2 * extractor["width"]
-    return {
-        "definition": "Fréchet distance of Gaussians fitted to features (Heusel et al. 2017), by torch-fidelity",
-        "extractor": extractor,
-        "images": images,
-        "reference": reference,
-        "images_needed": needed,
-        "small_sample": min(images, reference["images"]) < needed,
-        "statistics": "float64 sums, sample covariance",
     }
 
 

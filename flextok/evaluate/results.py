@@ -8,6 +8,7 @@ from typing import Any
 from flextok import storage
 from flextok.digests import digest_of
 from flextok.errors import FlextokError
+from flextok.metrics.base import STATISTICS
 from flextok.provenance import artifact_input, make_provenance, read_provenance
 
 METRICS = "metrics.json"
@@ -41,6 +42,11 @@ class Metric:
     def from_json(cls, item: dict[str, Any]) -> "Metric":
         """The metric that `to_json` wrote."""
         return cls(item["name"], item["value"], item["protocol"], item["k"], item.get("standard_error"))
+
+
+def statistic(name: str, value: float, protocol: dict[str, Any], k: int | None = None) -> Metric:
+    """A number of the register STATISTICS, whose definition enters the protocol."""
+    return Metric(name, value, {"definition": STATISTICS[name].definition, **protocol}, k)
 
 
 @dataclass(frozen=True)

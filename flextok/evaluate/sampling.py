@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from flextok import storage
+from flextok.data.images import read_png, to_png
 from flextok.data.tokens import (
     ContentHash,
     TokenMeta,
@@ -19,14 +20,15 @@ from flextok.data.tokens import (
 )
 from flextok.digests import digest_rows
 from flextok.errors import UsageError
-from flextok.evaluate.config import EvaluationConfig, keep_counts
+from flextok.evaluate.config import SamplingConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, open_tokenizer
-from flextok.evaluate.images import read_png, to_png
 from flextok.evaluate.protocol import decoder_record, evaluation_device
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior
+from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input, read_provenance
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 
 SHARD = "000000"
 FILE_THREADS = 8
@@ -42,11 +44,12 @@ class SamplesResult:
     keep: list[int]
 
 
+@storage_errors("sample from {prior_url} into {parent_url}")
 def sample_images(
     prior_url: str,
     tokenizer_url: str,
     parent_url: str,
-    config: EvaluationConfig,
+    config: SamplingConfig,
     class_names: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
 ) -> SamplesResult:
@@ -56,6 +59,7 @@ def sample_images(
     one gets `texts` in turn. The ids of one draw are decoded at every K: a shorter sequence is a prefix of a longer
     one. The digest covers the ids and all that decides the pictures.
     """
+    config = config.part(SamplingConfig)
     device = evaluation_device()
     prior = load_prior(prior_url, device)
     tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
@@ -68,16 +72,10 @@ def sample_images(
     keeps = keep_counts(settings.keep or config.keep, prior.config.num_tokens)
     condition = _Condition.of(prior, settings.num, class_names, texts)
     keys = [f"{index:06d}" for index in range(settings.num)]
-    with track("sample", settings.num, "images") as task:
-        parts = []
-        for rows in _batches(settings.num, config.batch_size):
-            parts.append(_generate(prior, condition, rows, config))
-            task.advance(len(rows))
-    ids = np.concatenate(parts)
-
+    ids = _draw(prior, condition, config)
     recipe = {
         "keep": keeps,
-        "decoder": decoder_record(config, dtype),
+        "decoder": decoder_record(tokenizer, config, dtype),
         "sampler": {
             **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
             "prior_guidance": settings.guidance,
@@ -98,18 +96,7 @@ def sample_images(
     content = ContentHash(meta)
     content.update(table)
     url = storage.join(parent_url, digest_rows([(SHARD, len(keys), content.hexdigest())]))
-    with (
-        track("decode samples", settings.num * len(keeps), "images") as task,
-        concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool,
-    ):
-        for rows in _batches(settings.num, config.batch_size):
-            names = [keys[row] for row in rows]
-            for keep in keeps:
-                batch_ids = torch.from_numpy(ids[rows])
-                images = decode_ids(tokenizer, batch_ids, keep, names, config)
-                goals = [image_url(url, keep, name) for name in names]
-                list(pool.map(storage.write_bytes, goals, map(to_png, images)))
-                task.advance(len(names))
+    _write_pictures(url, tokenizer, ids, keys, keeps, config)
     record = write_token_shard(storage.join(url, f"{SHARD}.parquet"), table.schema, [table])
     inputs = [artifact_input(prior_url), artifact_input(tokenizer_url)]
     digest = write_token_manifest(url, "samples", [record], meta, inputs, recipe)
@@ -126,7 +113,7 @@ def open_samples(url: str) -> tuple[SamplesResult, dict[str, Any]]:
 
 
 def image_url(url: str, keep: int, key: str) -> str:
-    """Where the picture of sample `key` at `keep` tokens stands."""
+    """Where the picture of sample `key` at `keep` tokens is."""
     return storage.join(url, "images", f"k{keep:03d}", f"{key}.png")
 
 
@@ -158,8 +145,35 @@ class _Condition:
         return cls("no condition", [None] * num, [None] * num)
 
 
+def _draw(prior: Prior, condition: _Condition, config: SamplingConfig) -> np.ndarray:
+    """The ids of all samples, int64 [N, L] or [N, L, C]."""
+    with track("sample", config.samples.num, "images") as task:
+        parts = []
+        for rows in _batches(config.samples.num, config.batch_size):
+            parts.append(_generate(prior, condition, rows, config))
+            task.advance(len(rows))
+    return np.concatenate(parts)
+
+
+def _write_pictures(
+    url: str, tokenizer: Tokenizer, ids: np.ndarray, keys: Sequence[str], keeps: Sequence[int], config: SamplingConfig
+) -> None:
+    """Decode every sample at each K, into `image_url`."""
+    with (
+        track("decode samples", len(keys) * len(keeps), "images") as task,
+        concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool,
+    ):
+        for rows in _batches(len(keys), config.batch_size):
+            names = [keys[row] for row in rows]
+            for keep in keeps:
+                images = decode_ids(tokenizer, torch.from_numpy(ids[rows]), keep, names, config)
+                destinations = [image_url(url, keep, name) for name in names]
+                list(pool.map(storage.write_bytes, destinations, map(to_png, images)))
+                task.advance(len(names))
+
+
 @torch.inference_mode()
-def _generate(prior: Prior, condition: _Condition, rows: range, config: EvaluationConfig) -> np.ndarray:
+def _generate(prior: Prior, condition: _Condition, rows: range, config: SamplingConfig) -> np.ndarray:
     settings = config.samples
     ids = prior.generate(
         labels=[label or 0 for label in condition.labels[rows.start : rows.stop]],

@@ -7,10 +7,8 @@ import numpy as np
 
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import keep_counts
-from flextok.evaluate.results import Metric, Series
-
-# Ids seen less often only reflect how many images there were.
-ZIPF_MIN_COUNT = 5
+from flextok.evaluate.results import Metric, Series, statistic
+from flextok.metrics.tokens import entropy_bits, zipf_slope
 
 
 @dataclass(frozen=True)
@@ -32,42 +30,34 @@ class TokenStatistics:
         pooled = self.counts_NV.sum(axis=0)
         protocol = self._protocol()
         total, vocabulary = int(pooled.sum()), self.store.vocab_size
-        usage = {
-            **protocol,
-            "definition": "distinct ids / vocabulary",
-            "tokens_counted": total,
-            "largest_possible": min(1.0, total / vocabulary),
-        }
-        perplexity = {**protocol, "definition": "2^entropy of all ids together", "tokens_counted": total}
-        zipf = {**protocol, "definition": f"slope of log count over log rank, ids with count >= {ZIPF_MIN_COUNT}"}
+        counted = {**protocol, "tokens_counted": total}
         found = [
-            Metric("codebook_usage", float(np.count_nonzero(pooled)) / vocabulary, usage),
-            Metric("codebook_perplexity", 2 ** entropy_bits(pooled), perplexity),
-            Metric("zipf_slope", zipf_slope(pooled), zipf),
+            statistic(
+                "codebook_usage",
+                float(np.count_nonzero(pooled)) / vocabulary,
+                {**counted, "largest_possible": min(1.0, total / vocabulary)},
+            ),
+            statistic("codebook_perplexity", 2 ** entropy_bits(pooled), counted),
+            statistic("zipf_slope", zipf_slope(pooled), protocol),
         ]
         raw_bits = math.log2(vocabulary) * self.store.codebooks
         coded_bits = np.cumsum(self.entropy_by_position())
         for keep in keep_counts(None, self.store.num_tokens):
-            plain = {**protocol, "definition": "sum of log2(vocabulary) over kept positions", "keep": keep}
-            coded = {**protocol, "definition": "sum of entropies over kept positions, each coded alone", "keep": keep}
-            found.append(Metric("bits_per_image", raw_bits * keep, plain, keep))
-            found.append(Metric("entropy_bits_per_image", float(coded_bits[keep - 1]), coded, keep))
+            at_keep = {**protocol, "keep": keep}
+            found.append(statistic("bits_per_image", raw_bits * keep, at_keep, keep))
+            found.append(statistic("entropy_bits_per_image", float(coded_bits[keep - 1]), at_keep, keep))
         return found + self._storage()
 
     def _storage(self) -> list[Metric]:
         """What an id takes in the store, and what it would take at the least."""
-        entropy = float(self.entropy_by_position().sum()) / self.store.meta.ids_per_row / 8
         each = {
-            "stored": (self.store.stored_bytes_per_token, "whole Parquet files (keys, hashes, labels too) / ids"),
-            "column": (self.store.column_bytes_per_token, "compressed column of the ids / ids"),
-            "vocabulary": (math.log2(self.store.vocab_size) / 8, "log2(vocabulary) / 8"),
-            "entropy": (entropy, "mean entropy of the positions / 8"),
+            "stored": self.store.stored_bytes_per_token,
+            "column": self.store.column_bytes_per_token,
+            "vocabulary": math.log2(self.store.vocab_size) / 8,
+            "entropy": float(self.entropy_by_position().sum()) / self.store.meta.ids_per_row / 8,
         }
         protocol = self._protocol()
-        return [
-            Metric(f"{name}_bytes_per_token", value, {**protocol, "definition": definition})
-            for name, (value, definition) in each.items()
-        ]
+        return [statistic(f"{name}_bytes_per_token", value, protocol) for name, value in each.items()]
 
     def series(self) -> list[Series]:
         """`token_entropy_by_position` in bits and `codebook_usage_by_position`."""
@@ -103,18 +93,3 @@ def token_statistics(tokens_url: str) -> TokenStatistics:
             for place in range(store.meta.ids_per_row):
                 counts[place] += np.bincount(ids[:, place], minlength=store.vocab_size)
     return TokenStatistics(store, len(store), counts)
-
-
-def entropy_bits(counts: np.ndarray) -> float:
-    """Entropy in bits of the empirical distribution of `counts`; 0 when nothing was counted."""
-    present = counts[counts > 0]
-    share = present / present.sum()
-    return float(-(share * np.log2(share)).sum()) if len(present) else 0.0
-
-
-def zipf_slope(counts: np.ndarray) -> float:
-    """Least-squares slope of log count over log rank; -1 is Zipf's law, 0 uniform use or too few ids to tell."""
-    ordered = np.sort(counts[counts >= ZIPF_MIN_COUNT])[::-1]
-    if len(ordered) < 2:
-        return 0.0
-    return float(np.polyfit(np.log(np.arange(1, len(ordered) + 1)), np.log(ordered), 1)[0])

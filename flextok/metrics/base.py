@@ -1,35 +1,117 @@
 """What a metric is, and the registers of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from flextok.registry import Register
+from flextok.registry import RoomRegister
 
 
 @dataclass(frozen=True)
-class ImageMetric:
-    """A number for each image against its reference."""
+class Quantity:
+    """What is said of a number, in protocols, report and documents."""
 
     name: str
     definition: str
-    """In a line, as it stands in protocols, report and documents."""
+    """In a line."""
     unit: str
-    """"" for a plain number."""
-    better: Literal["lower", "higher"]
-    compute: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """(images, references), both uint8 [B, H, W, C] of one shape -> float64 [B]."""
+    """"" for a plain number, "fraction" for one that is read as a percentage."""
+    better: Literal["lower", "higher", ""]
+    """"" where neither is."""
+    _: KW_ONLY
+    label: str = ""
+    """Title for people; the name where there is none."""
+    hint: str = ""
+    """What the number means, in a few words for people."""
 
-    def __call__(self, images_BHWC: np.ndarray, references_BHWC: np.ndarray) -> np.ndarray:
+    @property
+    def shown_unit(self) -> str:
+        """The unit as it is written beside a number."""
+        return "" if self.unit == "fraction" else self.unit
+
+    @property
+    def title(self) -> str:
+        """Label and unit, as over a chart."""
+        label = self.label or self.name
+        return f"{label}, {self.shown_unit}" if self.shown_unit else label
+
+
+@dataclass(frozen=True)
+class ImageMetric(Quantity):
+    """A number for each image against its original. Results are the means over images."""
+
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """(images, originals), both uint8 [B, H, W, C] of one shape -> float64 [B]."""
+    _: KW_ONLY
+    record: Callable[[], Mapping[str, Any]] = dict
+    """What else decides its numbers (weights, window), for the protocol."""
+    in_summary: bool = True
+    """Whether the report shows it as a chart and beside its title, rather than only in the table of all numbers."""
+
+    def __call__(self, images_BHWC: np.ndarray, originals_BHWC: np.ndarray) -> np.ndarray:
         """float64 [B]; raises ValueError unless both are uint8 [B, H, W, C] of one shape."""
-        for name, array in (("images", images_BHWC), ("references", references_BHWC)):
+        for name, array in (("images", images_BHWC), ("originals", originals_BHWC)):
             if array.dtype != np.uint8 or array.ndim != 4:
                 raise ValueError(f"expected {name} as uint8 [B, H, W, C], found {array.dtype} {array.shape}")
-        if images_BHWC.shape != references_BHWC.shape:
-            raise ValueError(f"expected two equal shapes, found {images_BHWC.shape} and {references_BHWC.shape}")
-        return self.compute(images_BHWC, references_BHWC)
+        if images_BHWC.shape != originals_BHWC.shape:
+            raise ValueError(f"expected two equal shapes, found {images_BHWC.shape} and {originals_BHWC.shape}")
+        return self.compute(images_BHWC, originals_BHWC)
 
 
-IMAGE_METRICS: Register[ImageMetric] = Register("image metric", home="flextok.metrics")
+@dataclass(frozen=True)
+class SetMetric(Quantity):
+    """A number for a set of images against a reference set, from features of both."""
+
+    needs: Literal["statistics", "features"]
+    """What `compute` works on: `FeatureStatistics`, whose memory does not grow with the set, or features [N, D]."""
+    compute: Callable[[Any, Any], float]
+    """(reference, images), each what the metric needs."""
+    number_name: Callable[[str], str]
+    """Name of its numbers for the name of their features (an extractor's, or its own): other features, another name."""
+    _: KW_ONLY
+    images_needed: Callable[[int], int] = lambda width: 2
+    """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+    """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
+    record: Callable[[], Mapping[str, Any]] = dict
+    """What else decides its numbers (kernel, subset size, k), for the protocol."""
+
+    def called(self, extractor: str) -> str:
+        """What its numbers are called in an evaluation with `extractor`."""
+        return self.number_name(self.name if self.features is not None else extractor)
+
+    def protocol(self, extractor: Mapping[str, Any], images: int, reference: Mapping[str, Any]) -> dict[str, Any]:
+        """How a number was measured: `images` of the set, features by `extractor`, against `reference` (both records).
+
+        `small_sample` says that fewer images than needed entered; such a number compares only with one over as many.
+        """
+        needed = self.images_needed(extractor["width"])
+        return {
+            "definition": self.definition,
+            "extractor": dict(extractor),
+            "images": images,
+            "reference": dict(reference),
+            "images_needed": needed,
+            "small_sample": min(images, reference["images"]) < needed,
+            **self.record(),
+        }
+
+
+QuantityT = TypeVar("QuantityT", bound=Quantity)
+
+
+class QuantityRegister(RoomRegister[QuantityT]):
+    """Metrics by name, those of all modules of this room and what others add."""
+
+    def register(self, quantity: QuantityT) -> QuantityT:
+        """Add `quantity` under its own name; raises ValueError where another one has it."""
+        return self.add(quantity.name, quantity)
+
+
+HOME = "flextok.metrics"
+IMAGE_METRICS: QuantityRegister[ImageMetric] = QuantityRegister("metric of images", HOME)
+SET_METRICS: QuantityRegister[SetMetric] = QuantityRegister("metric of sets", HOME)
+STATISTICS: QuantityRegister[Quantity] = QuantityRegister("statistic", HOME)
+"""Numbers that an evaluation computes in passing, of token stores, priors and curves: what is said of them."""

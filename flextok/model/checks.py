@@ -42,15 +42,16 @@ TokenIds = Tensor | Sequence[Tensor | Sequence[int]]
 def check_codes(ids: TokenIds, longest: int, vocab_size: int, codebooks: int) -> tuple[Tensor, Tensor]:
     """Ids padded with 0 to [B,longest] (or [B,longest,C]) and how many each image has, int64 [B].
 
-    What stands in the padding never matters: the decoder overwrites it.
+    With `vocab_size` 0, tokens are finite numbers, float32 [B,longest,C]. What the padding holds never matters: the
+    decoder overwrites it.
     """
-    tail = () if codebooks == 1 else (codebooks,)
+    tail = () if codebooks == 1 and vocab_size else (codebooks,)
     rows = _rows(ids, len(tail)) if isinstance(ids, Tensor) else [torch.as_tensor(row).cpu() for row in ids]
     if not rows:
         raise ValueError("expected ids of at least one image, found none")
     rows = [_check_row(row, longest, vocab_size, tail) for row in rows]
     lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros(len(rows), longest, *tail, dtype=torch.long)
+    padded = torch.zeros(len(rows), longest, *tail, dtype=torch.long if vocab_size else torch.float32)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded, lengths
@@ -107,11 +108,15 @@ def _rows(ids: Tensor, tail_dims: int) -> list[Tensor]:
 
 
 def _check_row(row: Tensor, longest: int, vocab_size: int, tail: tuple[int, ...]) -> Tensor:
-    if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
+    if vocab_size == 0:
+        _check_float("tokens", row, "[B,K,C], as the quantizer is continuous")
+    elif row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
         raise ValueError(f"expected ids as integers, found {row.dtype}")
     if row.dim() != 1 + len(tail) or row.shape[1:] != tail or not 1 <= len(row) <= longest:
         wanted = ",".join(["K", *map(str, tail)])
         raise ValueError(f"expected ids of an image as [{wanted}] with K in 1..{longest}, found {list(row.shape)}")
+    if vocab_size == 0:
+        return _finite("tokens", row)
     row = row.long()
     low, high = int(row.min()), int(row.max())
     if low < 0 or high >= vocab_size:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from flextok.model.checkpoint import is_checkpoint, read_checkpoint
+from flextok.model.load import tokenizer_of
 from flextok.model.official.checkpoint import read_official
 from flextok.model.tokenizer import Tokenizer
 
@@ -15,12 +16,11 @@ def describe_checkpoint(url: str) -> dict[str, Any]:
     Reads ours (tokenizer, prior, vae) and the published layout; raises what their readers raise.
     """
     if not is_checkpoint(url):
-        return {"kind": "tokenizer", "layout": "official", **_describe_tokenizer(read_official(url))}
+        return {"kind": "tokenizer", "layout": "official", **_describe_tokenizer(read_official(url).tokenizer)}
     checkpoint = read_checkpoint(url)
     described = {"kind": checkpoint.kind, "layout": "flextok"}
     if checkpoint.kind == "tokenizer":
-        tokenizer = Tokenizer.from_values(checkpoint.config, checkpoint.state, where=url, digest=checkpoint.digest)
-        return {**described, **_describe_tokenizer(tokenizer)}
+        return {**described, **_describe_tokenizer(tokenizer_of(checkpoint))}
     return {
         **described,
         "digest": checkpoint.digest,

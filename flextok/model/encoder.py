@@ -1,13 +1,14 @@
-"""The encoder: latents to a sequence of register outputs, of which every prefix stands on its own."""
+"""The encoder: latents to a sequence of register outputs, of which no prefix depends on the rest."""
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from flextok.model.config import TokenizerConfig
 from flextok.model.nn.initialize import learned_vectors, xavier_linear
-from flextok.model.nn.layers import Block, layer_norm
+from flextok.model.nn.layers import Block, layer_norm, matrices
 from flextok.model.nn.patching import PatchEmbedding
 
 
@@ -29,6 +30,7 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig, out_dim: int):
         super().__init__()
         trunk = config.encoder
+        self.patch_size, self.hidden = config.patch_size, trunk.hidden
         self.patches = PatchEmbedding(
             config.latents.latent_channels, config.patch_size, trunk.width, config.grid, config.posemb_scaling
         )
@@ -62,3 +64,12 @@ class Encoder(nn.Module):
         # what is rounded next must not be rounded to bfloat16 first
         with torch.autocast(registers.device.type, enabled=False):
             return self.head(layer_norm(registers.float()))
+
+    def half_precision_modules(self) -> Iterator[nn.Module]:
+        """The modules whose weights may be rounded to bfloat16 for use."""
+        return matrices(self)
+
+    def activation_bytes(self, positions: int, number_bytes: int) -> int:
+        """Bytes that an image's largest activation takes, its latents of `positions` = H*W."""
+        sequence = positions // self.patch_size**2 + len(self.registers)
+        return sequence * 2 * self.hidden * number_bytes

@@ -1,22 +1,129 @@
-"""Models from checkpoints."""
+"""Models from checkpoints: tokenizer, autoencoder and prior, and what of a tokenizer can be known without its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from flextok.config import parse_config
-from flextok.model.checkpoint import read_kind
+from flextok import storage
+from flextok.config import parse_config, parse_member
+from flextok.errors import UsageError
+from flextok.model.autoencoders.base import Autoencoder
+from flextok.model.autoencoders.config import AUTOENCODERS, AutoencoderConfig
+from flextok.model.checkpoint import CONFIG, Checkpoint, is_checkpoint, read_config, read_kind
+from flextok.model.config import TokenizerConfig
+from flextok.model.official.checkpoint import read_official
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
+from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import load_state
+from flextok.provenance import read_provenance
 
 # Settings of the training alone, which earlier checkpoints hold among those of the model. Their digest covers them still.
+FORMER_TOKENIZER_KEYS = (
+    "keep_mode",
+    "condition_dropout",
+    "pure_noise_steps",
+    "pure_noise_share",
+    "sigma",
+    "mode_scale",
+)
+FORMER_CONV_KEYS = ("latent_noise",)
 FORMER_PRIOR_KEYS = ("dropout", "condition_dropout")
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What the driver of a job must know of a tokenizer; only its workers hold the weights."""
+
+    url: str
+    digest: str
+    image_size: int
+    num_tokens: int
+    """L, the longest token sequence of an image."""
+    vocab_size: int
+    """Ids lie in 0..vocab_size-1; 0 where tokens are numbers (a continuous quantizer)."""
+    codebooks: int
+    """C, ids for each position."""
+
+
+def load_tokenizer(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tokenizer:
+    """The tokenizer at `path`, ready to use: a checkpoint of ours, or the official layout.
+
+    The official layout is a model.safetensors file with its config in the metadata, or a Hub folder with config.json.
+    `dtype` is float32 (exact) or bfloat16 (trunks in bfloat16; norms, quantizer and autoencoder stay in float32).
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"expected dtype float32 or bfloat16, found {dtype}")
+    path = str(path)
+    tokenizer = tokenizer_of(read_kind(path, "tokenizer")) if is_checkpoint(path) else read_official(path).tokenizer
+    return tokenizer.to(device).prepare(dtype)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint that was read, in eval mode; raises UsageError where its config is none of ours."""
+    config = tokenizer_config(checkpoint.config, checkpoint.url)
+    return Tokenizer.from_state(config, checkpoint.state, checkpoint.url, checkpoint.digest)
+
+
+def tokenizer_spec(url: str) -> TokenizerSpec:
+    """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest."""
+    if not is_checkpoint(url):
+        tokenizer = load_tokenizer(url)
+        return spec_of(url, tokenizer.digest, tokenizer)
+    digest = read_provenance(url)["digest"]
+    kind, values = read_config(url)
+    if kind != "tokenizer":
+        raise UsageError(f"expected a tokenizer checkpoint at {url}, found {kind}; give --tokenizer its folder")
+    with torch.device("meta"):
+        tokenizer = Tokenizer(tokenizer_config(values, storage.join(url, CONFIG)))
+    return spec_of(url, digest, tokenizer)
+
+
+def spec_of(url: str, digest: str, tokenizer: Tokenizer) -> TokenizerSpec:
+    """The spec of a tokenizer that is at hand."""
+    return TokenizerSpec(
+        url, digest, tokenizer.config.image_size, tokenizer.num_tokens, tokenizer.vocab_size, tokenizer.codebooks
+    )
+
+
+def load_autoencoder(path: str, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder of a `vae` checkpoint, frozen and in eval mode."""
+    checkpoint = read_kind(str(path), "vae")
+    config = autoencoder_config(checkpoint.config, storage.join(str(path), CONFIG))
+    with torch.device("meta"):
+        autoencoder = config.build()
+    load_state(autoencoder, checkpoint.state, str(path))
+    return autoencoder.to(device).eval().requires_grad_(False)
 
 
 def load_prior(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
     """The prior stored at `path`, in evaluation mode; raises UsageError when something else is stored there."""
     checkpoint = read_kind(str(path), "prior")
-    values = {name: value for name, value in checkpoint.config.items() if name not in FORMER_PRIOR_KEYS}
-    prior = Prior.create(parse_config(PriorConfig, values, f"{path}/config.yaml"), seed=0)
+    config = parse_config(PriorConfig, _without(checkpoint.config, FORMER_PRIOR_KEYS), storage.join(str(path), CONFIG))
+    prior = Prior.create(config, seed=0)
     load_state(prior, checkpoint.state, checkpoint.url)
     prior.digest = checkpoint.digest
     return prior.to(device, dtype).eval()
+
+
+def tokenizer_config(values: Mapping[str, Any], where: str) -> TokenizerConfig:
+    """Plain values of a checkpoint, earlier ones too, as the config of a tokenizer; raises UsageError with one line."""
+    values = _without(values, FORMER_TOKENIZER_KEYS)
+    if isinstance(values.get("latents"), dict):
+        values["latents"] = _autoencoder_values(values["latents"])
+    return parse_config(TokenizerConfig, values, where)
+
+
+def autoencoder_config(values: Mapping[str, Any], where: str) -> AutoencoderConfig:
+    """Plain values of a checkpoint, earlier ones too, as the config of an autoencoder; raises UsageError with one line."""
+    return parse_member(AUTOENCODERS, _autoencoder_values(values), where)
+
+
+def _autoencoder_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _without(values, FORMER_CONV_KEYS if values.get("kind") == "conv" else ())
+
+
+def _without(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in keys}

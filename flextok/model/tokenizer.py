@@ -1,13 +1,10 @@
-"""The tokenizer: stage 0, encoder, quantizer and decoder behind one API."""
+"""The tokenizer: autoencoder, encoder, quantizer and decoder behind one API."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flextok.config import parse_config
-from flextok.model.autoencoders.base import build_latents
 from flextok.model.checks import (
     TokenIds,
     check_codes,
@@ -19,12 +16,11 @@ from flextok.model.checks import (
     check_noise,
     check_sample_ids,
 )
-from flextok.model.config import TokenizerConfig, TrunkConfig
-from flextok.model.decoders.flow import Sampling, build_decoder
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.base import Decoder
+from flextok.model.decoders.config import SamplerConfig
 from flextok.model.encoder import Encoder
 from flextok.model.flow import Guidance
-from flextok.model.nn.layers import Attention, ModulatedBlock, SwiGLU
-from flextok.model.quantizers.fsq import build_quantizer
 from flextok.model.rng import normal_for
 from flextok.model.weights import load_state, state_digest
 
@@ -32,30 +28,25 @@ Keep = int | Sequence[int] | Tensor | None
 
 # glibc fetches buffers of 32 MB and more from the system anew each time, which costs a CPU a tenth of its speed.
 REUSED_BYTES = 24 << 20
-
-
-class FlowLoss(NamedTuple):
-    """Training loss of each image [B], and the ids its tokens had [B,L]."""
-
-    loss: Tensor
-    ids: Tensor
+DEFAULTS = SamplerConfig()
 
 
 class Tokenizer(nn.Module):
     """FlexTok: images to token sequences of which any prefix can be decoded (Bachmann et al. 2025).
 
     Images are float [B,3,H,W] in [-1,1]; ids int64 [B,L] ([B,L,C] with C > 1 codebooks); latents z [B,c,h,w], scaled.
-    An image's result does not depend on its batch.
+    Where the quantizer is continuous, `ids` are its numbers, float32 [B,L,C]. An image's result does not depend on its
+    batch.
     """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        self.latents = build_latents(config.latents)
-        self.quantizer = build_quantizer(config.quantizer)
+        self.latents = config.latents.build()
+        self.quantizer = config.quantizer.build()
         self.encoder = Encoder(config, self.quantizer.dim)
-        self.decoder = build_decoder(config, self.quantizer.dim)
-        self.latents.requires_grad_(False)
+        self.decoder = config.decoder.build(config.decoder_shape(self.quantizer.dim))
+        self.latents.requires_grad_(False).train()  # as a frozen one is in training, from the start
         self._autocast_dtype: torch.dtype | None = None
         self._digest: str | None = None
 
@@ -78,22 +69,15 @@ class Tokenizer(nn.Module):
         tokenizer._digest = digest or state_digest("tokenizer", config.model_dump(mode="json"), state)
         return tokenizer.eval()
 
-    @classmethod
-    def from_values(cls, values: dict[str, Any], state: dict[str, Tensor], where: str, digest: str) -> "Tokenizer":
-        """`from_state` for a config as plain values; raises UsageError where they are no config of ours."""
-        return cls.from_state(parse_config(TokenizerConfig, values, where), state, where, digest)
-
     def prepare(self, dtype: torch.dtype) -> "Tokenizer":
         """Freeze for use in float32, or in bfloat16 with the trunks' weights rounded once and for all."""
         self.requires_grad_(False)
         if dtype == torch.bfloat16:
             self._digest = self.digest
             self._autocast_dtype = dtype
-            for module in self.modules():
-                if isinstance(module, Attention | SwiGLU):
+            for part in (self.encoder, self.decoder):
+                for module in part.half_precision_modules():
                     module.to(dtype)
-                elif isinstance(module, ModulatedBlock):
-                    module.adaln.to(dtype)
         return self
 
     @property
@@ -108,8 +92,13 @@ class Tokenizer(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Ids of a codebook lie in 0..vocab_size-1."""
+        """Ids of a codebook lie in 0..vocab_size-1; 0 where tokens are numbers."""
         return self.quantizer.vocab_size
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether tokens are numbers, float32 [B,L,C], rather than ids of a vocabulary."""
+        return self.vocab_size == 0
 
     @property
     def codebooks(self) -> int:
@@ -128,19 +117,8 @@ class Tokenizer(nn.Module):
         return self.encoder.registers.device
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """What training changes: everything but stage 0 and the fixed tables of positions."""
+        """What training changes: everything but the autoencoder and the fixed tables of positions."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
-
-    # -- training ------------------------------------------------------------------------------------------------
-
-    def flow_loss(self, z_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor, keep_B: Tensor, drop_B: Tensor) -> FlowLoss:
-        """Loss of latents with the given draws: noise, its level t in [0,1], kept tokens 1..L, images without tokens.
-
-        Every draw is the caller's, so that the result does not depend on any global generator.
-        """
-        quantized = self.quantizer(self.encoder(z_BCHW))
-        loss = self.decoder.loss(z_BCHW, quantized.codes, keep_B, drop_B, noise_BCHW, t_B)
-        return FlowLoss(loss, quantized.ids)
 
     # -- images <-> latents --------------------------------------------------------------------------------------
 
@@ -148,8 +126,8 @@ class Tokenizer(nn.Module):
     def encode_images(self, images: Tensor, seed: int = 0, sample_ids: Sequence[int | str] | None = None) -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> scaled latents [B,c,h,w].
 
-        `seed` and `sample_ids` matter only where stage 0 samples its posterior; without `sample_ids` each image of the
-        call gets the same draw, so that its tokens do not depend on its place in the batch.
+        `seed` and `sample_ids` matter only where the autoencoder samples its posterior; without `sample_ids` each image
+        of the call gets the same draw, so that its tokens do not depend on its place in the batch.
         """
         side = self.latents.factor * self.config.patch_size
         images = check_images(images, side).to(self.device)
@@ -169,43 +147,47 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_latents(self, z: Tensor) -> Tensor:
-        """Scaled latents [B,c,h,w] -> ids [B,L], int64."""
+        """Scaled latents [B,c,h,w] -> ids int64 [B,L]; of a continuous quantizer float32 [B,L,C]."""
         z = check_latents(z, self.latents.channels).to(self.device)
-        with self._autocast():
-            parts = z.split(self._images_at_once(self.config.encoder, z, copies=1))
-            return torch.cat([self.quantizer(self.encoder(part)).ids for part in parts])
+        return torch.cat([self._ids(part) for part in z.split(self._images_at_once(self.encoder, z))])
 
     @torch.no_grad()
     def decode_latents(
         self,
         ids: TokenIds,
         keep: Keep = None,
-        steps: int = 25,
-        guidance: Guidance = 7.5,
-        norm_guidance: bool = True,
-        seed: int = 0,
+        steps: int = DEFAULTS.steps,
+        guidance: Guidance = DEFAULTS.guidance,
+        norm_guidance: bool = DEFAULTS.norm_guidance,
+        seed: int = DEFAULTS.seed,
         noise: Tensor | None = None,
         sample_ids: Sequence[int | str] | None = None,
     ) -> Tensor:
         """Ids -> scaled latents [B,c,h,w]; arguments as in `detokenize`."""
-        steps = check_integer("steps", steps)
         check_guidance(guidance)
+        guidance_at = guidance if callable(guidance) else None
+        # checked here rather than by the class, whose limits are those of recipes
+        sampler = SamplerConfig.model_construct(
+            steps=check_integer("steps", steps),
+            guidance=DEFAULTS.guidance if callable(guidance) else guidance,
+            norm_guidance=norm_guidance,
+            seed=seed,
+        )
         padded, lengths = check_codes(ids, self.num_tokens, self.vocab_size, self.codebooks)
         kept = check_keep(keep, lengths).to(self.device)
         if noise is None:
             noise = normal_for(seed, check_sample_ids(sample_ids, len(padded)), self.latent_shape)
         noise = check_noise(noise, len(padded), self.latents.channels).to(self.device)
         codes = self.quantizer.codes(padded.to(self.device))
-        at_once = self._images_at_once(self.config.decoder.trunk, noise, copies=2)
+        at_once = self._images_at_once(self.decoder, noise)
         parts = zip(codes.split(at_once), kept.split(at_once), noise.split(at_once), strict=True)
-        sampling = Sampling(steps, guidance, norm_guidance)
         with self._autocast():
-            return torch.cat([self.decoder.sample(*part, sampling) for part in parts])
+            return torch.cat([self.decoder.sample(*part, sampler, guidance_at) for part in parts])
 
     # -- images <-> tokens ---------------------------------------------------------------------------------------
 
     def tokenize(self, images: Tensor, seed: int = 0, sample_ids: Sequence[int | str] | None = None) -> Tensor:
-        """Images [B,3,H,W] in [-1,1] -> ids int64 [B,L]; seed and sample_ids as in `encode_images`.
+        """Images [B,3,H,W] in [-1,1] -> ids int64 [B,L] as in `encode_latents`; seed and sample_ids as in `encode_images`.
 
         Raises ValueError where shape, dtype or values are not as said.
         """
@@ -215,16 +197,16 @@ class Tokenizer(nn.Module):
         self,
         ids: TokenIds,
         keep: Keep = None,
-        steps: int = 25,
-        guidance: Guidance = 7.5,
-        norm_guidance: bool = True,
-        seed: int = 0,
+        steps: int = DEFAULTS.steps,
+        guidance: Guidance = DEFAULTS.guidance,
+        norm_guidance: bool = DEFAULTS.norm_guidance,
+        seed: int = DEFAULTS.seed,
         noise: Tensor | None = None,
         sample_ids: Sequence[int | str] | None = None,
     ) -> Tensor:
         """Ids -> images [B,3,H,W], about [-1,1] and not clamped.
 
-        ids: int64 [B,K] with K in 1..L, or a list of prefixes [K_i] of any lengths. keep: tokens used of each image (an
+        ids: what `tokenize` gives, [B,K] with K in 1..L, or a list of prefixes [K_i] of any lengths. keep: tokens used of each image (an
         int, or one for each image); None uses all that are given. guidance: scale of classifier-free guidance, 1.0 for
         none, or a function of t in (0,1]. norm_guidance: adaptive projected rather than plain guidance.
         noise: where the sampler starts, [B,c,h,w] in latent units; its h, w set the picture's size. Without it, image i
@@ -238,10 +220,10 @@ class Tokenizer(nn.Module):
         self,
         images: Tensor,
         keep: Keep = None,
-        steps: int = 25,
-        guidance: Guidance = 7.5,
-        norm_guidance: bool = True,
-        seed: int = 0,
+        steps: int = DEFAULTS.steps,
+        guidance: Guidance = DEFAULTS.guidance,
+        norm_guidance: bool = DEFAULTS.norm_guidance,
+        seed: int = DEFAULTS.seed,
         noise: Tensor | None = None,
         sample_ids: Sequence[int | str] | None = None,
     ) -> Tensor:
@@ -251,13 +233,18 @@ class Tokenizer(nn.Module):
             noise = normal_for(seed, check_sample_ids(sample_ids, len(z)), z.shape[1:])
         return self.detokenize(self.encode_latents(z), keep, steps, guidance, norm_guidance, noise=noise)
 
-    def _images_at_once(self, trunk: TrunkConfig, z: Tensor, copies: int) -> int:
-        """Images that go through a trunk in one call: all of them, but on a CPU only as many as its allocator reuses."""
-        if self.device.type != "cpu":
+    def _ids(self, z: Tensor) -> Tensor:
+        with self._autocast():
+            unquantized = self.encoder(z)
+        # never in bfloat16, which would pick other codes
+        return self.quantizer(unquantized).ids
+
+    def _images_at_once(self, part: Encoder | Decoder, z: Tensor) -> int:
+        """Images that go through a part in one call: all of them, but on a CPU only as many as its allocator reuses."""
+        each = part.activation_bytes(z[0, 0].numel(), 2 if self._autocast_dtype is not None else 4)
+        if self.device.type != "cpu" or each == 0:
             return len(z)
-        positions = z[0, 0].numel() // self.config.patch_size**2 + self.num_tokens
-        number_bytes = 2 if self._autocast_dtype is not None else 4
-        return max(1, REUSED_BYTES // (copies * positions * 2 * trunk.hidden * number_bytes))
+        return max(1, REUSED_BYTES // each)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

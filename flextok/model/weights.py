@@ -72,7 +72,9 @@ def _sound(name: str, tensor: Tensor, url: str) -> Tensor:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Give `module` (which may stand on the meta device) the tensors of `state`, exactly all of them.
+    """Give `module` (which may be on the meta device) the tensors of `state`, exactly all of them.
+
+    Files hold float32: a buffer of counts gets its own type back.
 
     Raises IntegrityError naming the first missing, extra or mis-shaped tensor.
     """
@@ -86,7 +88,11 @@ def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
         if tensor.shape != state[name].shape:
             shapes = f"{list(tensor.shape)} in {where}, found {list(state[name].shape)}"
             raise IntegrityError(f"expected '{name}' of shape {shapes}")
-    module.load_state_dict(state, assign=True)
+    kept = {
+        name: tensor if expected[name].is_floating_point() else tensor.to(expected[name].dtype)
+        for name, tensor in state.items()
+    }
+    module.load_state_dict(kept, assign=True)
 
 
 def _more(names: list[str]) -> str:

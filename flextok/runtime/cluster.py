@@ -1,11 +1,15 @@
 """One way to reach Ray: start it on this machine, or join the cluster at an address."""
 
+import contextlib
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from flextok.errors import FlextokError
+from flextok.runtime import interrupts
 
 # Ray warns about each of these once a second or once a process; none needs an action of a user. The last one keeps a
 # thread that outlives its job from connecting to whatever cluster it finds.
@@ -22,6 +26,8 @@ SETTINGS = {
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
 REACH_TIMEOUT_S = 10.0
+RAY_FOLDER = "/ray/"
+"""In the command line of every process that Ray starts."""
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -47,6 +53,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
             f"expected to {'start Ray on this machine' if address == 'local' else f'reach Ray at {address}'}, "
             f"found: {first_line}; check `ray status` and compute.address"
         ) from error
+    interrupts.take_again()
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -76,7 +83,50 @@ def _require_listener(address: str) -> None:
 
 
 def stop_ray() -> None:
-    """Leave Ray, and end it if `ensure_ray` started it here."""
+    """Leave Ray, and end it with all its processes if `ensure_ray` started it here."""
     import ray
 
+    family = _started_here()
     ray.shutdown()
+    # Its agents look for their parent every now and then, and end some time after it.
+    _kill(family)
+
+
+def kill_ray() -> None:
+    """End what `ensure_ray` started here at once, for a process that is about to be ended."""
+    _kill(_started_here())
+
+
+def _started_here() -> list[Any]:
+    """The processes of a Ray that this process started, and theirs."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if RAY_FOLDER in " ".join(process.cmdline()):
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _kill(processes: list[Any]) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+@contextlib.contextmanager
+def ray_ended() -> Iterator[None]:
+    """Ends the Ray session that the block started, not one that was there before."""
+    was_there = _ray_runs()
+    try:
+        yield
+    finally:
+        if _ray_runs() and not was_there:
+            stop_ray()
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()

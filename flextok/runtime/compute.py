@@ -1,5 +1,7 @@
 """Where work runs: Ray's address, workers, devices. Never decides a result."""
 
+import os
+
 from pydantic import Field
 
 from flextok.config import Config
@@ -26,3 +28,7 @@ class ComputeConfig(Config):
     threads: int | None = Field(
         default=None, gt=0, description="Threads of each worker; null shares the machine's cores out."
     )
+
+    def cpus(self) -> int:
+        """CPUs of this machine that work may use."""
+        return self.num_cpus or os.cpu_count() or 1

@@ -1,47 +1,190 @@
-"""Ctrl-C and SIGTERM that cannot get lost.
+"""Who owns SIGINT, SIGTERM and SIGHUP: this module, for every command and every stage.
 
-Python drops an exception that a signal handler raises inside a callback, such as that of an import lock or a finalizer
-(`Exception ignored in ...`), and the process would work on. So the signal is remembered, and handled once more at the
-next safe place.
+Others want them too. Dagster holds them back while it keeps its records, Ray ends the process from within a callback, Ray
+Train answers only to SIGINT, and Python drops an exception that a handler raises in a finalizer or an import lock. So a
+signal is remembered where `owned` stands, handlers that others install meanwhile are not, and
+
+- it raises at once, unless the block is `held`: then when that ends, or at the next `check`;
+- what Python dropped is raised again at the next `check`, which is at each count of a progress bar;
+- a process that is still there `GRACE_S` after the signal is ended, whatever it waits for.
+
+Signals that are ignored when a process starts (`nohup`, `&` in a script) stay ignored.
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def remembered() -> Iterator[Callable[[], None]]:
-    """While the block runs, remembers signals; the function given handles a remembered one again.
-
-    That function does nothing outside the main thread, where Python handles signals. Handlers are as before afterwards.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield _nothing
-        return
-    received: list[signal.Signals] = []
-    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        handlers[received[-1]](number, frame)
-
-    def handle_again() -> None:
-        if received and threading.current_thread() is threading.main_thread():
-            handlers[received[-1]](received[-1], None)
-
-    for number in handlers:
-        signal.signal(number, remember)
-    try:
-        yield handle_again
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 8.0
+INTERRUPTED = "interrupted; what was finished is kept, `flextok refresh` resumes from there"
 
 
 def _nothing() -> None:
-    """Signals are not handled in this thread."""
+    """Nobody owns the signals."""
+
+
+class _Owner:
+    """The state of the process: which signal came, and what it raises now."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.raises: type[BaseException] | None = None
+        """None: nobody owns the signals."""
+        self.held = False
+        self.take: Callable[[], None] = _nothing
+        self.resume_hint = ""
+
+
+_owner = _Owner()
+
+
+@contextlib.contextmanager
+def owned(
+    raises: type[BaseException] = KeyboardInterrupt, last_words: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """While the block runs, a signal raises `raises` in it; outside the main thread nothing changes.
+
+    Inside another `owned` block only what is raised changes, and it is no longer `held`. `last_words` is called before a
+    process that does not end by itself is ended with code 1.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _owner.raises is not None:
+        with _as(raises, held=False):
+            yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    install = signal.signal
+
+    def install_others(number: int, handler: Any) -> Any:
+        """`signal.signal` for everybody else: our signals stay ours."""
+        return signal.getsignal(number) if number in taken else install(number, handler)
+
+    def take() -> None:
+        for number in taken:
+            install(number, _handle)
+
+    watch = _Watch(last_words)
+    take()
+    signal.signal, _owner.take = install_others, take
+    try:
+        with _as(raises, held=False):
+            yield
+    finally:
+        signal.signal, _owner.take = install, _nothing
+        for number in taken:
+            install(number, before[number])
+        watch.end()
+        _owner.received = None
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A block that is not interrupted in the middle: a signal waits for its end, or for a `check` or `owned` inside."""
+    if _owner.raises is None or not _in_main_thread():
+        yield
+        return
+    with closing():
+        yield
+    check()
+
+
+@contextlib.contextmanager
+def closing() -> Iterator[None]:
+    """A last block, which no signal interrupts any more; the watch still ends a process that hangs in it."""
+    if _owner.raises is None or not _in_main_thread():
+        yield
+        return
+    with _as(_owner.raises, held=True):
+        yield
+
+
+def check() -> None:
+    """Raises what a signal raises here, if one has come. Does nothing outside the main thread."""
+    if pending() and _owner.raises is not None and _in_main_thread():
+        raise _owner.raises()
+
+
+def take_again() -> None:
+    """Take the signals back from a library that set its handlers below Python, as Ray's core does when it starts."""
+    if _in_main_thread():
+        _owner.take()
+
+
+def pending() -> bool:
+    """Whether a signal has come."""
+    return _owner.received is not None
+
+
+def resumes(hint: str) -> None:
+    """Record from where the work at hand is resumed, for the line that an interrupted command ends with."""
+    _owner.resume_hint = hint
+
+
+def interrupted_line() -> str:
+    """What an interrupted command says at its end."""
+    return f"interrupted; {_owner.resume_hint}" if _owner.resume_hint else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _as(raises: type[BaseException], held: bool) -> Iterator[None]:
+    before = _owner.raises, _owner.held
+    _owner.raises, _owner.held = raises, held
+    try:
+        if not held:
+            check()
+        yield
+    finally:
+        _owner.raises, _owner.held = before
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    _owner.received = signal.Signals(number)
+    if not _owner.held:
+        check()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+class _Watch:
+    """A thread that learns of each signal from the kernel's side, also while Python's handlers cannot run."""
+
+    def __init__(self, last_words: Callable[[], None] | None):
+        self._last_words = last_words
+        self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(self._reading, True)
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Watch no longer."""
+        signal.set_wakeup_fd(self._before)
+        self._ended.set()
+        os.close(self._writing)
+
+    def _run(self) -> None:
+        numbers = {int(number) for number in SIGNALS}
+        while content := os.read(self._reading, 64):
+            if numbers & set(content):
+                if not self._ended.wait(GRACE_S):
+                    self._force()
+                break
+        os.close(self._reading)
+
+    def _force(self) -> None:
+        if self._last_words is not None:
+            self._last_words()
+        sys.stderr.flush()
+        os._exit(1)

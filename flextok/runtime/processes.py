@@ -1,7 +1,11 @@
-"""Pools of worker processes that start fast, leave the interrupts to their parent, and never outlive it."""
+"""Pools of worker processes that start fast, leave the interrupts to their parent, and never outlive it.
+
+Made of the standard library's executor. loky 3.7 was tried in its place: it does not import the program's main module
+either, but when its parent was killed (SIGKILL), its workers, idle or busy, were there 20 s later, and with them the memory
+and the files that they had open. With a watch of our own on the parent it would save no line here.
+"""
 
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.context
 import os
@@ -14,10 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
-"""Environment of a process in which `keep_freed_memory(large=True)` holds for threads too: glibc's other heaps end at
-64 MiB, and what is larger comes from the kernel each time."""
+from flextok.runtime.memory import keep_freed_memory
 
 
 def start_processes(workers: int, initialize: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
@@ -81,18 +82,3 @@ def _die_with_parent() -> None:
     assert parent is not None
     wait_for([parent.sentinel])
     os._exit(1)
-
-
-def keep_freed_memory(large: bool = False) -> None:
-    """Let this process reuse the memory that it frees, where glibc would hand it back to the kernel (mallopt(3)).
-
-    Pictures come and go by the megabyte; fetching their pages anew each time was measured to cost a tenth of all work.
-    With `large` what is above 32 MiB is kept too, as the activations of a large model are, which on a CPU lost a third of
-    their time so; the process then stays as large as it once was. Other C libraries are left as they are.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, -1 if large else 512 * 2**20)
-        if large:
-            libc.mallopt(M_MMAP_MAX, 0)

@@ -3,23 +3,22 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flextok.runtime.interrupts import remembered
+from flextok.runtime import interrupts
 
 LINE_EVERY_S = 15.0
 
 
 class Task:
     """A running count of `total` units; `advance` or `update` it as the work goes. Each count is also a place where an
-    interrupt that got lost is raised, by `handle_interrupt`."""
+    interrupt that got lost is raised."""
 
-    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None]):
+    def __init__(self, label: str, total: int, unit: str):
         self.label, self.total, self.unit = label, total, unit
-        self._handle_interrupt = handle_interrupt
         self.done = 0
         self.note = ""
         self._started = time.monotonic()
@@ -33,7 +32,7 @@ class Task:
 
     def update(self, done: int, note: str | None = None) -> None:
         """Set the count of finished units; a first count above 0 is earlier work that is taken over."""
-        self._handle_interrupt()
+        interrupts.check()
         if self._taken_over is None:
             self._taken_over = done
         self.done = done
@@ -50,8 +49,8 @@ class Task:
 
 
 class _BarTask(Task):
-    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None], progress: Progress):
-        super().__init__(label, total, unit, handle_interrupt)
+    def __init__(self, label: str, total: int, unit: str, progress: Progress):
+        super().__init__(label, total, unit)
         self._progress = progress
         self._row = progress.add_task(label, total=total, note="")
 
@@ -61,8 +60,8 @@ class _BarTask(Task):
 
 
 class _LineTask(Task):
-    def __init__(self, label: str, total: int, unit: str, handle_interrupt: Callable[[], None]):
-        super().__init__(label, total, unit, handle_interrupt)
+    def __init__(self, label: str, total: int, unit: str):
+        super().__init__(label, total, unit)
         self._next_line = self._started
 
     def _show(self) -> None:
@@ -81,8 +80,7 @@ def track(label: str, total: int, unit: str) -> Iterator[Task]:
     """A Task shown on stderr while the block runs."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        with remembered() as handle_interrupt:
-            yield _LineTask(label, total, unit, handle_interrupt)
+        yield _LineTask(label, total, unit)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -92,5 +90,5 @@ def track(label: str, total: int, unit: str) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with remembered() as handle_interrupt, Progress(*columns, console=console) as progress:
-        yield _BarTask(label, total, unit, handle_interrupt, progress)
+    with Progress(*columns, console=console) as progress:
+        yield _BarTask(label, total, unit, progress)

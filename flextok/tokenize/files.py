@@ -1,6 +1,5 @@
 """`flextok encode` and `flextok decode`: single pictures to a token file, and token rows back to pictures."""
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,27 +7,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 
 from flextok import storage
 from flextok.data import images
 from flextok.data.corpus.assignment import make_keys
+from flextok.data.corpus.crops import ByteRange, preprocess_record
+from flextok.data.corpus.pictures import Picture
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema, write_token_shard
 from flextok.errors import FlextokError, UsageError
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.decoders.config import SamplerConfig
+from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import DecodeThreads, Place
-from flextok.tokenize.encoder import Encoder
-from flextok.tokenize.pictures import Picture
-from flextok.tokenize.views import preprocess_record
+from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.encoding import Encoder
 
 THREADS = 4
+DEFAULT_SAMPLER = SamplerConfig()
 LONGEST_NAME = 120
 
 
+@storage_errors("encode pictures into {out}")
 def encode_images(
     paths: Sequence[str], tokenizer_url: str, out: str, config: TokenizeConfig, device: str = "cpu"
 ) -> ShardRecord:
@@ -71,15 +73,13 @@ def encode_images(
     return write_token_shard(storage.absolute(out), schema, tables())
 
 
+@storage_errors("decode {url} into {out_dir}")
 def decode_tokens(
     url: str,
     tokenizer_url: str,
     out_dir: str,
     keeps: Sequence[int] = (),
-    steps: int = 25,
-    guidance: float = 7.5,
-    norm_guidance: bool = True,
-    seed: int = 0,
+    sampler: SamplerConfig = DEFAULT_SAMPLER,
     batch_size: int = 8,
     device: str = "cpu",
 ) -> list[str]:
@@ -87,7 +87,7 @@ def decode_tokens(
 
     With `keeps`, a picture for each row and number of tokens, `<key>_k<K>.png`; without, one for each row from the
     tokens its length policy keeps, `<key>.png`. Raises UsageError when the tokens are another tokenizer's or `keeps`
-    has a number that is not stored. The noise of a row depends on `seed` and its key, not on the others.
+    has a number that is not stored. The noise of a row depends on the sampler's seed and its key, not on the others.
     """
     store = TokenStore.open(url)
     too_many = [keep for keep in keeps if not 1 <= keep <= store.num_tokens]
@@ -116,20 +116,13 @@ def decode_tokens(
                 np.stack([row.ids for row in rows]),
                 [keep for _, keep, _ in batch],
                 [f"{row.key}/{row.view}" for row in rows],
-                {"steps": steps, "guidance": guidance, "norm_guidance": norm_guidance, "seed": seed},
+                sampler.model_dump(),
             )
             for (_, _, name), picture in zip(batch, pixels, strict=True):
                 written.append(storage.join(out_dir, name))
-                storage.write_bytes(written[-1], png_bytes(picture))
+                storage.write_bytes(written[-1], images.to_png(picture))
             task.advance(len(batch))
     return written
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _decode(
@@ -145,7 +138,7 @@ def _pictures(paths: Sequence[str]) -> Iterator[Picture]:
     names = [f"{path}#{number}" if path in paths[:number] else path for number, path in enumerate(paths)]
     keys = make_keys(pl.Series(names), pl.Series(bases))
     for path, key in zip(paths, keys, strict=True):
-        yield Picture(path, Place(0, storage.size(path), None), key)
+        yield Picture(path, ByteRange(0, storage.size(path), None), key)
 
 
 def _file_names(store: TokenStore) -> list[str]:

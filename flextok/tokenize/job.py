@@ -1,7 +1,7 @@
 """Bulk tokenization on Ray Data: the shards of a corpus are the rows, actors holding the tokenizer map them.
 
 Each row comes back as one Parquet file of the token store, visible when it is whole; the manifest is written last, when
-every shard is there. A run that ends early, however it ends, is gone on with by the same command.
+every shard is there. A run that ends early, however it ends, is resumed by the same command.
 
 For a given batch size the ids do not depend on actors or timing: batches are cut within a shard and always have one
 shape. Another batch size, number of threads, machine or library may sum in another order and so round a latent that
@@ -11,10 +11,9 @@ lies on the edge of two ids the other way; the store's digest would show it.
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
-import sys
+import logging
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 
 from flextok import storage
@@ -23,26 +22,27 @@ from flextok.data.rejects import Reject, describe_rejects
 from flextok.data.tokens import ShardRecord, read_manifest, read_shard_footer, write_token_manifest
 from flextok.data.tokens.writer import MANIFEST
 from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.model.load import TokenizerSpec, tokenizer_spec
 from flextok.provenance import artifact_input
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
+from flextok.runtime.members import pack_members
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
+from flextok.tokenize.actor import ShardOutcome
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import (
+from flextok.tokenize.estimate import DEFAULT_BATCH, search_batch_size, worth_trying
+from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message, run_tasks
+from flextok.tokenize.tasks import (
     CHECK_THREADS,
     ShardTask,
-    TokenizerSpec,
     check_destination,
     finished_records,
     shard_tasks,
-    tokenizer_spec,
 )
-from flextok.tokenize.probe import DEFAULT_BATCH, search_batch_size, worth_trying
-from flextok.tokenize.running import innermost_message, run_tasks
-from flextok.tokenize.worker import ShardOutcome
-from flextok.tokenize.workers import Workers, choose_workers
 
+logger = logging.getLogger(__name__)
 LISTED_FAULTS = 10
 
 
@@ -65,6 +65,7 @@ class TokenizeSummary:
     """Most memory that an actor had in use."""
 
 
+@storage_errors("tokenize {corpus_url} into {dest}", keeps="finished shards are kept")
 def tokenize_corpus(
     corpus_url: str,
     tokenizer_url: str,
@@ -77,12 +78,12 @@ def tokenize_corpus(
 
     Raises UsageError where corpus, tokenizer, settings or destination cannot be used; FlextokError when another job
     works on `dest`, a shard could not be tokenized, or more than the allowed share of images could not be decoded. The
-    shards that were finished then stay, without a manifest, and the same command goes on with the rest.
+    shards that were finished then stay, without a manifest, and the same command resumes with the rest.
     """
     dest = storage.absolute(dest)
     corpus = Corpus.open(corpus_url)
     spec = tokenizer_spec(storage.absolute(tokenizer_url) if storage.exists(tokenizer_url) else tokenizer_url)
-    with _destination_errors(dest), locked(dest):
+    with locked(dest):
         check_destination(dest, spec)
         return _tokenize(corpus, spec, dest, config, compute, progress)
 
@@ -96,7 +97,7 @@ def _tokenize(
     finished = finished_records(tasks)
     todo = [task for task in tasks if task.name not in finished]
     if todo:
-        # A manifest must never stand over shards that are about to change.
+        # A manifest must never be there beside shards that are about to change.
         storage.remove(storage.join(dest, MANIFEST))
     batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
     outcomes = _run(todo, spec, config, compute, batch_size, progress, corpus.num_samples)
@@ -115,7 +116,7 @@ def _tokenize(
     _judge_rejects(config, corpus, rejects)
     _check_counts(tasks, records, len(config.views))
     _check_no_mix(tasks)
-    _remove_strangers(dest, tasks)
+    _remove_leftover_shards(dest, tasks)
     digest = _commit(corpus, spec, dest, config, tasks, records, rejects, changed=bool(todo))
     encoded = sum(outcome.record.rows for outcome in outcomes if outcome.record) / len(config.views)
     first = min((outcome.started for outcome in outcomes), default=begun)
@@ -184,7 +185,7 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
 
     search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(search_batch_size)
     try:
-        return ray.get(search.remote(spec.url, config.dtype, workers))
+        return ray.get(search.remote(spec.url, config.dtype, workers, pack_members()))
     except RayError as error:
         raise FlextokError(
             f"expected to find a batch size, found: {innermost_message(error)}; give batch_size"
@@ -201,14 +202,14 @@ def _clear_leftovers(dest: str) -> None:
 def _tell_warnings(outcomes: list[ShardOutcome]) -> None:
     for outcome in outcomes:
         if outcome.warning:
-            print(f"warning: {outcome.warning}", file=sys.stderr)
+            logger.warning(outcome.warning)
 
 
 def _judge_rejects(config: TokenizeConfig, corpus: Corpus, rejects: list[Reject]) -> None:
-    """Raises FlextokError when too many images could not be decoded; the reasons go to stderr before."""
+    """Raises FlextokError when too many images could not be decoded; the reasons are logged before."""
     if rejects:
         for line in describe_rejects(rejects):
-            print(f"rejected: {line}", file=sys.stderr)
+            logger.info("rejected: %s", line)
     if len(rejects) > config.max_reject_fraction * corpus.num_samples:
         raise FlextokError(
             f"expected at most {config.max_reject_fraction:.1%} undecodable images, found {len(rejects)} of "
@@ -237,7 +238,7 @@ def _check_no_mix(tasks: list[ShardTask]) -> None:
             raise IntegrityError(f"found {task.dest} written over by another job; run the same command again")
 
 
-def _remove_strangers(dest: str, tasks: list[ShardTask]) -> None:
+def _remove_leftover_shards(dest: str, tasks: list[ShardTask]) -> None:
     """Remove token shards of a corpus shard that is no more."""
     wanted = {f"{task.name}.parquet" for task in tasks}
     for name in storage.list_names(dest):
@@ -262,7 +263,7 @@ def _commit(
         if manifest["shards"] == entries and manifest["tokens"]["corpus"] == corpus.digest:
             return manifest["digest"]
     inputs = [artifact_input(corpus.url), _tokenizer_input(spec)]
-    recipe = config.model_dump(mode="json")
+    recipe = config.content()
     return write_token_manifest(dest, "tokens", records, tasks[0].meta, inputs, recipe, rejects)
 
 
@@ -271,17 +272,3 @@ def _tokenizer_input(spec: TokenizerSpec) -> dict[str, str]:
         return artifact_input(spec.url)
     except UsageError:  # the official layout has no provenance of ours
         return {"kind": "tokenizer", "digest": spec.digest, "uri": spec.url}
-
-
-@contextlib.contextmanager
-def _destination_errors(dest: str) -> Iterator[None]:
-    """Turns failures of the destination into one clear line."""
-    try:
-        yield
-    except PermissionError as error:
-        raise UsageError(f"expected a destination that can be written, found {dest}: {error.strerror}") from None
-    except OSError as error:
-        wish = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk or the store"
-        raise FlextokError(
-            f"could not write {dest}: {error}; {wish}, then run the same command again (finished shards are kept)"
-        ) from None

@@ -1,21 +1,20 @@
 """Whether stored tokens are what their pictures encode to."""
 
 import random
-from collections.abc import Sequence
 
 import torch
 
 from flextok import storage
+from flextok.data.corpus.pictures import Pictures
 from flextok.data.corpus.reader import Corpus
 from flextok.data.rejects import Reject
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.provenance import read_provenance
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.decoding import DecodeThreads, Place
-from flextok.tokenize.encoder import Encoder
-from flextok.tokenize.pictures import Picture
+from flextok.tokenize.decoding import DecodeThreads
+from flextok.tokenize.encoding import Encoder
 
 # A latent on the edge between two ids may be rounded either way when it is computed in another batch.
 ALLOWED_DIFFERENCE = 0.02
@@ -51,11 +50,12 @@ def verify_encoding(
     if missing:
         return [f"{key}: not in the corpus" for key in missing]
     problems = []
+    stored_pictures = Pictures(corpus)
     for view in dict.fromkeys(row.view for row in stored):
         config = TokenizeConfig.model_validate({"views": (view,)})
         encoder = Encoder(tokenizer, config, store.meta.batch_size or 1, DecodeThreads(THREADS))
         group = [row for row in stored if row.view == view]
-        pictures = _source_pictures(corpus, [places[row.key] for row in group])
+        pictures = [stored_pictures[places[row.key]] for row in group]
         rejects: list[Reject] = []
         with encoder.batches(pictures, rejects) as batches:
             found = {
@@ -80,10 +80,3 @@ def input_url(url: str, kind: str) -> str:
             uri = item["uri"]
             return uri if "://" in uri or uri.startswith("/") else storage.absolute(storage.join(url, uri))
     raise UsageError(f"expected a {kind} among the inputs of {url}, found none; name it")
-
-
-def _source_pictures(corpus: Corpus, places: Sequence[int]) -> list[Picture]:
-    index = corpus.index("key", "offset", "size", "sha256")
-    urls = {shard.name: shard.url for shard in corpus.shards}
-    rows = [index.row(place, named=True) for place in places]
-    return [Picture(urls[row["shard"]], Place(row["offset"], row["size"], row["sha256"]), row["key"]) for row in rows]

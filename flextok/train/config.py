@@ -1,12 +1,21 @@
 """Training settings: what decides the weights (recipes) and where the work runs (compute)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
-from flextok.model.config import LatentsConfig, TokenizerModelConfig
+from flextok.config import Config, Operational
+from flextok.model.autoencoders.config import (
+    AUTOENCODER_TRAINING,
+    AutoencoderConfig,
+    AutoencoderTrainingConfig,
+    ConvTraining,
+)
+from flextok.model.config import KeepMode, TokenizerModelConfig
+from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
 from flextok.model.priors.config import PriorModel
+from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 
 
 class OptimizerConfig(Config):
@@ -28,7 +37,11 @@ class OptimizerConfig(Config):
 
 
 class TrainConfig(Config):
-    """One training run: how long, on how much at a time, and what is recorded on the way."""
+    """One training run: how long, on how much at a time, and what is recorded on the way.
+
+    What is recorded decides no weight. It is operational: a change of it resumes the same run and makes no trained
+    model stale; the curves of the report are then those that were recorded.
+    """
 
     steps: int = Field(gt=0, description="Optimizer steps.")
     batch_size: int = Field(default=64, gt=0, description="Samples a step over all workers together.")
@@ -40,38 +53,97 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
     )
-    checkpoint_every: int = Field(
+    checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run goes on from."
     )
-    log_every: int = Field(default=50, gt=0, description="Steps between rows of the history.")
-    validate_every: int | None = Field(default=None, gt=0, description="Steps between held-out losses; none when null.")
-    validation_samples: int = Field(default=512, gt=0, description="Held-out samples that a validation looks at.")
+    log_every: Operational[int] = Field(default=50, gt=0, description="Steps between rows of the history.")
+    validate_every: Operational[int | None] = Field(
+        default=None, gt=0, description="Steps between held-out losses; none when null."
+    )
+    validation_samples: Operational[int] = Field(
+        default=512, gt=0, description="Held-out samples that a validation looks at."
+    )
 
 
-class LatentsRecipe(Config):
-    """What decides stage 0, the autoencoder whose latents the tokenizer works on."""
+class AutoencoderTrainConfig(TrainConfig):
+    """The training of an autoencoder."""
 
-    model: LatentsConfig = Field(description="Its architecture.")
-    train: TrainConfig | None = Field(default=None, description="How it is trained; null when `pretrained` is given.")
+    autoencoder: AutoencoderTrainingConfig = Field(
+        default=ConvTraining(), description="What the training of an autoencoder of its kind reads."
+    )
+
+
+class AutoencoderRecipe(Config):
+    """What decides the autoencoder whose latents the tokenizer works on."""
+
+    model: AutoencoderConfig = Field(description="Its architecture.")
+    train: AutoencoderTrainConfig | None = Field(
+        default=None, description="How it is trained; null when `pretrained` is given."
+    )
     pretrained: str | None = Field(
         default=None,
         description="Folder or Hub id of diffusers weights to take instead of training (kind autoencoder_kl).",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_its_kind(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        train = AUTOENCODER_TRAINING.told(values.get("train"), "autoencoder", values.get("model"))
+        return {**values, "train": train} if "train" in values else values
+
     @model_validator(mode="after")
-    def _one_origin(self) -> "LatentsRecipe":
+    def _one_origin(self) -> "AutoencoderRecipe":
         if (self.train is None) == (self.pretrained is None):
             raise ValueError("exactly one of 'train' and 'pretrained' must be given")
-        if self.pretrained is not None and self.model.kind != "autoencoder_kl":
+        if self.pretrained is not None and not self.model.has_pretrained:
             raise ValueError(f"'pretrained' needs model.kind autoencoder_kl, not {self.model.kind}")
+        if self.train is not None:
+            _check_kind("autoencoder", self.train.autoencoder.kind, "model", self.model.kind)
         return self
+
+
+class TokenizerTrainConfig(TrainConfig):
+    """The training of a tokenizer: its draws, and what of its parts only their training reads."""
+
+    keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
+    condition_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="Share of images trained without their tokens."
+    )
+    quantizer: QuantizerTrainingConfig = Field(
+        default=QuantizerTraining(kind="fsq"), description="What the training of a quantizer of its kind reads."
+    )
+    decoder: DecoderTrainingConfig = Field(
+        default=FlowTraining(), description="What the training of a decoder of its kind reads."
+    )
+    loss_weights: dict[str, float] = Field(
+        default_factory=dict, description="Weights of losses by name, of decoder and quantizer; 1 where none is given."
+    )
 
 
 class TokenizerRecipe(Config):
     """What decides the tokenizer's weights."""
 
     model: TokenizerModelConfig = Field(description="Its architecture; latents and image size come from the pipeline.")
-    train: TrainConfig = Field(description="How it is trained.")
+    train: TokenizerTrainConfig = Field(description="How it is trained.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_its_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        model, train = values.get("model"), values.get("train")
+        for part, training in (("quantizer", QUANTIZER_TRAINING), ("decoder", DECODER_TRAINING)):
+            chosen = model.get(part, {}) if isinstance(model, Mapping) else getattr(model, part, None)
+            train = training.told(train, part, chosen)
+        return {**values, "train": train} if "train" in values else values
+
+    @model_validator(mode="after")
+    def _kinds_agree(self) -> "TokenizerRecipe":
+        _check_kind("quantizer", self.train.quantizer.kind, "model.quantizer", self.model.quantizer.kind)
+        _check_kind("decoder", self.train.decoder.kind, "model.decoder", self.model.decoder.kind)
+        return self
 
 
 class PriorTrainConfig(TrainConfig):
@@ -88,3 +160,8 @@ class PriorRecipe(Config):
 
     model: PriorModel = Field(description="Its architecture; vocabulary and classes come from the tokens.")
     train: PriorTrainConfig = Field(description="How it is trained.")
+
+
+def _check_kind(section: str, kind: str, part: str, wanted: str) -> None:
+    if kind != wanted:
+        raise ValueError(f"expected train.{section}.kind '{wanted}', as {part} is, found '{kind}'; leave it out")

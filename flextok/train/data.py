@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flextok.data import images
+from flextok.data.corpus.pictures import Pictures, crops_of
 from flextok.data.corpus.reader import Corpus
-from flextok.data.sources.files import read_at
 from flextok.data.tokens import TokenStore
-from flextok.errors import IntegrityError
 from flextok.train.parallel import DistContext
 
 CACHE_BYTES = 2 << 30
@@ -23,11 +21,7 @@ class CorpusImages:
     """uint8 crops [B,3,size,size] of a corpus, read at random; kept in memory when all of them fit in `cache_bytes`."""
 
     def __init__(self, corpus: Corpus, size_px: int, cache_bytes: int = CACHE_BYTES):
-        index = corpus.index()
-        shard_urls = {shard.name: shard.url for shard in corpus.shards}
-        self._urls = [shard_urls[name] for name in index["shard"]]
-        self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
-        self._keys = index["key"].to_list()
+        self._pictures = Pictures(corpus)
         self.weights = corpus.sample_weights()
         self._size_px = size_px
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -37,7 +31,7 @@ class CorpusImages:
         self._have = np.zeros(count, bool)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._pictures)
 
     @property
     def bytes_each(self) -> int:
@@ -57,14 +51,8 @@ class CorpusImages:
         return {"images": torch.from_numpy(crops).permute(0, 3, 1, 2)}
 
     def _load(self, index: int) -> np.ndarray:
-        raw = read_at(self._urls[index], int(self._offsets[index]), int(self._sizes[index]))
-        try:
-            return images.center_crop(images.decode(raw).image, self._size_px)
-        except images.ImageError as error:
-            raise IntegrityError(
-                f"expected the picture {self._keys[index]} in {self._urls[index]}, found {error}; "
-                "run `flextok verify` on the corpus and shard it again"
-            ) from None
+        ((_, crop),) = crops_of([self._pictures[int(index)]], self._size_px)
+        return crop
 
 
 def model_images(images_uint8: Tensor) -> Tensor:

@@ -199,7 +199,9 @@ def _one_line(error: Exception) -> str:
     cause = next(iter(failures.values()), getattr(error, "controller_failure", error))
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     named = [line.strip() for line in lines if ERROR_LINE.match(line)]
-    return f"training failed: {(named or lines)[-1]}; run the same command to resume from its last state"
+    return (
+        f"training failed: {storage.redact((named or lines)[-1])}; run the same command to resume from its last state"
+    )
 
 
 class _ProgressFile:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
+from flextok.runtime.ahead import ahead
 from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
@@ -27,6 +28,7 @@ from flextok.train.parallel import DistContext, wrap
 from flextok.train.sample_order import SampleOrder
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 
+T = TypeVar("T")
 Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
 VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
@@ -160,7 +162,7 @@ class _Run:
             return step, batch, SampleRng(config.seed, places)
 
         steps = range(first_step, config.steps)
-        for step, batch, rng in map(fetch, steps) if source.in_memory else _ahead(fetch, steps):
+        for step, batch, rng in map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps):
             yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, rng
 
     def _log(self, done: int, images_per_s: float) -> str:
@@ -268,18 +270,8 @@ class _Run:
         return kind == "step" or owner in self.buffers.named()
 
 
-def _ahead(
-    fetch: Callable[[int], tuple[int, Batch, SampleRng]], steps: range
-) -> Iterator[tuple[int, Batch, SampleRng]]:
-    """`map(fetch, steps)` with the next few computed meanwhile."""
+def _read_ahead(fetch: Callable[[int], T], steps: range) -> Iterator[T]:
+    """`map(fetch, steps)` with the next few computed meanwhile, by one thread."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(fetch, step) for step in steps[:READ_AHEAD]]
-        try:
-            for step in steps:
-                result = waiting.pop(0).result()
-                if step + READ_AHEAD < steps.stop:
-                    waiting.append(pool.submit(fetch, step + READ_AHEAD))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
+        for _, fetched in ahead(lambda step: pool.submit(fetch, step), steps, READ_AHEAD):
+            yield fetched

@@ -14,6 +14,7 @@ from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.storage_errors import storage_errors
 from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -22,6 +23,7 @@ from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
 
 
+@storage_errors("train the prior on {train_tokens_url} into {parent_url}", keeps="it resumes from its last state")
 def train_prior(
     recipe: PriorRecipe, train_tokens_url: str, val_tokens_url: str | None, parent_url: str, compute: ComputeConfig
 ) -> TrainResult:
@@ -49,7 +51,7 @@ class PriorJob:
         return self.recipe.train
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.recipe.model_dump(mode="json"), self.inputs())
+        return fingerprint_of(self.label, self.recipe.content(), self.inputs())
 
     def inputs(self) -> list[str]:
         """The token stores: the held-out one counts, since its labels may have classes of their own."""
@@ -74,8 +76,8 @@ class PriorJob:
         prior = objective.model
         assert isinstance(prior, Prior)
         inputs = [artifact_input(url) for url in self.inputs()]
-        settings = self.recipe.model_dump(mode="json")
-        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, settings, history)
+        content = self.recipe.content()
+        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, content, history)
 
 
 def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None) -> PriorConfig:

@@ -1,4 +1,4 @@
-"""Training the tokenizer: rectified flow on stage 0's latents, with nested dropout of the tokens."""
+"""Training the tokenizer on an autoencoder's latents, with nested dropout of the tokens."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,29 @@ from torch import Tensor
 
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
-from flextok.model.checkpoint import SavedCheckpoint, latents_config, load_latents, read_kind, save_checkpoint
+from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import TokenizerConfig
-from flextok.model.flow import sample_sigma
+from flextok.model.load import load_autoencoder
 from flextok.model.nested_dropout import sample_keep
 from flextok.model.rng import SampleRng
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
-from flextok.train.config import TokenizerRecipe, TrainConfig
+from flextok.runtime.storage_errors import storage_errors
+from flextok.train.config import TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
+from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
 
 FLOAT_BYTES = 4
+MOST_COUNTED_IDS = 1 << 22
+"""Largest vocabulary whose usage is measured: a run sees no fair part of more ids, and each takes a number here."""
 
 
+@storage_errors("train the tokenizer on {train_url} into {parent_url}", keeps="it resumes from its last state")
 def train_tokenizer(
     recipe: TokenizerRecipe,
     latents_url: str,
@@ -37,8 +42,8 @@ def train_tokenizer(
 ) -> TrainResult:
     """Train a tokenizer on the corpus at `train_url` and save it under `parent_url`.
 
-    `latents_url` is the checkpoint of a stage 0 (kind vae), which becomes part of the tokenizer, frozen. With
-    `val_url` and `train.validate_every`, the held-out loss stands in the history.
+    `latents_url` is the checkpoint of an autoencoder (kind vae), which becomes part of the tokenizer, frozen. With
+    `val_url` and `train.validate_every`, the held-out loss is recorded in the history.
     """
     latents_url, train_url, parent_url = map(storage.absolute, (latents_url, train_url, parent_url))
     val_url = storage.absolute(val_url) if val_url is not None else None
@@ -58,32 +63,32 @@ class TokenizerJob:
     label = "tokenizer"
 
     @property
-    def train_config(self) -> TrainConfig:
+    def train_config(self) -> TokenizerTrainConfig:
         return self.recipe.train
 
     def settings(self) -> dict[str, object]:
         """What decides the result, beside the inputs."""
-        return {"image_size": self.image_size, **self.recipe.model_dump(mode="json")}
+        return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.label, self.settings(), [self.latents_url, self.train_url])
 
     def build(self, world: DistContext) -> tuple["TokenizerObjective", "TokenizerObjective | None"]:
-        stage0 = read_kind(self.latents_url, "vae")
+        autoencoder = load_autoencoder(self.latents_url)
         values = {
-            "latents": latents_config(stage0.config, self.latents_url),
+            "latents": autoencoder.config,
             "image_size": self.image_size,
             **self.recipe.model.model_dump(),
         }
         tokenizer = Tokenizer.create(config_or_usage_error(TokenizerConfig, values), self.recipe.train.seed)
-        tokenizer.latents.load_state_dict(load_latents(self.latents_url).state_dict())
+        tokenizer.latents.load_state_dict(autoencoder.state_dict())
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
-            validation = TokenizerObjective(tokenizer, held_out, self.recipe.train.batch_size)
+            validation = TokenizerObjective(tokenizer, held_out, self.recipe.train)
         source = _latent_source(tokenizer, self.train_url, self.image_size, world)
-        return TokenizerObjective(tokenizer, source, self.recipe.train.batch_size), validation
+        return TokenizerObjective(tokenizer, source, self.recipe.train), validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
@@ -95,51 +100,53 @@ class TokenizerJob:
 
 
 class TokenizerObjective(Objective):
-    """Velocity error of the decoder, given the first K tokens of each image; K, time, noise and drop are drawn."""
+    """Losses of decoder and quantizer, given the first K tokens of each image; K and drop are drawn here."""
 
     model: Tokenizer
 
-    def __init__(self, tokenizer: Tokenizer, source: Source, batch_size: int):
+    def __init__(self, tokenizer: Tokenizer, source: Source, config: TokenizerTrainConfig):
         super().__init__(tokenizer, source)
-        self.batch_size = batch_size
-        self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device)
+        self.config = config
+        self._losses = NamedLosses(config.loss_weights)
+        is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
+        self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
-        """Loss [B] for `latents`, or for `images` that stage 0 encodes on the way."""
-        config, device = self.model.config, self.model.device
+        """Loss [B] for `latents`, or for `images` that the autoencoder encodes on the way."""
+        model, config, device = self.model, self.config, self.model.device
         if "latents" in batch:
             z = batch["latents"]
         else:
-            # Where stage 0 draws from its posterior, each visit of an image gets a draw of its own.
+            # Where the autoencoder draws from its posterior, each visit of an image gets a draw of its own.
             names = [f"posterior/{place}" for place in rng.places]
             with torch.autocast(device.type, enabled=False):
-                z = self.model.encode_images(model_images(batch["images"]), rng.seed, names)
-        t_B = sample_sigma(config.sigma, rng.uniform("time"), config.mode_scale).to(device)
-        if self.training:
-            t_B = torch.where(self._is_pure_noise(rng).to(device), 1.0, t_B)
-        keep_B = sample_keep(config.keep_mode, config.registers, rng.uniform("keep")).to(device)
+                z = model.encode_images(model_images(batch["images"]), rng.seed, names)
+        keep_B = sample_keep(config.keep_mode, model.num_tokens, rng.uniform("keep")).to(device)
         drop_B = (rng.uniform("drop") < config.condition_dropout).to(device)
-        noise = rng.normal("noise", z.shape[1:]).to(device)
-        losses = self.model.flow_loss(z, noise, t_B, keep_B, drop_B)
-        self._seen[losses.ids.flatten()] = 1
-        return losses.loss
-
-    def _is_pure_noise(self, rng: SampleRng) -> Tensor:
-        """Which images [B] get noise level 1.
-
-        There the velocity is a plain regression of the latents on the tokens. Tokens that tell nothing yet are
-        learned from it several times sooner than from all levels alike, most of which show the image to the decoder.
-        """
-        config = self.model.config
-        if rng.places[0] < config.pure_noise_steps * self.batch_size:
-            return torch.ones(len(rng), dtype=torch.bool)
-        return rng.uniform("pure noise") < config.pure_noise_share
+        unquantized = model.encoder(z)
+        # never in bfloat16, which would pick other codes
+        with torch.autocast(device.type, enabled=False):
+            quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
+        step = rng.places[0] // config.batch_size
+        losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step)
+        if shared := losses.keys() & quantized.losses.keys():
+            raise ValueError(
+                f"expected losses of decoder and quantizer by different names, found {sorted(shared)} in both"
+            )
+        if self._seen is not None:
+            self._seen[quantized.ids.flatten()] = 1
+        return self._losses.total(losses | quantized.losses, counted=self.training)
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """`train/codebook_usage`: the part of the ids that occurred since the last call."""
-        used = (world.sum(self._seen) > 0).float().mean().item()
-        self._seen.zero_()
-        return {"train/codebook_usage": used}
+        """`train/loss/<name>` where there are several, and `train/codebook_usage`, both since the last call.
+
+        The usage is the part of the ids that occurred; there is none of a continuous or a huge codebook.
+        """
+        metrics = self._losses.means(world)
+        if self._seen is not None:
+            metrics["train/codebook_usage"] = (world.sum(self._seen) > 0).float().mean().item()
+            self._seen.zero_()
+        return metrics
 
 
 def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext) -> Source:

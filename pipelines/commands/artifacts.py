@@ -1,5 +1,6 @@
 """Commands on one artifact, from its files alone: inspect, verify, lineage, import-checkpoint."""
 
+import logging
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,8 @@ import yaml
 from flextok import provenance, storage
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from pipelines.commands.options import PIPE_WIDTH, AsJson, Debug, print_json
-from pipelines.execute import say
+
+logger = logging.getLogger(__name__)
 
 Artifact = Annotated[str, typer.Argument(metavar="PATH", help="Folder of a corpus, tokens, checkpoint, evaluation.")]
 CORPUS = ("corpus",)
@@ -56,7 +58,7 @@ def verify(
         print_json({"path": storage.absolute(path), "kind": kind, "ok": not problems, "problems": problems})
     if problems:
         for problem in problems if not as_json else ():
-            say(problem)
+            logger.info(problem)
         raise IntegrityError(
             f"expected {path} to hold what its manifest says, found {len(problems)} faults: {problems[0]}; "
             "restore it or make it again"
@@ -101,7 +103,7 @@ def import_checkpoint(
     from flextok.model.official import checkpoint as official
 
     saved = official.import_checkpoint(source, dest)
-    say(f"tokenizer {saved.digest[:12]}")
+    logger.info("tokenizer %s", saved.digest[:12])
     print(saved.url)
 
 

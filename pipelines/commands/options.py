@@ -1,9 +1,14 @@
 """Options that commands share."""
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
+
+from flextok.errors import FlextokError
 
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file.")]
 Sets = Annotated[
@@ -11,12 +16,26 @@ Sets = Annotated[
 ]
 WorkspaceUrl = Annotated[str, typer.Option("--workspace", metavar="DIR|URL", help="Where all artifacts lie.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TokenizerPath = Annotated[
+    str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DEFAULT_WORKSPACE = "./workspace"
+SETTING = re.compile(r"(?<![\w/.])corpus\.\w+")
 PIPE_WIDTH = 240  # no folding where another program or a file reads a table
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextlib.contextmanager
+def flags_in_hints(flags: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the library name settings, as profiles have them; here each is told by the flag that sets it."""
+    try:
+        yield
+    except FlextokError as error:
+        told = SETTING.sub(lambda match: flags.get(match[0], match[0]), str(error))
+        raise type(error)(told) from error

@@ -1,15 +1,14 @@
 """Commands on a whole pipeline: run, status, refresh, ui."""
 
-import contextlib
+import logging
 import os
-import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flextok.errors import FlextokError
-from pipelines import stale
+from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import (
     DEFAULT_WORKSPACE,
     PIPE_WIDTH,
@@ -20,9 +19,14 @@ from pipelines.commands.options import (
     WorkspaceUrl,
     print_json,
 )
-from pipelines.execute import Executor, open_executor, ray_ended, say
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
-from pipelines.workspace import PROJECT, Workspace
+from pipelines.workspace import Workspace
+
+# Dagster, which drives the graph, is imported where a graph is driven: half a second that no other command should wait.
+if TYPE_CHECKING:
+    from pipelines.execute import Executor
+
+logger = logging.getLogger(__name__)
 
 STYLES = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
@@ -38,12 +42,14 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Build the profile's assets in order, in this process; prints where the report is."""
+    from pipelines.execute import open_executor
+
     recipe = load_recipe(profile, sets)
     if dry_run:
         from pipelines.plan import make_plan, print_plan
 
         with open_executor(recipe, workspace, remember=False) as executor:
-            print_plan(make_plan(recipe, [stale.label(key, None) for key in executor.select(select)]))
+            print_plan(make_plan(recipe, [key.path[-1] for key in executor.select(select)]))
         return
     with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
         executor.run(executor.select(select))
@@ -58,6 +64,8 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Every asset and partition: missing, stale or fresh, and why."""
+    from pipelines.execute import open_executor
+
     recipe = load_recipe(profile, sets)
     with open_executor(recipe, workspace) as executor:
         states = executor.survey()
@@ -102,13 +110,15 @@ def refresh(
     debug: Debug = False,
 ) -> None:
     """Build again only what is out of date, until nothing is."""
+    from pipelines.execute import open_executor
+
     recipe = load_recipe(profile, sets)
     with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
         done = executor.refresh()
         if done:
-            say(f"refreshed {len(done)}: {', '.join(done)}")
+            logger.info("refreshed %d: %s", len(done), ", ".join(done))
         else:
-            say("nothing to do: every asset is fresh")
+            logger.info("nothing to do: every asset is fresh")
         _print_report(executor)
 
 
@@ -120,7 +130,7 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Dagster's UI and daemon for this workspace, on 127.0.0.1, until Ctrl-C."""
-    import subprocess
+    from flextok.runtime.process_group import process_group
 
     load_recipe(profile, sets)
     place = Workspace(workspace)
@@ -130,7 +140,6 @@ def ui(
         "FLEXTOK_PROFILE": profile,
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
     }
     command = [
         sys.executable,
@@ -144,21 +153,20 @@ def ui(
         "-p",
         str(port),
     ]
-    say(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    # Its processes get the terminal's Ctrl-C themselves; this one only waits for them to end.
-    process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-    while process.poll() is None:
-        with contextlib.suppress(KeyboardInterrupt):
+    logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
+    with process_group(command, environment) as process:
+        try:
             process.wait()
+        except KeyboardInterrupt:
+            return
     if process.returncode not in (0, 130, -2, -15):
         raise FlextokError(
             f"expected Dagster's UI to run, found it ended with {process.returncode}; see its lines above"
         )
 
 
-def _print_report(executor: Executor) -> None:
+def _print_report(executor: "Executor") -> None:
     path = executor.report_path()
     if path:
-        say("report:")
+        logger.info("report:")
         print(path, flush=True)

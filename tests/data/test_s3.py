@@ -19,11 +19,11 @@ from werkzeug.serving import make_server
 
 from flextok import storage
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import read_at
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.corpus.verify import verify_corpus
 from flextok.data.sources.catalog import source_digest
-from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError
 from flextok.runtime.lock.remote import STALE_AFTER_S
 

@@ -17,9 +17,9 @@ import polars as pl
 import pytest
 
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import read_at
 from flextok.data.corpus.job import CorpusSummary, shard_corpus
 from flextok.data.corpus.reader import Corpus, iter_shard
-from flextok.data.sources.files import read_at
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.runtime.lock import locked
 
@@ -121,7 +121,7 @@ def test_two_runs_to_one_place(make_folder: Callable[..., Path], tmp_path: Path)
 
 
 def test_added_inputs_make_new_shards_only(
-    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = make_folder([f"{i}.jpg" for i in range(20)])
     first = shard(source, tmp_path / "out", shard_samples=10)
@@ -135,7 +135,7 @@ def test_added_inputs_make_new_shards_only(
     after = files(tmp_path / "out")
     assert {name: after[name] for name in before} == before and len(after) == 3
     assert (second.added, second.removed, second.samples) == (5, 1, 25)
-    assert "1 inputs are gone from the source" in capsys.readouterr().err
+    assert "1 inputs are gone from the source" in caplog.text
     assert second.digest != first.digest
 
     (source / "new1.jpg").write_bytes((source / "7.jpg").read_bytes() + b"changed")
@@ -215,15 +215,16 @@ def test_other_settings_make_the_corpus_anew_and_another_corpus_is_refused(
 
 
 def test_too_many_rejects_end_the_run_after_telling_why(
-    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = make_folder([f"{i}.jpg" for i in range(8)])
     (source / "bad.jpg").write_text("no")
     (source / "README.md").write_text("no picture, and not counted as one")
+    caplog.set_level("INFO")
     with pytest.raises(FlextokError, match=r"at most 5\.0% rejects, found 1 of 9") as caught:
         shard(source, tmp_path / "out")
     assert caught.value.exit_code == 1
-    assert "1 x not_an_image" in (told := capsys.readouterr().err) and "bad.jpg" in told
+    assert "1 x not_an_image" in caplog.text and "bad.jpg" in caplog.text
     assert pl.read_parquet(tmp_path / "out/rejects.parquet").height == 2
     assert not (tmp_path / "out/manifest.json").exists()
     before = files(tmp_path / "out")

@@ -29,6 +29,7 @@ def shard(source: Path | str, dest: Path, split: str = "all", **options: Any) ->
     config = CorpusConfig.model_validate({"source": str(source), "max_reject_fraction": 1.0, **options})
     summary = shard_corpus(config, split, str(dest), workers=1, progress=False)
     assert summary.samples + summary.rejects == summary.inputs
+    assert summary.samples + summary.fields + summary.rejects == summary.members
     return summary
 
 
@@ -209,7 +210,7 @@ def test_tar_oddities(make_tar: Callable[..., Path], make_picture: Callable[...,
     (tmp_path / "s/a.tar").rename(tmp_path / "s/a.tar.gz")
     shard(tmp_path / "s", tmp_path / "out")
     found = samples(tmp_path / "out")
-    expected = ["sub/a.jpg", f"{long_name}.png", "ünï.jpg", "b.jpg"]
+    expected = ["sub/a.jpg", f"{long_name}.png", "ünï.jpg", "b.jpg", "b.seg.png"]
     assert set(found) == {f"{tar}/{name}" for tar in ("a.tar.gz", "b.tar") for name in expected} | {"b.tar/c.jpg"}
     assert found["b.tar/sub/a.jpg"].label == 7
     assert found["b.tar/b.jpg"].image == make_picture(5)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flextok.data.images import center_crop
 from flextok.errors import FlextokError, UsageError
-from flextok.evaluate.features import distance_name, load_extractor
+from flextok.evaluate.features import load_extractor
 
 
 def pictures(count: int, side: int = 24) -> np.ndarray:
@@ -22,18 +22,6 @@ def pictures(count: int, side: int = 24) -> np.ndarray:
 def test_torchvision_imports_beside_cpu_torch_in_a_fresh_process():
     program = "import flextok.runtime.torchvision_compat, torchvision, torch_fidelity"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
-
-
-@pytest.mark.parametrize(
-    ("extractor", "name"),
-    [
-        ("inception-v3-compat", "fid"),
-        ("efficientnet_lite0", "fd_efficientnet_lite0"),
-        ("dinov2-vit-b-14", "fd_dinov2_vit_b_14"),
-    ],
-)
-def test_only_the_inception_distance_is_called_fid(extractor: str, name: str):
-    assert distance_name(extractor) == name
 
 
 def test_features_do_not_depend_on_the_batch_or_the_instance():

@@ -13,7 +13,8 @@ from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.errors import UsageError
 from flextok.evaluate.generation import evaluate_generation, random_ids
 from flextok.evaluate.sampling import open_samples, read_images, sample_images
-from flextok.model.checkpoint import load_tokenizer, save_checkpoint
+from flextok.model.checkpoint import save_checkpoint
+from flextok.model.load import load_tokenizer
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
 from flextok.model.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from flextok.evaluate.grid import LATENTS, ORIGINAL, read_grid
 from flextok.evaluate.images import choose_keys, stream_images
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.results import read_evaluation
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.provenance import lineage
 
 

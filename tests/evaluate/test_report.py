@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_pipeline import EVALUATION, TinyPipeline
 
-from flextok.evaluate.charts import Chart, Line, nice_ticks
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.generation import evaluate_generation
 from flextok.evaluate.report import ReportResult, write_report
+from flextok.evaluate.report.charts import Chart, Line, nice_ticks
 from flextok.evaluate.sampling import sample_images
 from flextok.provenance import lineage
 

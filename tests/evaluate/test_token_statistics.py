@@ -17,7 +17,8 @@ from flextok.data.tokens import (
     write_token_shard,
 )
 from flextok.evaluate.prior_statistics import prior_statistics
-from flextok.evaluate.tokens import entropy_bits, token_statistics, zipf_slope
+from flextok.evaluate.tokens import token_statistics
+from flextok.metrics.tokens import entropy_bits, zipf_slope
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior

@@ -17,18 +17,18 @@ from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import ReportInputs
 from flextok.evaluate.results import EvaluationResult
 from flextok.evaluate.sampling import SamplesResult, sample_images
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
-from flextok.train.autoencoder import train_latents
-from flextok.train.config import LatentsRecipe, PriorRecipe, TokenizerRecipe
+from flextok.train.autoencoder import train_autoencoder
+from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe
 from flextok.train.prior import train_prior
 from flextok.train.tokenizer import train_tokenizer
 
 SIZE_PX = 32
 IN_PROCESS = ComputeConfig(train_workers=0)
 TRAIN = {"batch_size": 8, "log_every": 1, "optimizer": {"warmup_steps": 1}, "precision": "float32"}
-LATENTS = LatentsRecipe.model_validate(
+LATENTS = AutoencoderRecipe.model_validate(
     {"model": {"kind": "conv", "channels": 8, "blocks": 1}, "train": {"steps": 12, **TRAIN}}
 )
 TRUNK = {"width": 32, "depth": 1, "head_dim": 16}
@@ -86,7 +86,7 @@ def build(root: Path) -> TinyPipeline:
     splits = {split: str(root / "corpora" / split) for split in ("train", "val")}
     for split, url in splits.items():
         shard_corpus(corpus, split, url, workers=1, progress=False)
-    latents = train_latents(LATENTS, splits["train"], SIZE_PX, str(root / "vae"), IN_PROCESS).url
+    latents = train_autoencoder(LATENTS, splits["train"], SIZE_PX, str(root / "vae"), IN_PROCESS).url
     tokenizer = train_tokenizer(TOKENIZER, latents, splits["train"], SIZE_PX, str(root / "tok"), IN_PROCESS).url
     tokens = {split: str(root / "tokens" / split) for split in splits}
     for split, url in tokens.items():

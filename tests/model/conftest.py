@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_models import TINY, scrambled
 
-from flextok.model.checkpoint import load_tokenizer
+from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 
 

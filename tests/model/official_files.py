@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flextok.model.config import AutoencoderKLConfig
+from flextok.model.autoencoders.config import AutoencoderKLConfig
 from flextok.model.tokenizer import Tokenizer
+from flextok.model.weights import state_digest
 
 HOMES = {
     "PerSampleOp": "model.utils.dict_ops", "PatchEmbedder": "model.preprocessors.patching",
@@ -24,6 +25,19 @@ HOMES = {
 
 def entry(kind: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": f"flextok.{HOMES[kind]}.{kind}", **arguments}
+
+
+TRAINING: dict[str, Any] = {
+    "keep_mode": "uniform_pow2", "condition_dropout": 0.25, "sigma": "logit_normal", "mode_scale": 0.0,
+    "pure_noise_steps": 0, "pure_noise_share": 0.0,
+}  # fmt: skip
+"""How the published models of these tests say that they were trained."""
+
+
+def official_digest(tokenizer: Tokenizer) -> str:
+    """Digest of a model read from its published file: it covers how the model was trained."""
+    values = {**tokenizer.config.model_dump(mode="json"), **TRAINING}
+    return state_digest("tokenizer", values, tokenizer.state_dict())
 
 
 def official_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -45,8 +59,8 @@ def official_config(tokenizer: Tokenizer) -> dict[str, Any]:
     decoder = {
         "z_lin": entry("LinearLayer", write_key="r", dim=dec.width),
         "y_pos": entry("PositionalEmbeddingAdder", max_sizes=[config.registers], posemb_type="learnable_sum"),
-        "x_nested": entry("MaskedNestedDropout", dim=dec.width, size_sampling_mode=config.keep_mode),
-        "w_null": entry("LearnedNullCond", dim=dec.width, dropout_prob=config.condition_dropout),
+        "x_nested": entry("MaskedNestedDropout", dim=dec.width, size_sampling_mode=TRAINING["keep_mode"]),
+        "w_null": entry("LearnedNullCond", dim=dec.width, dropout_prob=TRAINING["condition_dropout"]),
         "v_patch": entry("PatchEmbedder", channels_in=channels, dim=dec.width, patch_sizes=patch),
         "u_pos": entry("PositionalEmbeddingAdder", dim=dec.width, **posemb),
         "t_pack": entry("BlockWiseSequencePacker", input_list_read_keys=["p", "r"], mask_mode="full"),
@@ -67,8 +81,8 @@ def official_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "decoder": {"_target_": wrapper, "module_dict": decoder},
         "regularizer": {"_target_": "flextok.regularizers.quantize_fsq.FSQ", "levels": list(config.quantizer.levels)},
         "flow_matching_noise_module": {
-            "_target_": "flextok.flow_matching.noise_modules.MinRFNoiseModule", "ln": config.sigma == "logit_normal",
-            "mode_scale": config.mode_scale,
+            "_target_": "flextok.flow_matching.noise_modules.MinRFNoiseModule", "ln": TRAINING["sigma"] == "logit_normal",
+            "mode_scale": TRAINING["mode_scale"],
         },
         "pipeline": {"_target_": "flextok.flow_matching.pipelines.MinRFPipeline", "_partial_": True},
     }  # fmt: skip

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
 from flextok.errors import FlextokError, IntegrityError, UsageError
-from flextok.model.autoencoders.base import build_latents
-from flextok.model.checkpoint import load_latents, load_tokenizer, read_checkpoint, save_checkpoint
-from flextok.model.config import ConvLatentsConfig
+from flextok.model.autoencoders.config import ConvAutoencoderConfig
+from flextok.model.checkpoint import read_checkpoint, save_checkpoint
 from flextok.model.describe import describe_checkpoint
+from flextok.model.load import load_autoencoder, load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import read_weights
 from flextok.provenance import read_provenance
@@ -50,16 +50,16 @@ def test_what_is_saved_is_loaded(saved: Path, tiny: Tokenizer) -> None:
 
 
 def test_stage_0_stands_alone(tmp_path: Path, saved: Path) -> None:
-    config = ConvLatentsConfig(channels=8, blocks=1)
-    latents = build_latents(config)
+    config = ConvAutoencoderConfig(channels=8, blocks=1)
+    latents = config.build()
     vae = save_checkpoint(str(tmp_path), "vae", latents.state_dict(), config, [], {})
     images = torch.rand(1, 3, 8, 8)
-    assert torch.equal(load_latents(vae.url).encode(images), latents.encode(images))
+    assert torch.equal(load_autoencoder(vae.url).encode(images), latents.encode(images))
     assert describe_checkpoint(vae.url)["kind"] == "vae"
     with pytest.raises(UsageError, match=r"expected a tokenizer checkpoint.*found a vae"):
         load_tokenizer(vae.url)
     with pytest.raises(UsageError, match="expected a vae checkpoint"):
-        load_latents(str(saved))
+        load_autoencoder(str(saved))
 
 
 def test_unfinished_checkpoint_does_not_count(saved: Path) -> None:

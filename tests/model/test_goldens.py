@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flextok.model import flow
-from flextok.model.autoencoders.base import AutoencoderKLLatents
-from flextok.model.config import FSQConfig
+from flextok.model.autoencoders.autoencoder_kl import KLAutoencoder
 from flextok.model.decoders.flow import FlowDecoder, Modulations, timestep_sinusoid
 from flextok.model.encoder import causal_last_mask
 from flextok.model.nn.patching import patchify
+from flextok.model.quantizers.config import FSQConfig
 from flextok.model.quantizers.fsq import FSQ
 from flextok.model.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ def capture(module: torch.nn.Module, run: Callable[[], object]) -> list:
 
 def vae_outputs(golden: Tokenizer, given: Goldens) -> Goldens:
     latents = golden.latents
-    assert isinstance(latents, AutoencoderKLLatents)
+    assert isinstance(latents, KLAutoencoder)
     posterior = latents.posterior(given["vae.image"])
     noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(777))
     return {

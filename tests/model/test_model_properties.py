@@ -8,16 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextok.model import flow
-from flextok.model.autoencoders.base import ConvLatents, ConvLatentsConfig
-from flextok.model.config import FSQConfig, TrunkConfig
+from flextok.model.autoencoders.config import ConvAutoencoderConfig, ConvTraining
+from flextok.model.autoencoders.conv import ConvAutoencoder
 from flextok.model.decoders.flow import timestep_sinusoid
 from flextok.model.encoder import causal_last_mask
 from flextok.model.nested_dropout import nested_lengths, sample_keep
 from flextok.model.nn.attention import attend
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.nn.layers import Attention, ModulatedBlock
 from flextok.model.nn.patching import patchify, sincos_table, unpatchify
+from flextok.model.quantizers.config import FSQConfig
 from flextok.model.quantizers.fsq import FSQ
-from flextok.model.rng import normal_for, uniform_for
+from flextok.model.rng import SampleRng, normal_for, uniform_for
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 
@@ -181,17 +183,17 @@ def test_modulation_by_stream_equals_modulation_by_position(patches: int, regist
 
 def test_measured_latents_have_unit_size() -> None:
     torch.manual_seed(0)
-    latents = ConvLatents(ConvLatentsConfig(channels=8, blocks=1))
+    latents = ConvAutoencoder(ConvAutoencoderConfig(channels=8, blocks=1))
     batches = [torch.rand(4, 3, 16, 16) * 2 - 1 for _ in range(3)]
-    latents.measure_statistics(batches)
+    latents.measure(batches)
     z = latents.encode(torch.cat(batches))
     assert z.shape == (12, 4, 4, 4)
     torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std(dim=(0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
     assert latents.decode(z).shape == (12, 3, 16, 16)
-    assert latents.reconstruction_loss(batches[0]).shape == (4,)
+    assert latents.training_step(batches[0], ConvTraining(), SampleRng(0, range(4)))["reconstruction"].shape == (4,)
     with pytest.raises(ValueError, match="at least one batch"):
-        latents.measure_statistics([])
+        latents.measure([])
 
 
 @pytest.mark.parametrize("masking", ["none", "causal", "shared", "each"])

@@ -2,12 +2,16 @@
 
 import torch
 
-from flextok.model.autoencoders.base import ConvLatents
-from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
+from flextok.model.autoencoders.config import ConvAutoencoderConfig
+from flextok.model.autoencoders.conv import ConvAutoencoder
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.nn.config import TrunkConfig
+from flextok.model.quantizers.config import FSQConfig
 from flextok.model.tokenizer import Tokenizer
 
 TINY = TokenizerConfig(
-    latents=ConvLatentsConfig(channels=8, blocks=1, latent_channels=3, factor=4),
+    latents=ConvAutoencoderConfig(channels=8, blocks=1, latent_channels=3, factor=4),
     image_size=32,
     patch_size=2,
     registers=6,
@@ -26,7 +30,7 @@ def scrambled(config: TokenizerConfig, seed: int = 0) -> Tokenizer:
         for parameter in tokenizer.trainable_parameters():
             if not parameter.any():
                 parameter.normal_(std=0.3, generator=generator)
-    if isinstance(tokenizer.latents, ConvLatents):  # scaled to unit size, as after their training
+    if isinstance(tokenizer.latents, ConvAutoencoder):  # scaled to unit size, as after their training
         images = torch.rand(16, 3, config.image_size, config.image_size, generator=generator) * 2 - 1
-        tokenizer.latents.measure_statistics([images])
+        tokenizer.latents.measure([images])
     return tokenizer.eval().prepare(torch.float32)

@@ -1,5 +1,6 @@
 """A small real asset graph whose code and data versions a test can turn, run by the real executor."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flextok.errors import FlextokError
 from flextok.provenance import make_provenance
 from pipelines.execute import Executor
 from pipelines.partitions import corpus_partitions, only
-from pipelines.stale import AssetState
+from pipelines.staleness import AssetState
 from pipelines.workspace import Workspace
 
 PARTS = ("c/train", "c/val")
@@ -35,15 +36,20 @@ class Chain:
         self.instance = dg.DagsterInstance.ephemeral()
 
     def executor(self) -> Executor:
-        return Executor(self.definitions(), self.instance, self.settings, self.workspace, self.list_source)
+        return Executor(self.definitions(), self.instance, self, self.workspace)
 
     def settings(self, name: str) -> dict:
         return {"section": {"version": self.code.get(name, "1")}}
 
-    def list_source(self, partition: str) -> str:
+    def recorded(self, name: str, settings: dict, made_by: Mapping) -> dict:
+        return settings
+
+    def observe(self, name: str, partition: str | None) -> str | None:
+        if name != "source":
+            return None
         if "unreachable" in self.listing:
             raise FlextokError("nothing there")
-        return self.listing.get(partition, "listing-1")
+        return self.listing.get(partition or "", "listing-1")
 
     def refresh(self) -> list[str]:
         return self.executor().refresh()
@@ -93,7 +99,8 @@ class Chain:
         sound = dg.AssetCheckResult(check_name="sound", passed=label not in self.unsound, description="not sound")
         if name == "source":
             return dg.MaterializeResult(
-                data_version=dg.DataVersion(self.list_source(partition or "")), check_results=[sound]
+                data_version=dg.DataVersion(self.observe(name, partition) or ""),
+                check_results=[sound],
             )
         digest = self.data.get(label, "data-1")
         url = self.workspace.url(name, partition or "all")

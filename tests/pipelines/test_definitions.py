@@ -5,7 +5,8 @@ import pytest
 
 from pipelines.definitions import build_definitions, defs
 from pipelines.execute import open_executor
-from pipelines.recipe import STAGES, load_recipe, profile_names
+from pipelines.recipe import load_recipe, profile_names
+from pipelines.stages import STAGES
 
 EDGES = {
     "corpus": set(),
@@ -33,10 +34,10 @@ def test_definitions_load(profile: str, tmp_path):
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
     }
     assert found == EDGES
-    assert set(found) == set(STAGES)
+    assert set(found) == set(STAGES.names())
     assert {key.path[0] for key in graph.get_all_asset_keys()} == {profile}
     for key in graph.get_all_asset_keys():
-        assert graph.get(key).code_version == recipe.code_version(key.path[-1])
+        assert graph.get(key).code_version == STAGES[key.path[-1]].code_version(recipe)
 
 
 def test_the_code_location_reads_its_profile_from_the_environment(monkeypatch, tmp_path):

@@ -85,6 +85,10 @@ def test_everything_is_fresh_and_a_second_refresh_runs_nothing(built: Built, cap
         ("compute={train_workers: 1, num_cpus: 2, tokenize_actors: [1, 4], threads: 2}", set()),
         ("compute.address=auto", set()),
         ("evaluation.batch_size=5", set()),
+        ("evaluation.precision=bfloat16", {"reconstructions", "samples", "fid"}),
+        ("tokenizer.train.log_every=7", set()),
+        ("latents.train.checkpoint_every=7", set()),
+        ("prior.train.validate_every=1", set()),
     ],
 )
 def test_a_changed_setting_makes_stale_what_reads_it(built: Built, capsys, change: str, stale: set[str]):

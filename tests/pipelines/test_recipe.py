@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from flextok.errors import UsageError
-from pipelines.recipe import STAGES, load_recipe, profile_names
+from pipelines.recipe import load_recipe, profile_names
+from pipelines.stages import STAGES
 
 PROFILES = ["imagenet256", "imagenet256-small", "photos", "smoke", "text-image"]
 
 
 def changed_stages(*sets: str) -> set[str]:
     before, after = load_recipe("smoke"), load_recipe("smoke", sets)
-    return {stage for stage in STAGES if before.code_version(stage) != after.code_version(stage)}
+    return {stage.name for stage in STAGES if stage.code_version(before) != stage.code_version(after)}
 
 
 def test_all_profiles_are_known():
@@ -123,5 +124,6 @@ def test_a_setting_makes_only_the_stages_that_read_it_stale(assignment: str, sta
 
 
 def test_every_section_but_the_operational_ones_is_read_by_a_stage():
-    sections = {section.split(".")[0] for _, reads in STAGES.values() for section in reads}
+    recipe = load_recipe("smoke")
+    sections = {dotted.split(".")[0] for stage in STAGES for dotted in stage.settings(recipe)}
     assert sections == set(load_recipe("smoke").model_dump()) - {"name", "compute"}

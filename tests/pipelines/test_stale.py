@@ -1,4 +1,4 @@
-"""What must run after which change. Guards the private resolver of Dagster that `pipelines.stale` reads."""
+"""What must run after which change. Guards the private resolver of Dagster that `pipelines.staleness` reads."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from flextok.errors import FlextokError
-from pipelines import stale
+from pipelines import staleness
 
 ALL = [
     "source[c/train]", "source[c/val]", "shards[c/train]", "shards[c/val]", "model",
@@ -170,11 +170,11 @@ class TestDagster:
         assert resolver.get_status(dg.AssetKey("shards"), "c/train") is StaleStatus.MISSING
 
     def test_run_time_provenance_is_recorded_in_tags(self, built: Chain):
-        record = stale.latest_record(built.instance, dg.AssetKey("model"), None)
+        record = staleness.latest_record(built.instance, dg.AssetKey("model"), None)
         tags = record.asset_materialization.tags
         assert tags["dagster/code_version"] == "1" and tags["dagster/data_version"] == "data-1"
         assert "dagster/input_data_version/shards" in tags
 
     def test_fan_in_stays_far_below_what_staleness_ignores(self, built: Chain):
         graph = built.definitions().resolve_asset_graph()
-        assert max(len(stale.partitions_of(graph, key)) for key in graph.get_all_asset_keys()) == 2
+        assert max(len(staleness.partitions_of(graph, key)) for key in graph.get_all_asset_keys()) == 2

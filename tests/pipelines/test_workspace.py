@@ -1,16 +1,18 @@
 """A workspace on an object store: artifacts and events there, Dagster's records here."""
 
 import json
+import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
-from moto.server import ThreadedMotoServer
 from shrunk_smoke import Built, shrunk_profile
 
 from flextok import storage
+from flextok.runtime import log
 from pipelines import cli
+from pipelines.execute import QUIET_LOGS
 from pipelines.workspace import Workspace
 
 
@@ -38,22 +40,21 @@ def test_settings_of_dagster_are_written_once(tmp_path):
     assert settings.read_text() == "telemetry: {enabled: false}\n"
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import s3fs
+def test_what_the_library_logs_is_kept_with_the_run_and_shown_once(tmp_path, capsys):
+    @dg.asset
+    def logs() -> None:
+        logging.getLogger("flextok.somewhere").info("a notice")
+        logging.getLogger("flextok.somewhere").warning("odd")
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("workspaces")
-    yield "s3://workspaces/prefix"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    log.setup()
+    with Workspace(str(tmp_path)).instance() as instance:
+        job = dg.Definitions(assets=[logs]).resolve_implicit_global_asset_job_def()
+        result = job.execute_in_process(instance=instance, run_config=QUIET_LOGS)
+        kept = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert "a notice" in kept and "odd" in kept
+    assert [line for line in capsys.readouterr().err.splitlines() if "notice" in line or "odd" in line] == [
+        "a notice", "warning: odd",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -13,8 +13,12 @@ from tokenize_helpers import IMAGES, SHARDS
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.scenes import ScenesConfig
+from flextok.model.autoencoders.config import ConvAutoencoderConfig
 from flextok.model.checkpoint import save_checkpoint
-from flextok.model.config import ConvLatentsConfig, FlowDecoderConfig, FSQConfig, TokenizerConfig, TrunkConfig
+from flextok.model.config import TokenizerConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.nn.config import TrunkConfig
+from flextok.model.quantizers.config import FSQConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
@@ -43,7 +47,7 @@ def inputs(tmp_path_factory) -> Inputs:
     encoder = TrunkConfig(width=256, depth=6)
     trunk = TrunkConfig(width=32, depth=1, head_dim=16)
     config = TokenizerConfig(
-        latents=ConvLatentsConfig(channels=8, blocks=0),
+        latents=ConvAutoencoderConfig(channels=8, blocks=0),
         image_size=32,
         registers=8,
         encoder=encoder,

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 from flextok.data.corpus.reader import Corpus
+from flextok.model.load import tokenizer_spec
+from flextok.tokenize.actor import ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
-from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
+from flextok.tokenize.tasks import shard_tasks, task_to_json
 
 
 def main(corpus: str, tokenizer: str, dest: str) -> None:

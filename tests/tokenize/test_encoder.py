@@ -6,14 +6,15 @@ import pytest
 
 import flextok
 from flextok.data import images
+from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.corpus.reader import Corpus
-from flextok.tokenize import encoder as encoder_module
-from flextok.tokenize.config import ThresholdLength, TokenizeConfig
+from flextok.model.load import tokenizer_spec
+from flextok.tokenize import encoding as encoder_module
+from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeThreads
-from flextok.tokenize.encoder import Encoder
-from flextok.tokenize.length import kept_lengths, reconstruction_errors
-from flextok.tokenize.pictures import shard_pictures
-from flextok.tokenize.plan import ShardTask, shard_tasks, tokenizer_spec
+from flextok.tokenize.encoding import Encoder
+from flextok.tokenize.lengths.threshold import ThresholdLength
+from flextok.tokenize.tasks import ShardTask, shard_tasks
 
 
 def rows_of(task: ShardTask, encoder: Encoder) -> pa.Table:
@@ -45,12 +46,11 @@ def test_single_images_depend_on_neither_batch_nor_threads(inputs, by_error: boo
         policy = ThresholdLength(metric="mse", eps=1, steps=1)
         inputs_of_each = list(zip([pixels[None] for _, pixels in pictures], ids, names, strict=True))
         third = [
-            reconstruction_errors(tokenizer, policy, pixels, tokens, np.array([3]), name)
-            for pixels, tokens, name in inputs_of_each
+            policy.measure(tokenizer, pixels, tokens, np.array([3]), name) for pixels, tokens, name in inputs_of_each
         ]
         policy = policy.model_copy(update={"eps": float(np.median(third))})
         config = TokenizeConfig(keep=6, length=policy)
-        lengths = [int(kept_lengths(tokenizer, policy, *each)[0]) for each in inputs_of_each]
+        lengths = [int(policy.lengths(tokenizer, *each)[0]) for each in inputs_of_each]
         assert len(set(lengths)) > 1
     narrow, wide = (Encoder(tokenizer, config, *sizes) for sizes in ((3, DecodeThreads(1)), (32, DecodeThreads(4))))
     assert (narrow.model_threads, wide.model_threads) == (1, 4)

@@ -25,11 +25,12 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.corpus.verify import verify_corpus
 from flextok.data.tokens import TokenStore, read_manifest, verify_tokens
 from flextok.errors import FlextokError, UsageError
+from flextok.model.load import tokenizer_spec
 from flextok.runtime.lock import locked
-from flextok.tokenize import running
+from flextok.tokenize import scheduler
+from flextok.tokenize.actor import ShardOutcome, ShardTokenizer
 from flextok.tokenize.job import tokenize_corpus
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
-from flextok.tokenize.worker import ShardOutcome, ShardTokenizer
+from flextok.tokenize.tasks import shard_tasks, task_to_json
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("job_process.py")
@@ -77,7 +78,7 @@ def corrupt_picture(tar: Path, member: int) -> None:
     tar.write_bytes(content)
 
 
-@pytest.mark.parametrize("names", [("ShardTokenizer",), ("ShardTokenizer", "Board")], ids="+".join)
+@pytest.mark.parametrize("names", [("ShardTokenizer",), ("ShardTokenizer", "StragglerMonitor")], ids="+".join)
 def test_actor_killed_in_mid_shard(names, inputs, undisturbed, tmp_path):
     dest, results = tmp_path / "t", []
     job = threading.Thread(target=lambda: results.append(run(inputs, dest)))
@@ -97,9 +98,9 @@ def test_actor_killed_in_mid_shard(names, inputs, undisturbed, tmp_path):
     assert verify_tokens(str(dest), inputs.corpus) == []
 
 
-def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, capfd, monkeypatch):
+def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, caplog, monkeypatch):
     """A stopped process answers nothing and does not end: the other actor makes its shards, then it is killed."""
-    monkeypatch.setattr(running, "STRAGGLER_S", 3.0)
+    monkeypatch.setattr(scheduler, "STRAGGLER_S", 3.0)
     dest, results = tmp_path / "t", []
     compute = inputs.compute.model_copy(update={"tokenize_actors": (2, 2), "threads": 1})
     job = threading.Thread(
@@ -115,7 +116,7 @@ def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, cap
     os.kill(stopped, signal.SIGSTOP)
     job.join()
     assert results[0].digest == undisturbed[1]
-    assert "another actor made it too" in capfd.readouterr().err
+    assert "another actor made it too" in caplog.text
     assert verify_tokens(str(dest), inputs.corpus) == []
     deadline = time.monotonic() + 30
     while stopped in processes_below(os.getpid()):
@@ -185,7 +186,7 @@ def test_damaged_shards_are_named_and_the_others_kept(inputs, undisturbed, corpu
 
 
 def test_corrupt_picture_is_listed_and_its_shard_made_again_when_mended(
-    inputs, undisturbed, corpus_copy, tmp_path, capfd
+    inputs, undisturbed, corpus_copy, tmp_path, caplog
 ):
     tar, dest = Path(corpus_copy) / "shards" / "000004.tar", tmp_path / "t"
     corrupt_picture(tar, member=7)
@@ -195,7 +196,7 @@ def test_corrupt_picture_is_listed_and_its_shard_made_again_when_mended(
     expected = TokenStore.open(undisturbed[0]).keys()[4 * IMAGES // SHARDS + 7]
     assert [reject["source"] for reject in manifest["rejects"]] == [expected]
     assert [entry["rejects"] for entry in manifest["shards"]] == [0, 0, 0, 0, 1, 0]
-    assert "shard 000004" in capfd.readouterr().err
+    assert "shard 000004" in caplog.text
     assert verify_tokens(str(dest)) == []
     assert any("other bytes" in line for line in verify_tokens(str(dest), corpus_copy))
 

@@ -13,6 +13,7 @@ from PIL import Image
 import flextok
 from flextok.data import images
 from flextok.data.config import CorpusConfig
+from flextok.data.corpus.crops import crop_view
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import (
@@ -27,17 +28,20 @@ from flextok.data.tokens import (
     write_token_shard,
 )
 from flextok.errors import FlextokError, UsageError
+from flextok.model.decoders.config import SamplerConfig
+from flextok.model.load import tokenizer_spec
 from flextok.provenance import artifact_input
 from flextok.runtime.ahead import Prefetcher
-from flextok.tokenize.board import Board
-from flextok.tokenize.config import ThresholdLength, TokenizeConfig
+from flextok.tokenize.actor import MOST_CRASHES, ShardOutcome, ShardTokenizer
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.estimate import find_batch_size, plan_tokenization
 from flextok.tokenize.files import decode_tokens, encode_images
-from flextok.tokenize.length import kept_lengths, reconstruction_errors
-from flextok.tokenize.plan import shard_tasks, task_to_json, tokenizer_spec
-from flextok.tokenize.probe import find_batch_size, plan_tokenization
+from flextok.tokenize.lengths.threshold import ThresholdLength
+from flextok.tokenize.straggler import StragglerMonitor
+from flextok.tokenize.tasks import shard_tasks, task_to_json
 from flextok.tokenize.verify import verify_encoding
-from flextok.tokenize.views import crop_view
-from flextok.tokenize.worker import MOST_CRASHES, ShardOutcome, ShardTokenizer
+
+TWO_STEPS = SamplerConfig(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +82,14 @@ def test_encoded_files_have_the_corpus_schema_and_decode_to_safe_names(inputs, p
         np.testing.assert_array_equal(store[row].ids, tokenizer.tokenize(images.to_model(crop[None]))[0, :4].numpy())
 
     folder = tmp_path / "out"
-    written = decode_tokens(out, inputs.tokenizer, str(folder), keeps=(1, 4), steps=2)
+    written = decode_tokens(out, inputs.tokenizer, str(folder), keeps=(1, 4), sampler=TWO_STEPS)
     assert len(written) == len(set(written)) == 10
     assert sorted(os.listdir(folder)) == sorted(Path(name).name for name in written)
     assert all(Path(name).name.isascii() and not Path(name).name.startswith("-") for name in written)
     with Image.open(written[0]) as picture:
         assert (picture.size, picture.mode) == ((32, 32), "RGB")
     # A picture does not depend on what else is decoded with it.
-    alone = decode_tokens(out, inputs.tokenizer, str(tmp_path / "alone"), keeps=(4,), steps=2, batch_size=1)
+    alone = decode_tokens(out, inputs.tokenizer, str(tmp_path / "alone"), keeps=(4,), sampler=TWO_STEPS, batch_size=1)
     difference = np.asarray(Image.open(alone[3])).astype(int) - np.asarray(Image.open(written[7])).astype(int)
     assert np.abs(difference).max() <= 1
 
@@ -96,7 +100,7 @@ def test_hostile_keys_stay_in_the_folder(inputs, tmp_path):
     keys = ["../../evil", "/etc/passwd", "a/b", "a_b", "A_B", "", ".", "-rf", "x" * 500, "nul\0"]
     table = token_table(token_schema(meta), np.zeros((len(keys), 8), np.int64), {"key": keys})
     write_token_shard(str(tmp_path / "t.parquet"), table.schema, [table])
-    written = decode_tokens(str(tmp_path / "t.parquet"), inputs.tokenizer, str(tmp_path / "out"), steps=1)
+    written = decode_tokens(str(tmp_path / "t.parquet"), inputs.tokenizer, str(tmp_path / "out"), sampler=TWO_STEPS)
     assert len({name.lower() for name in written}) == len(keys)
     assert {Path(name).resolve().parent for name in written} == {(tmp_path / "out").resolve()}
 
@@ -177,15 +181,13 @@ def test_threshold_length_is_the_shortest_good_prefix(inputs, store_url):
     ids = torch.from_numpy(TokenStore.open(store_url).ids()[:12].astype(np.int64))
     names = [sample.key for sample in samples]
     policy = ThresholdLength(metric="mse", eps=1.0, steps=1)
-    curve = np.stack(
-        [reconstruction_errors(tokenizer, policy, pixels, ids, np.full(12, keep), names) for keep in range(1, 9)]
-    )
+    curve = np.stack([policy.measure(tokenizer, pixels, ids, np.full(12, keep), names) for keep in range(1, 9)])
     policy = policy.model_copy(update={"eps": float(np.median(curve))})
     good = curve <= policy.eps
     falling = (np.diff(curve[[0, 1, 3, 7]], axis=0) <= 0).all(axis=0)
     monotone = (np.diff(curve, axis=0) <= 0).all(axis=0)
     expected = np.where(good.any(axis=0), good.argmax(axis=0) + 1, 8)
-    found = kept_lengths(tokenizer, policy, pixels, ids, names)
+    found = policy.lengths(tokenizer, pixels, ids, names)
     exact = monotone | ~falling
     assert exact.any()
     np.testing.assert_array_equal(found[exact], expected[exact])
@@ -241,8 +243,8 @@ def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
 
     spec = tokenizer_spec(inputs.tokenizer)
     task = shard_tasks(Corpus.open(inputs.corpus), spec, str(tmp_path), inputs.config)[0]
-    board = ray.remote(Board).options(num_cpus=0).remote({task.name: task_to_json(task)}, 60)
-    arguments = (spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu", board)
+    monitor = ray.remote(StragglerMonitor).options(num_cpus=0).remote({task.name: task_to_json(task)}, 60)
+    arguments = (spec.url, spec.digest, inputs.config.model_dump(mode="json"), 8, 1, "cpu", monitor)
     actor = ray.remote(ShardTokenizer).options(num_cpus=0).remote(*arguments)
 
     def call() -> ShardOutcome:
@@ -256,29 +258,29 @@ def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
     assert read_shard_footer(task.dest).rows == 20
 
 
-def test_board_finds_stragglers_and_counts_images():
+def test_monitor_finds_stragglers_and_counts_images():
     now = [0.0]
-    board = Board({shard: f"task {shard}" for shard in "abcd"}, straggler_s=10.0, clock=lambda: now[0])
-    assert [board.begin(shard, "slow", b"slow") for shard in "ab"] == [0, 0]
+    monitor = StragglerMonitor({shard: f"task {shard}" for shard in "abcd"}, straggler_s=10.0, clock=lambda: now[0])
+    assert [monitor.begin(shard, "slow", b"slow") for shard in "ab"] == [0, 0]
     now[0] = 30.0
-    assert board.straggler("fast") == ""  # nobody knows yet how long a shard takes
-    assert board.begin("c", "fast", b"fast") == 0
-    board.advance("c", 8)
-    board.advance("a", 5)
-    assert board.images() == 13
+    assert monitor.straggler("fast") == ""  # nobody knows yet how long a shard takes
+    assert monitor.begin("c", "fast", b"fast") == 0
+    monitor.advance("c", 8)
+    monitor.advance("a", 5)
+    assert monitor.images() == 13
     now[0] = 35.0
-    board.end("c", 20)
-    assert board.images() == 25
-    assert board.straggler("slow") == ""  # its own
-    assert {board.straggler("fast"), board.straggler("fast")} == {"task a", "task b"}
-    assert board.straggler("fast") == ""  # d may be on its way to an actor still, and c's outcome to the driver
+    monitor.end("c", 20)
+    assert monitor.images() == 25
+    assert monitor.straggler("slow") == ""  # its own
+    assert {monitor.straggler("fast"), monitor.straggler("fast")} == {"task a", "task b"}
+    assert monitor.straggler("fast") == ""  # d may be on its way to an actor still, and c's outcome to the driver
     now[0] = 46.0
-    assert {board.straggler("fast"), board.straggler("fast")} == {"task c", "task d"}
-    board.end("a", 20)
-    board.settle("a")
-    assert board.begin("b", "another", b"another") == 1
-    assert board.close() == [b"slow", b"fast", b"another"]
-    assert board.straggler("fast") is None
+    assert {monitor.straggler("fast"), monitor.straggler("fast")} == {"task c", "task d"}
+    monitor.end("a", 20)
+    monitor.settle("a")
+    assert monitor.begin("b", "another", b"another") == 1
+    assert monitor.close() == [b"slow", b"fast", b"another"]
+    assert monitor.straggler("fast") is None
 
 
 def test_prefetcher_passes_errors_and_stops_with_its_consumer():

@@ -1,6 +1,7 @@
-"""Training stage 0, tokenizer and prior on a small real corpus, each in this process."""
+"""Training autoencoder, tokenizer and prior on a small real corpus, each in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,27 +14,24 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
 from flextok.data.tokens import TokenMeta, token_schema, token_table, write_token_manifest, write_token_shard
 from flextok.errors import UsageError
-from flextok.model.checkpoint import load_latents, load_tokenizer
-from flextok.model.config import (
-    AutoencoderKLConfig,
-    ConvLatentsConfig,
-    FlowDecoderConfig,
-    FSQConfig,
-    TokenizerModelConfig,
-    TrunkConfig,
-)
-from flextok.model.load import load_prior
+from flextok.model.autoencoders.config import AutoencoderKLConfig, ConvAutoencoderConfig
+from flextok.model.config import TokenizerModelConfig
+from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.load import load_autoencoder, load_prior, load_tokenizer
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.priors.config import AutoregressiveConfig
+from flextok.model.quantizers.config import FSQConfig
 from flextok.provenance import lineage
 from flextok.runtime.compute import ComputeConfig
-from flextok.train.autoencoder import train_latents
+from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import (
-    LatentsRecipe,
+    AutoencoderRecipe,
+    AutoencoderTrainConfig,
     OptimizerConfig,
     PriorRecipe,
     PriorTrainConfig,
     TokenizerRecipe,
-    TrainConfig,
+    TokenizerTrainConfig,
 )
 from flextok.train.data import CachedLatents, CorpusImages, model_images
 from flextok.train.parallel import DistContext
@@ -42,10 +40,15 @@ from flextok.train.tokenizer import train_tokenizer
 
 SIZE = 16
 HERE = ComputeConfig(train_workers=0)
-TRAIN = TrainConfig(
-    steps=40, batch_size=8, optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5), log_every=10, precision="float32"
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=5)
+TRAIN: dict[str, Any] = {
+    "steps": 40, "batch_size": 8, "optimizer": OPTIMIZER, "log_every": 10, "precision": "float32"
+}  # fmt: skip
+VALIDATED: dict[str, Any] = {**TRAIN, "validate_every": 20, "validation_samples": 11}
+LATENTS = AutoencoderRecipe(
+    model=ConvAutoencoderConfig(channels=16, blocks=1, latent_channels=4, factor=4),
+    train=AutoencoderTrainConfig(**TRAIN),
 )
-LATENTS = LatentsRecipe(model=ConvLatentsConfig(channels=16, blocks=1, latent_channels=4, factor=4), train=TRAIN)
 TRUNK = TrunkConfig(width=32, depth=1, head_dim=16)
 TOKENIZER = TokenizerRecipe(
     model=TokenizerModelConfig(
@@ -55,11 +58,10 @@ TOKENIZER = TokenizerRecipe(
         quantizer=FSQConfig(levels=(5, 5)),
         patch_size=2,
     ),
-    train=TRAIN.model_copy(update={"validate_every": 20, "validation_samples": 11}),
+    train=TokenizerTrainConfig(**VALIDATED),
 )
 PRIOR = PriorRecipe(
-    model=AutoregressiveConfig(width=32, depth=1, head_dim=16),
-    train=PriorTrainConfig(**{**TRAIN.model_dump(), "dropout": 0.1, "validate_every": 20, "validation_samples": 11}),
+    model=AutoregressiveConfig(width=32, depth=1, head_dim=16), train=PriorTrainConfig(**VALIDATED, dropout=0.1)
 )
 
 
@@ -73,7 +75,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def latents_url(corpora: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     parent = str(tmp_path_factory.mktemp("vae"))
-    return train_latents(LATENTS, corpora["train"], SIZE, parent, HERE).url
+    return train_autoencoder(LATENTS, corpora["train"], SIZE, parent, HERE).url
 
 
 def history(url: str, name: str) -> dict[int, float]:
@@ -108,35 +110,35 @@ def make_tokens(folder: Path, labels: list[int | None], tokenizer: str = "ab" * 
 def test_conv_latents_learn_and_have_unit_size(latents_url: str, corpora: dict[str, str]) -> None:
     losses = history(latents_url, "train/loss")
     assert losses[40] < 0.6 * losses[10]
-    z = load_latents(latents_url).encode(all_images(corpora["train"]))
+    z = load_autoencoder(latents_url).encode(all_images(corpora["train"]))
     assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-3
     assert torch.allclose(z.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
 def test_an_autoencoder_kl_learns_and_has_unit_size(corpora: dict[str, str], tmp_path: Path) -> None:
     model = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
-    recipe = LatentsRecipe(model=model, train=TRAIN.model_copy(update={"steps": 20}))
-    made = train_latents(recipe, corpora["train"], SIZE, str(tmp_path), HERE)
+    recipe = AutoencoderRecipe(model=model, train=AutoencoderTrainConfig(**{**TRAIN, "steps": 20}))
+    made = train_autoencoder(recipe, corpora["train"], SIZE, str(tmp_path), HERE)
     losses = history(made.url, "train/loss")
     assert losses[20] < losses[10]
     with torch.no_grad():
-        assert load_latents(made.url).encode(all_images(corpora["train"])).std().item() == pytest.approx(1, abs=1e-2)
+        assert load_autoencoder(made.url).encode(all_images(corpora["train"])).std().item() == pytest.approx(
+            1, abs=1e-2
+        )
 
 
 def test_diffusers_weights_are_taken_over(corpora: dict[str, str], tmp_path: Path) -> None:
-    from flextok.model.autoencoders.base import build_latents
-
     model = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
-    original = build_latents(model)
+    original = model.build()
     original.vae.save_pretrained(tmp_path / "diffusers")
-    recipe = LatentsRecipe(model=model, pretrained=str(tmp_path / "diffusers"))
-    made = train_latents(recipe, corpora["train"], SIZE, str(tmp_path), HERE)
+    recipe = AutoencoderRecipe(model=model, pretrained=str(tmp_path / "diffusers"))
+    made = train_autoencoder(recipe, corpora["train"], SIZE, str(tmp_path), HERE)
     images = all_images(corpora["train"])[:2]
     with torch.no_grad():
-        assert torch.allclose(load_latents(made.url).encode(images), original.encode(images), atol=1e-6)
+        assert torch.allclose(load_autoencoder(made.url).encode(images), original.encode(images), atol=1e-6)
     other = recipe.model_copy(update={"model": model.model_copy(update={"latent_channels": 8})})
     with pytest.raises(UsageError, match="expected diffusers weights of"):
-        train_latents(other, corpora["train"], SIZE, str(tmp_path), HERE)
+        train_autoencoder(other, corpora["train"], SIZE, str(tmp_path), HERE)
 
 
 def test_a_tokenizer_learns_and_says_what_it_came_from(
@@ -151,13 +153,13 @@ def test_a_tokenizer_learns_and_says_what_it_came_from(
     tokenizer = load_tokenizer(made.url)
     images = all_images(corpora["val"])[:3]
     assert tokenizer.tokenize(images).shape == (3, 4)
-    assert torch.equal(tokenizer.latents.encode(images), load_latents(latents_url).encode(images))
+    assert torch.equal(tokenizer.latents.encode(images), load_autoencoder(latents_url).encode(images))
     tree = lineage(made.url)
     assert [(node["kind"], node["found"]) for node in tree["inputs"]] == [("vae", True), ("corpus", True)]
 
 
 def test_training_again_gives_the_same_digest(latents_url: str, corpora: dict[str, str], tmp_path: Path) -> None:
-    short = TOKENIZER.model_copy(update={"train": TRAIN.model_copy(update={"steps": 3})})
+    short = TOKENIZER.model_copy(update={"train": TokenizerTrainConfig(**{**TRAIN, "steps": 3})})
     digests = {
         train_tokenizer(short, latents_url, corpora["train"], SIZE, str(tmp_path / name), HERE).digest
         for name in ("first", "second")
@@ -165,12 +167,12 @@ def test_training_again_gives_the_same_digest(latents_url: str, corpora: dict[st
     assert len(digests) == 1
 
 
-def test_cached_latents_are_those_of_stage_0(latents_url: str, corpora: dict[str, str]) -> None:
-    stage0 = load_latents(latents_url)
+def test_cached_latents_are_those_of_the_autoencoder(latents_url: str, corpora: dict[str, str]) -> None:
+    autoencoder = load_autoencoder(latents_url)
     crops = CorpusImages(Corpus.open(corpora["train"]), SIZE)
     with torch.no_grad():
-        cached = CachedLatents(crops, stage0.encode, (4, 4, 4), DistContext())
-        direct = stage0.encode(all_images(corpora["train"]))
+        cached = CachedLatents(crops, autoencoder.encode, (4, 4, 4), DistContext())
+        direct = autoencoder.encode(all_images(corpora["train"]))
     assert len(cached) == 48
     assert torch.allclose(cached.fetch(np.array([5, 40]))["latents"], direct[[5, 40]], atol=1e-6)
 
@@ -194,10 +196,10 @@ def test_an_image_size_that_does_not_fit_is_one_line(
         train_tokenizer(TOKENIZER, latents_url, corpora["train"], size, str(tmp_path), HERE)
     if size == 18:
         with pytest.raises(UsageError, match="multiples of the latents' factor 4, found 18"):
-            train_latents(LATENTS, corpora["train"], size, str(tmp_path), HERE)
+            train_autoencoder(LATENTS, corpora["train"], size, str(tmp_path), HERE)
 
 
-def test_a_tokenizer_is_no_stage_0(corpora: dict[str, str], latents_url: str, tmp_path: Path) -> None:
+def test_a_tokenizer_is_no_autoencoder(corpora: dict[str, str], latents_url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected"):
         train_tokenizer(TOKENIZER, corpora["train"], corpora["train"], SIZE, str(tmp_path), HERE)
     with pytest.raises(UsageError, match="expected"):

@@ -4,9 +4,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +15,14 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data import images
 from flextok.data.config import ImageLimits
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.tar import TarWriter
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import InputError, RawInput, Reader
 from flextok.data.sources.files import is_image_name
 from flextok.data.sources.labels import Labels
 from flextok.digests import canonical_json
+from flextok.runtime.ahead import ahead
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -50,7 +51,7 @@ class PlannedInput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardRecord:
+class CorpusShardRecord:
     """What is stored beside a finished shard, in the metadata of its index file."""
 
     fingerprint: str
@@ -70,7 +71,7 @@ class ShardBuilder:
     resize_short_side: int | None
     perceptual_hashes: bool
 
-    def build(self, shard: str, fingerprint: str, inputs: Sequence[PlannedInput]) -> ShardRecord:
+    def build(self, shard: str, fingerprint: str, inputs: Sequence[PlannedInput]) -> CorpusShardRecord:
         """Write `shards/<shard>.tar`, then `index/<shard>.parquet`, which commits it. Raises OSError."""
         rows: list[tuple[Any, ...]] = []
         rejects: list[Reject] = []
@@ -85,7 +86,7 @@ class ShardBuilder:
                 except (images.ImageError, InputError) as error:
                     rejects.append(Reject(planned.source, _judged(error.reason, planned), error.detail))
             sha256 = tar.close()
-        record = ShardRecord(fingerprint, len(rows), tar.bytes, sha256)
+        record = CorpusShardRecord(fingerprint, len(rows), tar.bytes, sha256)
         write_index(self.dest, shard, rows, record, rejects)
         return record
 
@@ -102,6 +103,8 @@ class ShardBuilder:
             "source": planned.source, "sha256": sha256, "width": info.width, "height": info.height, "label": label,
             "label_name": self.labels.name(label), "captions": captions, **extra,
         }  # fmt: skip
+        if raw.view:
+            meta["view"] = raw.view
         if raw.metadata:
             meta["metadata"] = raw.metadata
         offset = tar.add(f"{planned.key}.{info.ext}", stored)
@@ -150,28 +153,12 @@ class ShardBuilder:
             yield from ((planned, self._read(planned)) for planned in inputs)
             return
         with ThreadPoolExecutor(READ_AHEAD) as pool:
-            coming = iter(inputs)
-            pending: list[tuple[PlannedInput, Future[RawInput | InputError]]] = [
-                (planned, pool.submit(self._read, planned)) for planned in islice(coming, READ_AHEAD)
-            ]
-            while pending:
-                planned, future = pending.pop(0)
-                outcome = future.result()
-                pending.extend((following, pool.submit(self._read, following)) for following in islice(coming, 1))
-                yield planned, outcome
+            yield from ahead(lambda planned: pool.submit(self._read, planned), inputs, READ_AHEAD)
 
 
-def shard_url(dest: str, shard: str) -> str:
-    """The tar of a shard."""
-    return storage.join(dest, "shards", f"{shard}.tar")
-
-
-def index_url(dest: str, shard: str) -> str:
-    """The index beside a shard."""
-    return storage.join(dest, "index", f"{shard}.parquet")
-
-
-def write_index(dest: str, shard: str, rows: list[tuple[Any, ...]], record: ShardRecord, rejects: list[Reject]) -> None:
+def write_index(
+    dest: str, shard: str, rows: list[tuple[Any, ...]], record: CorpusShardRecord, rejects: list[Reject]
+) -> None:
     """Store a shard's index, with its record and rejects in the metadata."""
     columns = [
         pa.array([row[i] for row in rows], INDEX_SCHEMA.field(i).type) for i in range(len(INDEX_SCHEMA))
@@ -182,12 +169,12 @@ def write_index(dest: str, shard: str, rows: list[tuple[Any, ...]], record: Shar
         pq.write_table(table, file, compression="zstd")
 
 
-def read_record(dest: str, shard: str) -> tuple[ShardRecord, list[Reject]] | None:
+def read_record(dest: str, shard: str) -> tuple[CorpusShardRecord, list[Reject]] | None:
     """The record and rejects of a finished shard; None where there is none."""
     try:
         with storage.open_read(index_url(dest, shard)) as file:
             metadata = pq.read_schema(file).metadata or {}
-        record = ShardRecord(**json.loads(metadata[SHARD_KEY]))
+        record = CorpusShardRecord(**json.loads(metadata[SHARD_KEY]))
         return record, [Reject(*row) for row in json.loads(metadata[REJECTS_KEY])]
     except (FileNotFoundError, KeyError, ValueError, TypeError, pa.ArrowInvalid):
         return None

@@ -17,8 +17,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import ShardRecord, index_url, read_record, shard_url, write_index
+from flextok.data.corpus.builder import CorpusShardRecord, read_record, write_index
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.members import shard_members
+from flextok.data.corpus.reader import read_indexes
 from flextok.data.corpus.tar import TarWriter
 from flextok.data.rejects import Reject
 
@@ -27,17 +29,6 @@ BANDS = NEAR_BITS + 1
 PAIR_SCHEMA: Mapping[Any, Any] = {
     "key_a": pl.String, "key_b": pl.String, "source_a": pl.String, "source_b": pl.String, "distance": pl.Int32,
 }  # fmt: skip
-
-
-def read_indexes(dest: str, shards: list[str], columns: list[str]) -> pl.DataFrame:
-    """Some columns of the indexes of all `shards`, in order, and the column `shard`."""
-    frames = []
-    for shard in shards:
-        with storage.open_read(index_url(dest, shard)) as file:
-            frame = pl.from_arrow(pq.read_table(file, columns=columns).replace_schema_metadata(None))
-        assert isinstance(frame, pl.DataFrame)
-        frames.append(frame.with_columns(shard=pl.lit(shard)))
-    return pl.concat(frames)
 
 
 def count_duplicates(dest: str, shards: list[str]) -> int:
@@ -52,7 +43,7 @@ def find_duplicates(index: pl.DataFrame) -> pl.DataFrame:
     return index.with_columns(first).filter(pl.col("sha256").is_first_distinct().not_())
 
 
-def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, ShardRecord]:
+def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, CorpusShardRecord]:
     """Write the shards anew that hold `duplicates`, without them; gives back their new records.
 
     A run that ends in between is no harm: what is dropped already is not found again, and nothing else changes.
@@ -66,22 +57,22 @@ def drop_duplicates(dest: str, duplicates: pl.DataFrame) -> dict[str, ShardRecor
     return records
 
 
-def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> ShardRecord:
+def _without(dest: str, shard: str, dropped: dict[str, Reject]) -> CorpusShardRecord:
     stored = read_record(dest, shard)
     assert stored is not None
     old, rejects = stored
     with storage.open_read(index_url(dest, shard)) as file:
         rows = [row for row in pq.read_table(file).to_pylist() if row["key"] not in dropped]
     offsets: dict[str, int] = {}
-    with storage.open_read(shard_url(dest, shard)) as source, storage.atomic_write(shard_url(dest, shard)) as goal:
-        tar = TarWriter(goal)
+    with storage.open_read(shard_url(dest, shard)) as source, storage.atomic_write(shard_url(dest, shard)) as file:
+        tar = TarWriter(file)
         for name, content in shard_members(source, shard):
             key = name.partition(".")[0]
             if key not in dropped:
                 offset = tar.add(name, content)
                 offsets.setdefault(key, offset)
         sha256 = tar.close()
-    record = ShardRecord(old.fingerprint, len(rows), tar.bytes, sha256)
+    record = CorpusShardRecord(old.fingerprint, len(rows), tar.bytes, sha256)
     moved = [tuple({**row, "offset": offsets[row["key"]]}.values()) for row in rows]
     write_index(dest, shard, moved, record, rejects + list(dropped.values()))
     return record

@@ -11,25 +11,18 @@ A run that is interrupted, however it ends, goes on where it stopped; a run on a
 """
 
 import contextlib
-import errno
-import sys
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
 from flextok import storage
-from flextok.data.config import SCENES, CorpusConfig
+from flextok.data.config import CorpusConfig, InputsConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
-from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord, read_record
-from flextok.data.corpus.duplicates import (
-    count_duplicates,
-    drop_duplicates,
-    find_duplicates,
-    find_near_duplicates,
-    read_indexes,
-)
+from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder, read_record
+from flextok.data.corpus.duplicates import count_duplicates, drop_duplicates, find_duplicates, find_near_duplicates
 from flextok.data.corpus.manifest import (
     MANIFEST,
     NEAR_DUPLICATES_TABLE,
@@ -40,25 +33,28 @@ from flextok.data.corpus.manifest import (
     write_table,
     write_tables,
 )  # fmt: skip
+from flextok.data.corpus.reader import read_indexes
 from flextok.data.corpus.workers import build_shards
 from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
-from flextok.data.sources.base import redact
-from flextok.data.sources.catalog import Catalog, check_sources, list_sources
+from flextok.data.sources.catalog import Catalog, absolute, check_sources, list_sources, shown_sources
 from flextok.data.sources.staging import Staging
+from flextok.data.sources.stems import TEXT_KINDS
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.runtime.lock import LOCK_FILE, locked
 from flextok.runtime.progress import track
+from flextok.runtime.storage_errors import storage_errors
 
 __all__ = ["CorpusSummary", "shard_corpus"]
 
+logger = logging.getLogger(__name__)
+
 STAGING = ".staging"
-STORE_LIBRARIES = {"botocore", "aiobotocore", "aiohttp"}
-"""Their errors are no OSErrors."""
 CONTENT_VERSION = 1
 """Raised when the same input would give other shards, so that finished ones are made again."""
 
 
+@storage_errors("write {dest}", keeps="finished shards are kept")
 def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, progress: bool = True) -> CorpusSummary:
     """Write the `split` ("train", "val" or "all") of a corpus under `dest`; the result does not depend on `workers`.
 
@@ -69,13 +65,12 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
     config = _with_absolute_sources(config)
     check_sources(config)
     _check_place(config, dest)
-    with _disk_errors(dest), locked(dest):
+    with locked(dest):
         _check_destination(config, split, dest)
         staging = Staging(_staging_folder(dest))
-        with _source_errors(config):
-            catalog = list_sources(config, split, staging)
+        catalog = list_sources(config, split, staging)
         if config.label_csv is not None and catalog.labels.csv_sha256 is None:
-            print(f"labels: no {config.label_csv} beside the pictures; their folders are the classes", file=sys.stderr)
+            logger.info("labels: no %s beside the pictures; their folders are the classes", config.label_csv)
         summary = _shard(config, split, dest, workers, progress, catalog)
         staging.remove()
         return summary
@@ -86,7 +81,7 @@ def _shard(
 ) -> CorpusSummary:
     if catalog.frame.is_empty() and not catalog.rejects:
         raise FlextokError(
-            f"empty corpus: expected pictures in {_shown_sources(config)}, found none; check corpus.source"
+            f"empty corpus: expected pictures in {shown_sources(config)}, found none; check corpus.source"
         )
     plan = _plan(config, catalog, dest)
     builder = ShardBuilder(
@@ -105,10 +100,10 @@ def _shard(
 
 def _settings_digest(config: CorpusConfig, catalog: Catalog) -> str:
     """Everything but the inputs that decides what the shards hold."""
-    operational = {"name", "max_reject_fraction", "source", "sources", "scenes"}
-    sources = [redact(storage.absolute(source.url)) for source in config.all_sources()]
+    content = {name: value for name, value in config.content().items() if name not in InputsConfig.model_fields}
+    sources = [storage.redact(storage.absolute(source.url)) for source in config.all_sources()]
     return digest_of(
-        [CONTENT_VERSION, config.model_dump(mode="json", exclude=operational), sources, catalog.prefixes,
+        [CONTENT_VERSION, content, sources, catalog.prefixes,
          catalog.labels.classes, catalog.labels.csv_sha256]
     )  # fmt: skip
 
@@ -141,12 +136,8 @@ def _check_destination(config: CorpusConfig, split: str, dest: str) -> None:
 
 def _with_absolute_sources(config: CorpusConfig) -> CorpusConfig:
     """Sources that mean the same in every process."""
-    sources = tuple(source.model_copy(update={"url": _absolute(source.url)}) for source in config.sources)
-    return config.model_copy(update={"source": _absolute(config.source), "sources": sources})
-
-
-def _absolute(url: str) -> str:
-    return url if url == SCENES else storage.absolute(url)
+    single = absolute(SourceConfig(url=config.source, format=config.format))
+    return config.model_copy(update={"source": single.url, "sources": tuple(map(absolute, config.sources))})
 
 
 def _staging_folder(dest: str) -> Path:
@@ -162,10 +153,22 @@ def _plan(config: CorpusConfig, catalog: Catalog, dest: str) -> Plan:
     if earlier is not None and earlier.settings != settings:
         storage.remove(storage.join(dest, MANIFEST))
         earlier = None
+    if earlier is not None:
+        earlier = _without_texts(earlier, catalog)
     plan = make_plan(catalog.frame, config, settings, earlier.frame if earlier else None)
     if earlier is None or not plan.frame.equals(earlier.frame):
         write_plan(dest, plan)
     return plan
+
+
+def _without_texts(earlier: Plan, catalog: Catalog) -> Plan | None:
+    """`earlier` without the texts that an earlier version took for inputs, and rejected; None where that empties a shard."""
+    ending = pl.col("name").str.to_lowercase().str.extract(r"\.([a-z]+)$")
+    texts = earlier.frame.filter(ending.is_in(TEXT_KINDS)).join(catalog.frame.select("name"), on="name", how="anti")
+    if texts.is_empty():
+        return earlier
+    frame = earlier.frame.join(texts.select("name"), on="name", how="anti", maintain_order="left")
+    return Plan(frame, earlier.settings) if frame["shard"].n_unique() == earlier.num_shards else None
 
 
 def _clear_leftovers(dest: str, plan: Plan) -> None:
@@ -173,20 +176,20 @@ def _clear_leftovers(dest: str, plan: Plan) -> None:
     wanted = {f"{shard:06d}" for shard in range(plan.num_shards)}
     for folder in ("", "shards", "index"):
         url = storage.join(dest, folder) if folder else dest
-        for name in _stored_sizes(url):
+        for name in storage.sizes(url):
             if name.startswith(storage.TEMPORARY_PREFIX) or (folder and name.partition(".")[0] not in wanted):
                 storage.remove(storage.join(url, name))
 
 
 def _build_all(
     builder: ShardBuilder, plan: Plan, catalog: Catalog, workers: int, progress: bool
-) -> dict[str, ShardRecord]:
+) -> dict[str, CorpusShardRecord]:
     """Records of all shards, in order; only shards that are not there yet are made."""
-    stored = _stored_sizes(storage.join(builder.dest, "shards"))
+    stored = storage.sizes(storage.join(builder.dest, "shards"))
     planned = plan.frame.join(
         catalog.frame.select("name", "where", "reader"), on="name", how="left", maintain_order="left"
     )
-    finished: dict[str, ShardRecord] = {}
+    finished: dict[str, CorpusShardRecord] = {}
     missing: list[tuple[str, str, int, int]] = []
     start = 0
     for number, count in plan.frame["shard"].rle().struct.unnest().select("value", "len").iter_rows():
@@ -220,7 +223,7 @@ def _inputs(rows: pl.DataFrame, prefixes: tuple[str, ...]) -> list[PlannedInput]
     ]
 
 
-def _compare(config: CorpusConfig, dest: str, records: dict[str, ShardRecord]) -> tuple[int, int | None]:
+def _compare(config: CorpusConfig, dest: str, records: dict[str, CorpusShardRecord]) -> tuple[int, int | None]:
     """Counts of equal and of nearly equal samples; `records` follow when equal ones are dropped."""
     if not records:
         return 0, None
@@ -250,10 +253,11 @@ def _shard_rejects(dest: str, shards: Iterable[str]) -> list[Reject]:
 
 def _tell_removed(plan: Plan, dest: str) -> None:
     if plan.removed:
-        print(
-            f"{plan.removed} inputs are gone from the source; their samples stay in {dest} "
-            "(delete the folder and shard again to leave them out)",
-            file=sys.stderr,
+        logger.warning(
+            "%d inputs are gone from the source; their samples stay in %s (delete the folder and shard again to leave "
+            "them out)",
+            plan.removed,
+            dest,
         )
 
 
@@ -264,63 +268,13 @@ def _judge(config: CorpusConfig, dest: str, samples: int, rejects: list[Reject])
     if samples and len(unexpected) <= config.max_reject_fraction * inputs:
         return
     for line in describe_rejects(rejects):
-        print(line, file=sys.stderr)
+        logger.warning("%s", line)
     listed = f"all are listed in {storage.join(dest, 'rejects.parquet')}"
     if not samples:
         raise FlextokError(
-            f"empty corpus: expected pictures in {_shown_sources(config)}, found {len(rejects)} rejects only; {listed}"
+            f"empty corpus: expected pictures in {shown_sources(config)}, found {len(rejects)} rejects only; {listed}"
         )
     raise FlextokError(
         f"expected at most {config.max_reject_fraction:.1%} rejects, found {len(unexpected)} of {inputs} "
-        f"({len(unexpected) / inputs:.1%}); {listed}; mend the source, or allow more with --max-reject-fraction"
+        f"({len(unexpected) / inputs:.1%}); {listed}; mend the source, or allow more with corpus.max_reject_fraction"
     )
-
-
-def _stored_sizes(url: str) -> dict[str, int]:
-    """Names and sizes of the files directly below a folder, temporary ones too."""
-    fs, path = storage.filesystem(url)
-    fs.invalidate_cache()
-    try:
-        listed = fs.ls(path, detail=True)
-    except FileNotFoundError:
-        return {}
-    return {
-        str(info["name"]).rstrip("/").rpartition("/")[2]: int(info.get("size") or 0)
-        for info in listed
-        if info["type"] == "file"
-    }
-
-
-def _shown_sources(config: CorpusConfig) -> str:
-    return ", ".join(redact(source.url) for source in config.all_sources())
-
-
-@contextlib.contextmanager
-def _source_errors(config: CorpusConfig) -> Iterator[None]:
-    """Turns failures to list the source into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"expected to read {_shown_sources(config)}, found: {redact(str(error))}") from None
-
-
-@contextlib.contextmanager
-def _disk_errors(dest: str) -> Iterator[None]:
-    """Turns failures of the destination into one clear line."""
-    try:
-        yield
-    except PermissionError as error:
-        raise UsageError(f"expected a destination that can be written, found {dest}: {redact(str(error))}") from None
-    except OSError as error:
-        wish = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk or the store"
-        raise FlextokError(
-            f"could not write {dest}: {redact(str(error))}; {wish}, then run the same command again "
-            "(finished shards are kept)"
-        ) from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in STORE_LIBRARIES:
-            raise
-        raise FlextokError(
-            f"could not reach the store of {dest}: {redact(str(error))}; check the network and your credentials, "
-            "then run the same command again (finished shards are kept)"
-        ) from None

@@ -1,6 +1,6 @@
 """What makes a folder of shards a corpus: manifest.parquet, rejects.parquet and, last, manifest.json.
 
-manifest.json: `{format, digest, name, split, counts: {inputs, samples, rejects, shards, duplicates}, reasons, classes,
+manifest.json: `{format, digest, name, split, counts: {members, fields, inputs, samples, rejects, shards, duplicates}, reasons, classes,
 sources: [{name, url, weight}], added, removed, files: {name: sha256}, provenance, checksum}`; `digest` is over the
 shards (name, samples, sha256), and over the sources' weights where these differ; `files` covers every other file,
 `checksum` the document itself without this field.
@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan
-from flextok.data.corpus.builder import ShardRecord
+from flextok.data.corpus.builder import CorpusShardRecord
 from flextok.data.rejects import Reject, count_reasons, rejects_table
-from flextok.data.sources.base import redact
 from flextok.data.sources.catalog import Catalog
 from flextok.digests import digest_of, digest_rows
 from flextok.provenance import make_provenance
@@ -28,6 +27,7 @@ MANIFEST = "manifest.json"
 SHARDS_TABLE = "manifest.parquet"
 REJECTS_TABLE = "rejects.parquet"
 NEAR_DUPLICATES_TABLE = "near_duplicates.parquet"
+COUNTS = ("members", "fields", "inputs", "samples", "rejects", "shards", "duplicates")
 MANIFEST_SCHEMA = pa.schema(
     [("shard", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
 )
@@ -35,10 +35,12 @@ MANIFEST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """What a finished run made: `samples + rejects == inputs`."""
+    """What a finished run made: `samples + rejects == inputs` and `inputs + fields == members` (see `data.rejects`)."""
 
     url: str
     digest: str
+    members: int
+    fields: int
     inputs: int
     samples: int
     rejects: int
@@ -65,7 +67,7 @@ def corpus_digest(shards: Iterable[tuple[str, int, str]], sources: list[dict[str
     return digest_of([digest, weights]) if len(set(weights.values())) > 1 else digest
 
 
-def write_tables(dest: str, records: dict[str, ShardRecord], rejects: list[Reject]) -> None:
+def write_tables(dest: str, records: dict[str, CorpusShardRecord], rejects: list[Reject]) -> None:
     """Store manifest.parquet and rejects.parquet."""
     rows = [(shard, record.samples, record.bytes, record.sha256) for shard, record in records.items()]
     columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(MANIFEST_SCHEMA)]
@@ -85,21 +87,24 @@ def commit(
     dest: str,
     catalog: Catalog,
     plan: Plan,
-    records: dict[str, ShardRecord],
+    records: dict[str, CorpusShardRecord],
     rejects: list[Reject],
     duplicates: int,
     near_duplicates: int | None,
 ) -> CorpusSummary:
     """Write manifest.json, which makes everything under `dest` a corpus."""
     sources = [
-        {"name": prefix.rstrip("/"), "url": redact(source.url), "weight": source.weight}
+        {"name": prefix.rstrip("/"), "url": storage.redact(source.url), "weight": source.weight}
         for source, prefix in zip(config.all_sources(), catalog.prefixes, strict=True)
     ]
     digest = corpus_digest(((shard, record.samples, record.sha256) for shard, record in records.items()), sources)
+    inputs = plan.frame.height + len(catalog.rejects)
     summary = CorpusSummary(
         url=dest,
         digest=digest,
-        inputs=plan.frame.height + len(catalog.rejects),
+        members=inputs + catalog.fields,
+        fields=catalog.fields,
+        inputs=inputs,
         samples=sum(record.samples for record in records.values()),
         rejects=len(rejects),
         shards=len(records),
@@ -118,7 +123,7 @@ def commit(
         "digest": digest,
         "name": config.name,
         "split": split,
-        "counts": {name: getattr(summary, name) for name in ("inputs", "samples", "rejects", "shards", "duplicates")},
+        "counts": {name: getattr(summary, name) for name in COUNTS},
         "reasons": summary.reason_counts,
         "classes": summary.classes,
         "sources": sources,
@@ -138,4 +143,4 @@ def _redacted(value: Any) -> Any:
         return {key: _redacted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_redacted(item) for item in value]
-    return redact(value) if isinstance(value, str) else value
+    return storage.redact(value) if isinstance(value, str) else value

@@ -18,8 +18,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import INDEX_SCHEMA, shard_url
-from flextok.data.corpus.duplicates import read_indexes
+from flextok.data.corpus.builder import INDEX_SCHEMA
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.manifest import FORMAT, MANIFEST, SHARDS_TABLE
 from flextok.data.corpus.members import shard_members
 from flextok.errors import IntegrityError, UsageError
@@ -99,6 +99,10 @@ class Corpus:
         """
         return read_indexes(self.url, [shard.name for shard in self.shards], list(columns) or INDEX_SCHEMA.names)
 
+    def index_sha256(self, shard: Shard) -> str | None:
+        """What the manifest says of the hash of a shard's index; None where it says nothing."""
+        return self.manifest["files"].get(f"index/{shard.name}.parquet")
+
     def sample_weights(self) -> np.ndarray:
         """For each sample, in the order of `index`, the weight of its source (float64, mean 1)."""
         weights = {source["name"]: float(source["weight"]) for source in self.manifest["sources"]}
@@ -107,6 +111,17 @@ class Corpus:
         names = self.index("source")["source"].str.split_exact("/", 1).struct.field("field_0")
         found = names.replace_strict(weights, return_dtype=pl.Float64).to_numpy()
         return found / found.mean()
+
+
+def read_indexes(dest: str, shards: list[str], columns: list[str]) -> pl.DataFrame:
+    """Some columns of the indexes of all `shards`, in order, and the column `shard`."""
+    frames = []
+    for shard in shards:
+        with storage.open_read(index_url(dest, shard)) as file:
+            frame = pl.from_arrow(pq.read_table(file, columns=columns).replace_schema_metadata(None))
+        assert isinstance(frame, pl.DataFrame)
+        frames.append(frame.with_columns(shard=pl.lit(shard)))
+    return pl.concat(frames)
 
 
 def iter_shard(url: str, shard: str | Shard) -> Iterator[Sample]:

@@ -1,13 +1,13 @@
 """`verify_corpus`: everything under a corpus re-hashed and re-counted against its manifest."""
 
-import hashlib
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.builder import index_url, shard_url
+from flextok.data.corpus.crops import Undecodable, check_hash
+from flextok.data.corpus.layout import index_url, shard_url
 from flextok.data.corpus.manifest import FORMAT, MANIFEST, REJECTS_TABLE, SHARDS_TABLE, corpus_digest
 from flextok.data.corpus.reader import Shard, iter_shard
 from flextok.digests import digest_of
@@ -96,10 +96,10 @@ def _check_shard(root: str, shard: Shard, problems: Problems) -> None:
         index = None  # named by the check of the file itself
     try:
         for sample in iter_shard(root, shard):
-            sha256 = hashlib.sha256(sample.image).hexdigest()
-            if sha256 != sample.meta.get("sha256"):
+            recorded = sample.meta.get("sha256", "")
+            if isinstance(check_hash(sample.image, recorded), Undecodable):
                 problems.append(f"{name}: sample {sample.key} does not have the hash its JSON says")
-            elif index is not None and index.get(sample.key, {}).get("sha256") != sha256:
+            elif index is not None and index.get(sample.key, {}).get("sha256") != recorded:
                 problems.append(f"{name}: sample {sample.key} is not the one in index/{shard.name}.parquet")
     except IntegrityError:
         found = storage.sha256_file(shard.url)
@@ -120,6 +120,11 @@ def _check_counts(root: str, manifest: dict[str, Any], shards: list[Shard], prob
     if counts["samples"] + counts["rejects"] != counts["inputs"]:
         problems.append(
             f"{MANIFEST}: {counts['inputs']} inputs are not {counts['samples']} samples + {counts['rejects']} rejects"
+        )
+    # Earlier versions did not count members.
+    if "members" in counts and counts["inputs"] + counts["fields"] != counts["members"]:
+        problems.append(
+            f"{MANIFEST}: {counts['members']} members are not {counts['inputs']} inputs + {counts['fields']} fields"
         )
 
 

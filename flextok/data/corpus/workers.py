@@ -1,12 +1,11 @@
 """Shards made by several processes, in bounded numbers."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 
-from flextok.data.corpus.builder import PlannedInput, ShardBuilder, ShardRecord
+from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder
 from flextok.errors import FlextokError
+from flextok.runtime.ahead import as_finished
 from flextok.runtime.processes import process_pool
 
 ShardJob = tuple[str, str, list[PlannedInput]]
@@ -15,23 +14,17 @@ ShardJob = tuple[str, str, list[PlannedInput]]
 _builder: ShardBuilder | None = None
 
 
-def build_shards(builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int) -> Iterator[tuple[str, ShardRecord]]:
+def build_shards(
+    builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int
+) -> Iterator[tuple[str, CorpusShardRecord]]:
     """Makes the shards of `jobs`, in this process for one worker; gives them back as they are finished."""
     if workers <= 1:
         yield from ((job[0], builder.build(*job)) for job in jobs)
         return
     try:
         with process_pool(workers, _start_worker, (builder,)) as pool:
-            coming = iter(jobs)
-            pending: dict[Future[ShardRecord], str] = {}
-            while True:
-                for job in islice(coming, 2 * workers - len(pending)):
-                    pending[pool.submit(_build, *job)] = job[0]
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    shard = pending.pop(future)
-                    yield shard, future.result()
+            for (shard, _, _), record in as_finished(lambda job: pool.submit(_build, *job), jobs, 2 * workers):
+                yield shard, record
     except BrokenProcessPool:
         raise FlextokError(
             "a worker process was killed, most likely for want of memory; run the same command again with fewer --workers "
@@ -44,6 +37,6 @@ def _start_worker(builder: ShardBuilder) -> None:
     _builder = builder
 
 
-def _build(shard: str, fingerprint: str, inputs: list[PlannedInput]) -> ShardRecord:
+def _build(shard: str, fingerprint: str, inputs: list[PlannedInput]) -> CorpusShardRecord:
     assert _builder is not None
     return _builder.build(shard, fingerprint, inputs)

@@ -1,6 +1,5 @@
 """What workers know of a source: readers and what they give. Light to import: a worker starts in half a second."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +16,8 @@ class RawInput:
     captions: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further fields of the source, carried into the sample's JSON."""
+    view: str = ""
+    """Its name among several pictures that the source keeps together; "" when there is none."""
 
 
 class InputError(Exception):
@@ -38,9 +39,3 @@ class Reader(Protocol):
     def read(self, name: str, size: int, where: str | None, max_bytes: int) -> RawInput:
         """The input listed as (name, size, where); raises InputError."""
         ...
-
-
-def redact(text: str) -> str:
-    """`text` with the passwords and signed queries of any URLs in it left out, fit for logs and manifests."""
-    text = re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1", text)
-    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\")]+", r"\1", text)

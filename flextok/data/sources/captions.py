@@ -1,29 +1,34 @@
-"""Folders of pictures with a captions file: JSON lines, CSV with a header, or COCO's captions JSON."""
+"""Folders of pictures with a captions file: JSON lines, a table (CSV with a header, Parquet), or COCO's captions JSON."""
 
-import csv
-import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.config import CorpusConfig
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
 from flextok.data.sources.base import RawInput
 from flextok.data.sources.containers import is_file
+from flextok.data.sources.csv_table import csv_rows
 from flextok.data.sources.files import FolderReader, is_image_name, read_file
 from flextok.data.sources.folder import ENDING
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
+from flextok.data.sources.staging import Staging
 from flextok.data.sources.walk import SPLIT_NAMES, require_split, split_folders, top_folders, walk
 from flextok.digests import digest_of
 from flextok.errors import UsageError
 
-USUAL_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.json")
+TABLE_NAMES = ("captions.tsv", "metadata.tsv", "captions.parquet", "metadata.parquet")
+USUAL_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.json", *TABLE_NAMES)
 COCO_NAME = re.compile(r"^captions_(.+)\.json$")
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath", "img")
 TEXT_COLUMNS = ("text", "caption", "captions", "sentence", "title", "prompt")
@@ -59,11 +64,15 @@ def find_captions(url: str, folders: list[str], split: str) -> str | None:
     """The captions file of a split inside the folder `url`, relative to it; None when there is none."""
     own = split_folders(folders).get(split)
     places = [*([own] if own else []), "", *(["annotations"] if "annotations" in folders else [])]
+    tables: list[str] = []
     for place in places:
         names = storage.list_names(storage.join(url, place) if place else url)
         for name in [*(name for name in USUAL_NAMES if name in names), *_coco_names(names, split)]:
-            return f"{place}/{name}" if place else name
-    return None
+            found = f"{place}/{name}" if place else name
+            if name not in TABLE_NAMES or is_captions_table(storage.join(url, found)):
+                return found
+            tables.append(found)
+    return tables[0] if tables else None
 
 
 def list_captions(url: str, split: str, config: CorpusConfig) -> Listing:
@@ -98,25 +107,47 @@ def list_captions(url: str, split: str, config: CorpusConfig) -> Listing:
     ]  # fmt: skip
     reader = CaptionedReader(FolderReader(url, not storage.is_local(url), classes=False))
     frame = pl.DataFrame(rows, schema=LISTING_SCHEMA, orient="row")
-    return Listing(frame, reader, rejects, None, has_splits=bool(splits))
+    # The captions file itself is a field, of all its pictures.
+    return Listing(frame, reader, rejects, None, has_splits=bool(splits), fields=1)
+
+
+def is_captions_table(url: str) -> bool:
+    """Whether a file is a table (TSV, Parquet) of captions for the pictures beside it, by its name and its columns."""
+    if posixpath.basename(url) not in TABLE_NAMES:
+        return False
+    try:
+        if url.endswith(".tsv"):
+            with storage.open_read(url) as file:
+                names = set(csv_rows(file.readline().decode("utf-8-sig"), FILE_COLUMNS).fieldnames or [])
+        else:
+            with storage.open_read(url) as file:
+                schema = pq.read_schema(file)
+            # A column `image` of structs has pictures, not their names.
+            names = {field.name for field in schema if not pa.types.is_struct(field.type)}
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    return not names.isdisjoint(FILE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS)
 
 
 def read_captions(url: str, captions_file: str, below: str, config: CorpusConfig) -> Captions:
     """Parses the captions file `captions_file` of the folder `url`; raises UsageError when it is not one at all."""
+    ending = captions_file.rpartition(".")[2].lower()
     try:
-        text = storage.read_bytes(storage.join(url, captions_file)).decode("utf-8-sig")
+        content = storage.read_bytes(storage.join(url, captions_file))
+        text = "" if ending == "parquet" else content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"corpus.captions_file: expected UTF-8 text in {captions_file} of {url}, found: {error}"
         ) from None
     captions = Captions()
     folder = posixpath.dirname(captions_file)
-    ending = captions_file.rpartition(".")[2].lower()
     if ending == "json":
         entries = list(_coco_entries(text, captions_file, captions))
         folder = _coco_image_folder(url, folder, below, entries)
-    elif ending == "csv":
+    elif ending in ("csv", "tsv"):
         entries = list(_csv_entries(text, captions_file, config))
+    elif ending == "parquet":
+        entries = list(_parquet_entries(content, captions_file, config, captions))
     else:
         entries = list(_jsonl_entries(text, captions_file, config, captions))
     for place, name, texts in entries:
@@ -153,15 +184,39 @@ def _jsonl_entries(
 
 
 def _csv_entries(text: str, place: str, config: CorpusConfig) -> Iterator[tuple[str, str, list[str]]]:
-    rows = csv.DictReader(io.StringIO(text))
-    header = dict.fromkeys(rows.fieldnames or [])
-    try:
-        image = _column(header, config.image_column, FILE_COLUMNS)
-        caption = _column(header, config.text_column, TEXT_COLUMNS)
-    except KeyError as error:
-        raise UsageError(f"{place}: {error.args[0]}; set corpus.image_column and corpus.text_column") from None
+    known = {*FILE_COLUMNS, *TEXT_COLUMNS, config.image_column or "", config.text_column or ""}
+    rows = csv_rows(text, known)
+    image, caption = _table_columns(rows.fieldnames or [], place, config)
     for row in rows:
         yield f"{place}:{rows.line_num}", row[image] or "", _texts(row[caption] or "")
+
+
+def _parquet_entries(
+    content: bytes, place: str, config: CorpusConfig, captions: Captions
+) -> Iterator[tuple[str, str, list[str]]]:
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content))
+        image, caption = _table_columns(table.schema_arrow.names, place, config)
+        rows = (row for batch in table.iter_batches(columns=[image, caption]) for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            if isinstance(row[image], str) and (row[caption] is None or _is_texts(row[caption])):
+                yield f"{place}:{number}", row[image], _texts(row[caption] or "")
+            else:
+                detail = f"expected a file name and a caption, found {row[image]!r} and {row[caption]!r}"
+                captions.rejects.append(Reject(f"{place}:{number}", "bad_metadata", detail[:200]))
+    except pa.ArrowException as error:
+        raise UsageError(f"expected a Parquet table in {place}, found something else ({error})") from None
+
+
+def _table_columns(names: Sequence[str], place: str, config: CorpusConfig) -> tuple[str, str]:
+    """The columns of file name and caption; raises UsageError."""
+    header = dict.fromkeys(names)
+    try:
+        return (
+            _column(header, config.image_column, FILE_COLUMNS), _column(header, config.text_column, TEXT_COLUMNS),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UsageError(f"{place}: {error.args[0]}; set corpus.image_column and corpus.text_column") from None
 
 
 def _coco_entries(text: str, place: str, captions: Captions) -> Iterator[tuple[str, str, list[str]]]:
@@ -206,6 +261,30 @@ def _column(row: dict[str, Any], wanted: str | None, usual: tuple[str, ...]) -> 
 def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if _is_texts(value):
         return value
     raise TypeError(f"expected a caption or a list of them, found {type(value).__name__}")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+class CaptionsFormat(SourceFormat):
+    """A folder of pictures with a captions file."""
+
+    name = "captions"
+    asked = 3
+
+    def detects(self, look: Look) -> bool:
+        if look.file is not None:
+            return look.file_ends((".jsonl", ".csv", ".tsv", ".json")) or is_captions_table(look.file)
+        return any(map(is_captions_table, look.places)) or any(
+            (name in USUAL_NAMES and name not in TABLE_NAMES) or COCO_NAME.match(name) for name in look.names
+        )
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_captions(source.url, split, config)
+
+
+SOURCES.add("captions", CaptionsFormat())

@@ -6,8 +6,8 @@ from itertools import product
 
 from flextok import storage
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import redact
 from flextok.data.sources.walk import require_split, size_and_stamp, split_folders, walk
+from flextok.digests import digest_of
 
 FILE_SPLIT = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|test)(?=[-_.\d])", re.IGNORECASE)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -38,6 +38,12 @@ def list_containers(url: str, split: str, endings: tuple[str, ...]) -> tuple[lis
         by_split["val"] = by_split["test"]
     require_split({name: name for name in by_split if name}, split, url)
     return by_split[split], others, True
+
+
+def containers_digest(url: str, split: str, endings: tuple[str, ...]) -> str:
+    """Changes when a container of the split, or what lies beside them, may have changed; no container is read."""
+    containers, others, _ = list_containers(url, split, endings)
+    return digest_of([[[c.name, c.size, c.stamp] for c in containers], others])
 
 
 def _all_containers(url: str, endings: tuple[str, ...]) -> tuple[list[Container], list[Reject]]:
@@ -76,7 +82,7 @@ def is_file(url: str) -> bool:
 
 def file_name(url: str) -> str:
     """The last part of a URL, without any query."""
-    return redact(url).rstrip("/").rpartition("/")[2]
+    return storage.redact(url).rstrip("/").rpartition("/")[2]
 
 
 def _single(url: str) -> Container:

@@ -4,14 +4,19 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from flextok.data.config import SCENES, CorpusConfig, SourceConfig
 from flextok.data.scenes import ScenesConfig, draw_scene, scene_classes, scenes_digest
 from flextok.data.sources.base import RawInput
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
+from flextok.data.sources.staging import Staging
+from flextok.digests import digest_of
 
 
 @dataclass(frozen=True)
 class SceneReader:
-    """SampleRng the scene named "<split>/<index>"."""
+    """Draws the scene named "<split>/<index>"."""
 
     config: ScenesConfig
     remote: bool = False
@@ -25,7 +30,7 @@ class SceneReader:
 
 def list_scenes(config: ScenesConfig, split: str) -> Listing:
     """The scenes of a split, or of both."""
-    splits = ("train", "val") if split == "all" else (split,)
+    splits = _parts(split)
     rows = [
         (f"{s}/{i:07d}", f"{s}_{i:07d}", 0, scenes_digest(config, s), None)
         for s in splits
@@ -33,3 +38,26 @@ def list_scenes(config: ScenesConfig, split: str) -> Listing:
     ]
     frame = pl.DataFrame(rows, schema=LISTING_SCHEMA, orient="row")
     return Listing(frame, SceneReader(config), [], scene_classes(), has_splits=True)
+
+
+def _parts(split: str) -> tuple[str, ...]:
+    return ("train", "val") if split == "all" else (split,)
+
+
+class ScenesFormat(SourceFormat):
+    """The drawn corpus: the word "scenes" in place of a URL."""
+
+    name = "scenes"
+    needs_files = False
+
+    def detects(self, look: Look) -> bool:
+        return look.url == SCENES
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_scenes(config.scenes, split)
+
+    def digest(self, source: SourceConfig, split: str, config: CorpusConfig) -> str:
+        return digest_of([scenes_digest(config.scenes, part) for part in _parts(split)])
+
+
+SOURCES.add("scenes", ScenesFormat())

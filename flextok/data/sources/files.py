@@ -1,12 +1,13 @@
 """Reading of single files and of byte ranges, local or remote, bounded and with retries."""
 
 import io
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flextok import storage
-from flextok.data.sources.base import InputError, RawInput, redact
-from flextok.errors import IntegrityError
+from flextok.data.sources.base import InputError, RawInput
+from flextok.data.sources.texts import LARGEST_TEXT, check_text_sizes, with_texts
 
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
@@ -34,17 +35,9 @@ def read_range(url: str, start: int | None = None, end: int | None = None) -> by
             raise
         except Exception as error:  # noqa: BLE001 - stores raise their own kinds: aiohttp, botocore, timeouts
             if attempt == ATTEMPTS - 1:
-                raise OSError(redact(str(error))) from None
+                raise OSError(storage.redact(str(error))) from None
             time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
-
-
-def read_at(url: str, offset: int, size: int) -> bytes:
-    """`size` bytes of the file `url` from `offset`, say of a picture in `Corpus.index`; raises IntegrityError where it ends before."""
-    content = read_range(url, offset, offset + size)
-    if len(content) != size:
-        raise IntegrityError(f"expected {size} bytes at {offset} of {url}, found {len(content)}; run `flextok verify`")
-    return content
 
 
 def _read_up_to(file: io.FileIO, size: int) -> bytes:
@@ -56,7 +49,7 @@ def _read_up_to(file: io.FileIO, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads whole files of a folder; the class is the first folder of a name when `classes` is set."""
+    """Reads whole files of a folder and the texts beside them; the class is the first folder of a name when `classes` is set."""
 
     url: str
     remote: bool
@@ -65,12 +58,17 @@ class FolderReader:
 
     def read(self, name: str, size: int, where: str | None, max_bytes: int) -> RawInput:
         """See Reader."""
+        note = json.loads(where) if where else {"texts": {}, "view": ""}
+        check_text_sizes({kind: bytes for kind, (_, bytes) in note["texts"].items()})
         image = read_file(self.url, name, size, max_bytes)
+        texts = {
+            kind: read_file(self.url, path, bytes, LARGEST_TEXT[kind]) for kind, (path, bytes) in note["texts"].items()
+        }
         inner = self._inner(name)
         folder, _, file_name = inner.rpartition("/")
         keys = (folder.rpartition("/")[2], folder, name, inner, file_name, file_name.rpartition(".")[0])
-        label = inner.partition("/")[0] if self.classes and folder else None
-        return RawInput(image, label, tuple(key for key in keys if key))
+        raw = with_texts(image, texts, tuple(key for key in keys if key), note["view"])
+        return replace(raw, label=inner.partition("/")[0]) if self.classes and folder else raw
 
     def _inner(self, name: str) -> str:
         first, _, rest = name.partition("/")
@@ -86,7 +84,7 @@ def read_file(url: str, name: str, size: int, max_bytes: int) -> bytes:
             read_range(storage.join(url, name), 0, max_bytes + 1) if size == 0 else read_range(storage.join(url, name))
         )
     except OSError as error:
-        raise InputError("unreadable", redact(error.strerror or str(error))) from None
+        raise InputError("unreadable", storage.redact(error.strerror or str(error))) from None
 
 
 def is_image_name(name: str) -> bool:

@@ -1,13 +1,12 @@
 """Class ids of samples: from a label CSV, or from the names of the classes a source has."""
 
-import csv
 import hashlib
-import io
 from dataclasses import dataclass, field
 
 from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.sources.base import InputError, RawInput
+from flextok.data.sources.csv_table import csv_rows
 from flextok.errors import UsageError
 
 
@@ -88,12 +87,12 @@ def _read_label_csv(config: CorpusConfig, url: str) -> Labels:
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"corpus.label_csv: expected a UTF-8 CSV file in {url}, found: {error}") from None
-    rows = list(csv.DictReader(io.StringIO(text)))
     wanted = [config.label_key, config.label_name, *([config.label_id] if config.label_id else [])]
+    rows = list(csv_rows(text, wanted))
     if not rows or any(column not in rows[0] for column in wanted):
         raise UsageError(
             f"corpus.label_csv: expected columns {', '.join(wanted)} in {url}, found {', '.join(rows[0]) if rows else 'no rows'}; "
-            "set corpus.label_key, label_name and label_id"
+            "rename them, or set corpus.label_key, label_name and label_id"
         )
     names = [row[config.label_name] or "" for row in rows]
     if config.label_id is None:

@@ -1,38 +1,30 @@
-"""WebDataset tars, also img2dataset's with their sidecars `<tar>.parquet` and `<tar>_stats.json`."""
+"""WebDataset tars, also img2dataset's with their records beside them. Which members make a sample: see `stems`."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flextok import storage
+from flextok.data.config import CorpusConfig, SourceConfig
 from flextok.data.rejects import Reject
-from flextok.data.sources.base import InputError, RawInput, redact
-from flextok.data.sources.containers import Container, list_containers
-from flextok.data.sources.files import IMAGE_ENDINGS, read_range
-from flextok.data.sources.listing import LISTING_SCHEMA, Listing
+from flextok.data.sources.base import InputError, RawInput
+from flextok.data.sources.containers import Container, containers_digest, list_containers
+from flextok.data.sources.files import read_range
+from flextok.data.sources.img2dataset import compare_records, records_by_shard
+from flextok.data.sources.listing import VIEWS_SCHEMA, Listing
+from flextok.data.sources.look import Look
+from flextok.data.sources.registry import SOURCES, SourceFormat
 from flextok.data.sources.staging import Staging, decompressed, readable_at_random
 from flextok.data.sources.tarreader import TarError, TarMember, tar_members
-from flextok.digests import canonical_json
+from flextok.data.sources.tarsamples import TarContent, TarInput, sort_members
+from flextok.data.sources.texts import check_text_sizes, with_texts
+from flextok.digests import canonical_json, digest_of
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-LARGEST_FIELD = {"json": 1 << 20, "txt": 1 << 20, "cls": 1 << 10}
-"""Bytes allowed for a sample's texts; they are held in memory and copied into its JSON."""
 LISTED_AT_ONCE = 8
-OWN_FIELDS = frozenset({"source", "sha256", "width", "height", "label", "label_name", "caption", "captions", "text"})
-"""Fields of a sample's JSON that are written anew; the rest is carried along as `metadata`."""
-
-
-@dataclass
-class _Sample:
-    key: str
-    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    fault: tuple[str, str] | None = None
+COMPRESSED_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,13 @@ class TarReader:
         parts: dict[str, list[int]] = note["parts"]
         if size > max_bytes:
             raise InputError("too_many_bytes", f"{size} bytes, allowed {max_bytes}")
-        for part, most in LARGEST_FIELD.items():
-            if part in parts and parts[part][1] > most:
-                raise InputError("bad_metadata", f"{part} of {parts[part][1]} bytes, allowed {most}")
+        check_text_sizes({kind: size for kind, (_, size) in parts.items() if kind != "image"})
         try:
             content = self._read_parts(self.urls[note["tar"]], parts)
         except OSError as error:
-            raise InputError("unreadable", redact(error.strerror or str(error))) from None
-        return _as_input(note["key"], content)
+            raise InputError("unreadable", storage.redact(error.strerror or str(error))) from None
+        key, view = note["key"], note.get("view", "")
+        return with_texts(content.pop("image"), content, (key, key.rpartition("/")[2]), view)
 
     def _read_parts(self, url: str, parts: dict[str, list[int]]) -> dict[str, bytes]:
         start = min(offset for offset, _ in parts.values())
@@ -69,23 +60,30 @@ class TarReader:
 def list_webdataset(url: str, split: str, staging: Staging) -> Listing:
     """The samples of all tars of a split, found from their headers. Raises UsageError."""
     containers, others, has_splits = list_containers(url, split, ENDINGS)
-    names = {container.name for container in containers}
-    sidecars = {reject.source: reject for reject in others if _tar_of(reject.source) in names}
-    rejects = [reject for reject in others if reject.source not in sidecars]
-    tars = [_plain(container, staging, rejects) for container in containers]
+    rejects = {reject.source: reject for reject in others}
+    faults: list[Reject] = []
+    tars = [tar for container in containers if (tar := _plain(container, staging, faults))]
     with ThreadPoolExecutor(1 if storage.is_local(url) else LISTED_AT_ONCE) as pool:
-        listed = list(pool.map(_list_tar, [tar for tar in tars if tar]))
+        listed = list(pool.map(_list_tar, tars))
+    records = records_by_shard(rejects)
     frames: list[pl.DataFrame] = []
-    urls: list[str] = []
-    for tar, (samples, faults) in zip([tar for tar in tars if tar], listed, strict=True):
-        good, bad = _judged(tar.name, samples)
-        rejects += faults + bad
-        rejects += _compare_sidecars(url, tar.name, sidecars, samples, cut=bool(faults))
-        frames.append(_frame(tar, len(urls), good))
-        urls.append(tar.url)
-    frame = pl.concat(frames) if frames else pl.DataFrame(schema=LISTING_SCHEMA)
-    remote = any(not storage.is_local(one) for one in urls)
-    return Listing(frame, TarReader(tuple(urls), remote), rejects, None, has_splits)
+    fields = 0
+    for number, (tar, (content, broken)) in enumerate(zip(tars, listed, strict=True)):
+        faults += broken + [Reject(f"{tar.name}/{source}", *why) for source, *why in content.rejects]
+        shard = tar.name.removesuffix(".tar")
+        if shard in records:
+            keys = {stem.rpartition("/")[2] for stem in content.stems}
+            missing, used = compare_records(url, shard, records[shard], tar.name, keys, cut=bool(broken))
+            faults += missing
+            fields += len(used)
+            for name in used | {reject.source for reject in missing}:
+                rejects.pop(name, None)
+        fields += content.fields
+        frames.append(_frame(tar, number, content.inputs))
+    frame = pl.concat(frames) if frames else pl.DataFrame(schema=VIEWS_SCHEMA)
+    remote = any(not storage.is_local(tar.url) for tar in tars)
+    reader = TarReader(tuple(tar.url for tar in tars), remote)
+    return Listing(frame, reader, faults + list(rejects.values()), None, has_splits, fields)
 
 
 def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Container | None:
@@ -99,156 +97,65 @@ def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Con
         copy = decompressed(container, staging.file(container))
         return replace(container, url=str(copy), size=copy.stat().st_size)
     except (OSError, ValueError) as error:
-        rejects.append(Reject(container.name, "bad_container", redact(str(error))))
+        rejects.append(Reject(container.name, "bad_container", storage.redact(str(error))))
         return None
 
 
-def _list_tar(tar: Container) -> tuple[list[_Sample], list[Reject]]:
-    """Samples in order of their first member, and faults of the tar itself."""
+def _list_tar(tar: Container) -> tuple[TarContent, list[Reject]]:
+    """What is in a tar, and the faults of the tar itself."""
     if tar.size == 0:
-        return [], [Reject(tar.name, "bad_container", "0 bytes: an unfinished download?")]
-    samples: list[_Sample] = []
-    latest: dict[str, _Sample] = {}
-    places: dict[str, tuple[int, int]] = {}
+        return TarContent(), [Reject(tar.name, "bad_container", "0 bytes: an unfinished download?")]
+    members: list[TarMember] = []
     faults: list[Reject] = []
     try:
         with storage.open_read(tar.url) as file:
             for member in tar_members(file, tar.size):
                 if member.kind != "folder":
-                    _take(member, samples, latest, places)
+                    members.append(member)
     except TarError as error:
-        cut = samples and samples[-1].fault and samples[-1].fault[0] == "truncated_container"
-        if not cut:
-            reason = "truncated_container" if error.offset else "bad_container"
-            faults.append(Reject(tar.name, reason, f"{error.detail}, at byte {error.offset} of {tar.size}"))
+        reason = "truncated_container" if error.offset else "bad_container"
+        faults.append(Reject(tar.name, reason, f"{error.detail}, at byte {error.offset} of {tar.size}"))
     except OSError as error:
-        faults.append(Reject(tar.name, "unreadable", redact(str(error))))
-    if not samples and not faults:
+        faults.append(Reject(tar.name, "unreadable", storage.redact(str(error))))
+    if not members and not faults:
         faults.append(Reject(tar.name, "empty_container", "a tar without members"))
-    return samples, faults
+    return sort_members(members), faults
 
 
-def _take(
-    member: TarMember, samples: list[_Sample], latest: dict[str, _Sample], places: dict[str, tuple[int, int]]
-) -> None:
-    parts = [part for part in member.name.split("/") if part != "."]
-    stem, _, ext = parts[-1].partition(".") if parts[-1:] != [".."] else ("..", "", "")
-    hidden = next((part for part in parts if part.startswith(".") and part != ".."), None)
-    key = "/".join([*parts[:-1], stem if not hidden else parts[-1]])
-    ext = ext.lower()
-    sample = latest.get(key)
-    if sample is None or ext in sample.parts:
-        sample = _Sample(key)
-        if key in latest:
-            sample.fault = ("duplicate_key", f"key {key!r} occurs before in this tar")
-        samples.append(sample)
-        latest[key] = sample
-    place = (member.offset, member.size)
-    if member.kind == "hardlink" and member.link in places:
-        place = places[member.link]
-    elif member.kind != "file":
-        sample.fault = ("unsafe_name", f"{member.name!r} is a link, a device or a sparse file")
-    if member.name.startswith("/") or ".." in parts or "\\" in member.name:
-        sample.fault = ("unsafe_name", f"{member.name!r} leads out of the tar")
-    elif hidden:
-        sample.fault = ("hidden_file", "left alone")
-    elif not member.whole:
-        sample.fault = ("truncated_container", f"the tar ends within {member.name}")
-    sample.parts[ext] = place
-    places[member.name] = place
+def _frame(tar: Container, number: int, inputs: list[TarInput]) -> pl.DataFrame:
+    rows = []
+    for one in inputs:
+        note = {"tar": number, "key": one.stem, "parts": {"image": one.image, **one.texts}}
+        base, stamp = one.stem, tar.stamp
+        if one.view:
+            note["view"] = one.view
+            base = f"{one.stem}/{one.view}"
+        if one.far_texts:
+            # Earlier versions took less from such a sample: its shard is made again.
+            stamp = digest_of([tar.stamp, one.view, sorted(one.texts)])[:16]
+        group = None if one.group is None else f"{tar.name}/{one.group}"
+        name = f"{tar.name}/{one.path}"
+        rows.append((name, base, one.image[1], stamp, canonical_json(note), one.fields, group))
+    return pl.DataFrame(rows, schema=VIEWS_SCHEMA, orient="row")
 
 
-def _judged(tar: str, samples: list[_Sample]) -> tuple[list[tuple[_Sample, str]], list[Reject]]:
-    """Samples with the field of their picture, and rejects."""
-    good, bad = [], []
-    for sample in samples:
-        image = _image_field(sample.parts)
-        if sample.fault:
-            bad.append(Reject(f"{tar}/{sample.key}", *sample.fault))
-        elif image is None:
-            bad.append(Reject(f"{tar}/{sample.key}", "missing_image", f"has only {', '.join(sorted(sample.parts))}"))
-        else:
-            good.append((sample, image))
-    return good, bad
+class WebDatasetFormat(SourceFormat):
+    """Tars whose members of one stem make a sample."""
+
+    name = "webdataset"
+    asked = 1
+
+    def detects(self, look: Look) -> bool:
+        if look.file is not None:
+            is_tar = look.start[257:262] == b"ustar" or look.start.startswith(COMPRESSED_MAGICS)
+            return is_tar or look.file_ends(ENDINGS)
+        return look.count(ENDINGS) > look.pictures
+
+    def list(self, source: SourceConfig, split: str, config: CorpusConfig, staging: Staging) -> Listing:
+        return list_webdataset(source.url, split, staging)
+
+    def digest(self, source: SourceConfig, split: str, config: CorpusConfig) -> str:
+        return containers_digest(source.url, split, ENDINGS)
 
 
-def _image_field(parts: dict[str, tuple[int, int]]) -> str | None:
-    """The field that is named like a picture: `jpg` before `input.jpg`, then by name."""
-    named = [ext for ext in parts if ext.rpartition(".")[2] in IMAGE_ENDINGS]
-    return min(named, key=lambda ext: ("." in ext, ext), default=None)
-
-
-def _frame(tar: Container, number: int, samples: list[tuple[_Sample, str]]) -> pl.DataFrame:
-    names, bases, sizes, notes = [], [], [], []
-    for sample, image in samples:
-        parts = {"image": sample.parts[image]} | {k: sample.parts[k] for k in LARGEST_FIELD if k in sample.parts}
-        names.append(f"{tar.name}/{sample.key}.{image}")
-        bases.append(sample.key)
-        sizes.append(sample.parts[image][1])
-        notes.append(canonical_json({"tar": number, "key": sample.key, "parts": parts}))
-    columns = {"name": names, "base": bases, "size": sizes, "stamp": [tar.stamp] * len(names), "where": notes}
-    return pl.DataFrame(columns, schema=LISTING_SCHEMA)
-
-
-def _as_input(key: str, content: dict[str, bytes]) -> RawInput:
-    try:
-        meta: Any = json.loads(content["json"]) if "json" in content else {}
-        text = content["txt"].decode() if "txt" in content else None
-        cls = content["cls"].decode().strip() if "cls" in content else ""
-    except ValueError as error:
-        raise InputError("bad_metadata", f"json, txt or cls: {error}") from None
-    if not isinstance(meta, dict):
-        raise InputError("bad_metadata", f"json: expected an object, found {type(meta).__name__}")
-    captions = [text, meta.get("caption"), meta.get("text"), *_as_list(meta.get("captions"))]
-    texts = [caption.strip() for caption in captions if isinstance(caption, str)]
-    label: int | str | None = int(cls) if cls.lstrip("-").isdecimal() else cls or None
-    if label is None and isinstance(meta.get("label"), int):
-        label = meta["label"]
-    if isinstance(label, int) and label < 0:
-        label = None
-    extra = {name: value for name, value in meta.items() if name not in OWN_FIELDS}
-    keys = (*([cls] if cls else []), key, key.rpartition("/")[2])
-    return RawInput(content["image"], label, keys, tuple(dict.fromkeys(texts)), extra)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _tar_of(name: str) -> str | None:
-    """The tar whose img2dataset sidecar `name` would be."""
-    for ending in ("_stats.json", ".parquet"):
-        if name.endswith(ending):
-            return name.removesuffix(ending) + ".tar"
-    return None
-
-
-def _compare_sidecars(
-    url: str, tar: str, sidecars: dict[str, Reject], samples: list[_Sample], cut: bool
-) -> Iterator[Reject]:
-    """What img2dataset's records of a tar say about inputs that are not in it."""
-    table, stats = tar.removesuffix(".tar") + ".parquet", tar.removesuffix(".tar") + "_stats.json"
-    here = {sample.key.rpartition("/")[2] for sample in samples}
-    try:
-        if table in sidecars:
-            with storage.open_read(storage.join(url, table)) as file:
-                yield from _compare_table(tar, pq.ParquetFile(file), here, cut)
-        elif stats in sidecars and not cut:
-            expected = int(storage.read_json(storage.join(url, stats))["successes"])
-            if expected > len(here):
-                yield Reject(tar, "truncated_container", f"{expected} samples by its stats file, found {len(here)}")
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        yield Reject(table if table in sidecars else stats, "bad_metadata", redact(str(error)))
-
-
-def _compare_table(tar: str, table: pq.ParquetFile, here: set[str], cut: bool) -> Iterator[Reject]:
-    if not {"key", "status"} <= set(table.schema_arrow.names):
-        return
-    columns = [name for name in ("key", "status", "error_message") if name in table.schema_arrow.names]
-    for batch in table.iter_batches(batch_size=4096, columns=columns):
-        for row in batch.to_pylist():
-            if row["status"] != "success":
-                detail = f"{row['status']}: {redact(str(row.get('error_message')))}"
-                yield Reject(f"{tar}/{row['key']}", "not_downloaded", detail)
-            elif str(row["key"]) not in here and not cut:
-                yield Reject(f"{tar}/{row['key']}", "missing_image", "recorded as a success, not in the tar")
+SOURCES.add("webdataset", WebDatasetFormat())

@@ -1,6 +1,6 @@
 """A token shard: its columns, its metadata, and the hash of its rows.
 
-Columns are those of `token_schema`; the metadata says which tokenizer, corpus and source shard the rows come from.
+A row holds ids of a vocabulary in the column `tokens`, or continuous latents in the column `values`. Columns are those of `token_schema`; the metadata says which tokenizer, corpus and source shard the rows come from.
 `ContentHash` covers the rows themselves, so a shard's hash does not depend on row groups, compression or the version
 of the Parquet writer.
 """
@@ -21,6 +21,8 @@ from flextok.version import __version__
 FORMAT = "flextok.tokens/1"
 PREFIX = "flextok."
 MAX_UINT16_VOCABULARY = 65_536
+IDS = "ids"
+CONTINUOUS = ("float32", "float16")
 WHOLE_VIEW = "center"
 
 
@@ -30,6 +32,7 @@ class TokenMeta:
 
     tokenizer: str
     vocab_size: int
+    """0 for continuous values, which have no vocabulary."""
     num_tokens: int
     """Positions stored for each image: the tokenizer's own number, or the `keep` it was cut to."""
     corpus: str = ""
@@ -37,6 +40,7 @@ class TokenMeta:
     """Name of the source shard."""
     source_sha256: str = ""
     codebooks: int = 1
+    """Numbers at each position: ids of several codebooks, or the channels of a continuous latent."""
     order: str = "nested"
     """"nested": every prefix of a row's tokens may be decoded."""
     preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -47,22 +51,48 @@ class TokenMeta:
     code_version: str = __version__
     fingerprint: str = ""
     """Hash of all that decides the content of this shard; empty for tokens which no bulk job made."""
+    values: str = IDS
+    """What a row holds: "ids" of a vocabulary, or continuous latents as "float32" or "float16"."""
+
+    def __post_init__(self) -> None:
+        if self.values not in (IDS, *CONTINUOUS):
+            raise ValueError(f"expected values {IDS}, {' or '.join(CONTINUOUS)}, found {self.values!r}")
+        if self.is_continuous != (self.vocab_size == 0):
+            raise ValueError(f"expected a vocabulary for ids and none for {self.values}, found {self.vocab_size}")
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether rows hold continuous latents, which no vocabulary counts."""
+        return self.values != IDS
+
+    @property
+    def column(self) -> str:
+        """The column of the numbers."""
+        return "values" if self.is_continuous else "tokens"
+
+    @property
+    def number_type(self) -> np.dtype:
+        """The dtype of the stored numbers."""
+        return np.dtype(self.values) if self.is_continuous else token_dtype(self.vocab_size)
 
     @property
     def ids_per_row(self) -> int:
-        """Numbers in a row's `tokens`: positions times codebooks, position-major."""
+        """Numbers in a row: positions times codebooks (or channels), position-major."""
         return self.num_tokens * self.codebooks
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for rows of two shards to be read as one store."""
         names = ("tokenizer", "vocab_size", "num_tokens", "codebooks", "order", "preprocess")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found | {"values": self.values} if self.is_continuous else found
 
     def to_metadata(self) -> dict[str, str]:
         """The schema metadata: `flextok.<name>` to a UTF-8 string."""
         values = {"format": FORMAT}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "values" and not self.is_continuous:
+                continue  # as in the shards that were written before there was a choice
             values[field.name] = json.dumps(value, sort_keys=True) if field.name == "preprocess" else str(value)
         return {PREFIX + name: value for name, value in values.items()}
 
@@ -83,10 +113,8 @@ class TokenMeta:
                 values[field.name] = parse(text)
         try:
             return cls(**values)
-        except TypeError as error:
-            raise IntegrityError(
-                f"expected all of a token shard's metadata in {where}, found too little: {error}"
-            ) from None
+        except (TypeError, ValueError) as error:
+            raise IntegrityError(f"expected a token shard's metadata in {where}, found: {error}") from None
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -96,12 +124,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def token_schema(meta: TokenMeta, views: bool = False) -> pa.Schema:
     """The Arrow schema of a token shard; with `views`, a column `view` follows `key`."""
-    id_type = pa.from_numpy_dtype(token_dtype(meta.vocab_size))
+    number_type = pa.from_numpy_dtype(meta.number_type)
     fields = [pa.field("key", pa.string(), nullable=False)]
     if views:
         fields.append(pa.field("view", pa.string(), nullable=False))
     fields += [
-        pa.field("tokens", pa.list_(id_type, meta.ids_per_row), nullable=False),
+        pa.field(meta.column, pa.list_(number_type, meta.ids_per_row), nullable=False),
         pa.field("length", pa.uint16(), nullable=False),
         pa.field("label", pa.int32()),
         pa.field("text", pa.string()),
@@ -112,31 +140,43 @@ def token_schema(meta: TokenMeta, views: bool = False) -> pa.Schema:
     return pa.schema(fields, metadata=meta.to_metadata())
 
 
-def token_table(schema: pa.Schema, ids: np.ndarray, columns: dict[str, Sequence[Any]]) -> pa.Table:
-    """Rows of a token shard: ids [B, L] or [B, L, C] and the other columns by name (absent ones are null).
+def token_table(schema: pa.Schema, numbers: np.ndarray, columns: dict[str, Sequence[Any]]) -> pa.Table:
+    """Rows of a token shard: ids (or continuous values) [B, L] or [B, L, C], and the other columns by name (absent ones
+    are null).
 
-    `length` defaults to all positions. Raises IntegrityError when an id does not fit the vocabulary.
+    `length` defaults to all positions. Raises IntegrityError when an id does not fit the vocabulary, or a value is not
+    finite.
     """
     meta = TokenMeta.from_metadata(schema.metadata, "the schema")
-    rows = len(ids)
-    if rows and (int(ids.min()) < 0 or int(ids.max()) >= meta.vocab_size):
-        raise IntegrityError(
-            f"expected ids in 0..{meta.vocab_size - 1}, found {int(ids.min())}..{int(ids.max())}; "
-            "the tokenizer does not match its own vocabulary"
-        )
-    if ids.size != rows * meta.ids_per_row:
-        raise IntegrityError(f"expected {meta.ids_per_row} ids for each row, found ids of shape {ids.shape}")
-    flat = np.ascontiguousarray(ids.reshape(-1).astype(token_dtype(meta.vocab_size)))
+    rows = len(numbers)
+    if numbers.size != rows * meta.ids_per_row:
+        raise IntegrityError(f"expected {meta.ids_per_row} {meta.column} for each row, found shape {numbers.shape}")
+    if fault := range_fault(meta, numbers):
+        raise IntegrityError(f"{fault}; the tokenizer does not match its own vocabulary or is spoiled")
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(numbers.reshape(-1).astype(meta.number_type))
+    if meta.is_continuous and not np.isfinite(flat).all():
+        raise IntegrityError(f"expected values that {meta.values} can hold, found larger ones; store them as float32")
     values: dict[str, Any] = {"length": np.full(rows, meta.num_tokens, np.uint16), **columns}
     arrays = []
     for field in schema:
-        if field.name == "tokens":
+        if field.name == meta.column:
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), meta.ids_per_row))
         elif field.name in values:
             arrays.append(pa.array(values[field.name], type=field.type))
         else:
             arrays.append(pa.nulls(rows, field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def range_fault(meta: TokenMeta, numbers: np.ndarray) -> str | None:
+    """What is wrong with the numbers of some rows: ids beyond the vocabulary, values that are not finite; None if nothing."""
+    if meta.is_continuous:
+        wrong = numbers.size - int(np.isfinite(numbers).sum())
+        return f"expected finite values, found {wrong} of {numbers.size} that are not" if wrong else None
+    if numbers.size and (int(numbers.min()) < 0 or int(numbers.max()) >= meta.vocab_size):
+        return f"expected ids in 0..{meta.vocab_size - 1}, found {int(numbers.min())}..{int(numbers.max())}"
+    return None
 
 
 class ContentHash:

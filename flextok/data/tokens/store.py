@@ -8,21 +8,18 @@ No code of ours is needed to read the files:
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from flextok import storage
-from flextok.data.tokens.schema import FORMAT, WHOLE_VIEW, TokenMeta, token_dtype, token_schema
-from flextok.data.tokens.writer import CONTENT_KEY, MANIFEST
+from flextok.data.tokens.files import StoredShard, flat_rows, read_manifest, read_row_group, read_shard_footer
+from flextok.data.tokens.schema import WHOLE_VIEW, TokenMeta, token_schema
 from flextok.digests import digest_of, digest_rows
 from flextok.errors import IntegrityError, UsageError
 
@@ -34,30 +31,13 @@ CACHED_ROW_GROUPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredShard:
-    """A token shard as its footer describes it."""
-
-    url: str
-    name: str
-    rows: int
-    bytes: int
-    ids_bytes: int
-    """Of these, what the compressed column `tokens` takes."""
-    row_groups: tuple[int, ...]
-    """Rows of each row group."""
-    meta: TokenMeta
-    content_sha256: str
-    """Hash of the rows as the writer saw them."""
-    has_views: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class TokenRow:
-    """One row: `ids` [L] or, with several codebooks, [L, C]; the prefix `ids[:length]` is what its policy keeps."""
+    """One row; the prefix `ids[:length]` (or `values[:length]`) is what its length policy keeps."""
 
     key: str
     view: str
-    ids: np.ndarray
+    numbers: np.ndarray
+    """What its store holds, ids or continuous values."""
     length: int
     label: int | None
     text: str | None
@@ -65,47 +45,17 @@ class TokenRow:
     height: int | None
     sha256: bytes | None
 
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids [L] or, with several codebooks, [L, C]; raises UsageError where the store holds continuous values."""
+        _require(self.numbers.dtype.kind == "u", "ids", f"{self.numbers.dtype}", "values")
+        return self.numbers
 
-@contextlib.contextmanager
-def parquet_errors(url: str) -> Iterator[None]:
-    """Turns what Arrow raises for damaged bytes into IntegrityError; failures to read at all pass."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        found = error
-    except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
-            raise
-        found = error
-    else:
-        return
-    raise IntegrityError(f"expected a Parquet file at {url}, found damage ({found}); tokenize it again")
-
-
-def read_shard_table(url: str) -> pa.Table:
-    """All rows of the token shard `url`; raises IntegrityError when they cannot be read."""
-    with parquet_errors(url), storage.open_read(url) as file:
-        return pq.ParquetFile(file).read()
-
-
-def read_shard_footer(url: str) -> StoredShard:
-    """What the footer of the token shard `url` says; raises IntegrityError when it is no readable token shard."""
-    with parquet_errors(url), storage.open_read(url) as file:
-        parquet = pq.ParquetFile(file)
-        footer, schema = parquet.metadata, parquet.schema_arrow
-        size = file.seek(0, io.SEEK_END)
-    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-    return StoredShard(
-        url=url,
-        name=url.rpartition("/")[2].removesuffix(".parquet"),
-        rows=footer.num_rows,
-        bytes=size,
-        ids_bytes=sum(_ids_bytes(group) for group in groups),
-        row_groups=tuple(group.num_rows for group in groups),
-        meta=TokenMeta.from_metadata(schema.metadata, url),
-        content_sha256=(footer.metadata or {}).get(CONTENT_KEY.encode(), b"").decode(),
-        has_views="view" in schema.names,
-    )
+    @property
+    def values(self) -> np.ndarray:
+        """Continuous values, float [L, C]; raises UsageError where the store holds ids."""
+        _require(self.numbers.dtype.kind == "f", "continuous values", "ids", "ids")
+        return self.numbers
 
 
 class TokenStore:
@@ -149,13 +99,18 @@ class TokenStore:
 
     @property
     def vocab_size(self) -> int:
-        """Ids lie in 0..vocab_size-1."""
+        """Ids lie in 0..vocab_size-1; 0 for continuous values."""
         return self.meta.vocab_size
 
     @property
     def codebooks(self) -> int:
-        """Ids at each position, C."""
+        """Numbers at each position, C: ids, or channels of a continuous latent."""
         return self.meta.codebooks
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether rows hold continuous latents (`values`) rather than `ids`."""
+        return self.meta.is_continuous
 
     @property
     def tokenizer(self) -> str:
@@ -183,28 +138,35 @@ class TokenStore:
         return self._for_each_id(shard.ids_bytes for shard in self.shards)
 
     def to_arrow(self, keep: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows as one Arrow table; with `keep`, `tokens` holds the first `keep` positions only."""
+        """All rows as one Arrow table; with `keep`, `tokens` (or `values`) holds the first `keep` positions only."""
         table = self._dataset().to_table(columns=list(columns) if columns is not None else None)
-        if keep is None or "tokens" not in table.schema.names:
+        name = self.meta.column
+        if keep is None or name not in table.schema.names:
             return table
         keep = self._checked_keep(keep)
-        ids = np.concatenate([_row_values(chunk, self.meta.ids_per_row) for chunk in table["tokens"].chunks])
-        kept = np.ascontiguousarray(ids[:, : keep * self.codebooks])
+        numbers = flat_rows(table[name], self.meta.ids_per_row)
+        kept = np.ascontiguousarray(numbers[:, : keep * self.codebooks])
         column = pa.FixedSizeListArray.from_arrays(pa.array(kept.reshape(-1)), keep * self.codebooks)
-        place = table.schema.get_field_index("tokens")
-        table = table.set_column(place, pa.field("tokens", column.type, nullable=False), column)
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, pa.field(name, column.type, nullable=False), column)
         return table.replace_schema_metadata(dataclasses.replace(self.meta, num_tokens=keep).to_metadata())
 
     def ids(self, keep: int | None = None) -> np.ndarray:
-        """Ids of all rows, [N, K] or [N, K, C], in the stored dtype (uint16 or uint32)."""
-        keep = self._checked_keep(keep)
-        out = np.empty((len(self), keep * self.codebooks), token_dtype(self.vocab_size))
-        start = 0
-        for batch in self._dataset().to_batches(columns=["tokens"]):
-            values = _row_values(batch.column(0), self.meta.ids_per_row)
-            out[start : start + len(values)] = values[:, : keep * self.codebooks]
-            start += len(values)
-        return out if self.codebooks == 1 else out.reshape(len(self), keep, self.codebooks)
+        """Ids of all rows, [N, K] or [N, K, C], in the stored dtype (uint16 or uint32).
+
+        Raises UsageError for a store of continuous values.
+        """
+        _require(not self.is_continuous, "ids", f"{self.meta.values}", "values")
+        ids = self._numbers(keep)
+        return ids[:, :, 0] if self.codebooks == 1 else ids
+
+    def values(self, keep: int | None = None) -> np.ndarray:
+        """Continuous values of all rows, [N, K, C], in the stored dtype (float32 or float16).
+
+        Raises UsageError for a store of ids.
+        """
+        _require(self.is_continuous, "continuous values", "ids", "ids")
+        return self._numbers(keep)
 
     def labels(self) -> np.ndarray:
         """Labels of all rows, int64 [N]; -1 where there is none."""
@@ -240,9 +202,10 @@ class TokenStore:
             within -= self.shards[shard].row_groups[group]
             group += 1
         values = self._cached_row_group(shard, group).slice(within, 1).to_pylist()[0]
-        ids = np.array(values.pop("tokens"), token_dtype(self.vocab_size))
-        ids = ids if self.codebooks == 1 else ids.reshape(-1, self.codebooks)
-        return TokenRow(ids=ids, view=values.pop("view", WHOLE_VIEW), **values)
+        numbers = np.array(values.pop(self.meta.column), self.meta.number_type)
+        if self.codebooks > 1 or self.is_continuous:
+            numbers = numbers.reshape(-1, self.codebooks)
+        return TokenRow(numbers=numbers, view=values.pop("view", WHOLE_VIEW), **values)
 
     def to_torch(
         self,
@@ -256,13 +219,13 @@ class TokenStore:
         """Batches for training, the same number for every rank; see TokenStream."""
         from flextok.data.tokens.stream import TokenStream
 
-        return TokenStream(self, batch_size, self._checked_keep(keep), shuffle, seed, rank, world_size)
+        return TokenStream(
+            self.shards, self.digest, batch_size, self._checked_keep(keep), shuffle, seed, rank, world_size
+        )
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One row group of one shard, by their numbers."""
-        url = self.shards[shard].url
-        with parquet_errors(url), storage.open_read(url) as file:
-            return pq.ParquetFile(file).read_row_group(group, columns=list(columns) if columns else None)
+        return read_row_group(self.shards[shard].url, group, columns)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without caches: copies go to the processes of a DataLoader."""
@@ -276,6 +239,17 @@ class TokenStore:
                 self._row_groups.popitem(last=False)
         self._row_groups.move_to_end(place)
         return self._row_groups[place]
+
+    def _numbers(self, keep: int | None) -> np.ndarray:
+        """The numbers of all rows, [N, K, C], in the stored dtype."""
+        keep = self._checked_keep(keep)
+        out = np.empty((len(self), keep * self.codebooks), self.meta.number_type)
+        start = 0
+        for batch in self._dataset().to_batches(columns=[self.meta.column]):
+            rows = flat_rows(batch.column(0), self.meta.ids_per_row)
+            out[start : start + len(rows)] = rows[:, : keep * self.codebooks]
+            start += len(rows)
+        return out.reshape(len(self), keep, self.codebooks)
 
     def _for_each_id(self, sizes: Iterable[int]) -> float:
         return sum(sizes) / max(len(self) * self.meta.ids_per_row, 1)
@@ -298,13 +272,9 @@ class TokenStore:
         return keep
 
 
-def _ids_bytes(group: Any) -> int:
-    columns = [group.column(place) for place in range(group.num_columns)]
-    return sum(column.total_compressed_size for column in columns if column.path_in_schema.startswith("tokens."))
-
-
-def _row_values(column: pa.Array, ids_per_row: int) -> np.ndarray:
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, ids_per_row)
+def _require(holds: bool, wanted: str, found: str, instead: str) -> None:
+    if not holds:
+        raise UsageError(f"expected a token store of {wanted}, found {found}; read them as `{instead}`")
 
 
 def _open_one(url: str) -> tuple[list[StoredShard], str, dict[str, Any] | None]:
@@ -319,21 +289,6 @@ def _open_one(url: str) -> tuple[list[StoredShard], str, dict[str, Any] | None]:
     with concurrent.futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda entry: _open_listed(url, entry), listed))
     return shards, manifest["digest"], manifest.get("provenance")
-
-
-def read_manifest(url: str) -> dict[str, Any]:
-    """The manifest of the token store `url`; raises UsageError when there is none."""
-    manifest_url = storage.join(url, MANIFEST)
-    if not storage.exists(manifest_url):
-        raise UsageError(
-            f"expected a token store with a {MANIFEST} at {url}, found none; "
-            "give the folder of a finished `flextok tokenize`, or run it again to finish it"
-        )
-    manifest = storage.read_json(manifest_url)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UsageError(f"expected a token store ({FORMAT}) at {url}, found {found!r}; give a folder of token shards")
-    return manifest
 
 
 def _open_listed(url: str, entry: dict[str, Any]) -> StoredShard:
@@ -354,8 +309,8 @@ def _open_listed(url: str, entry: dict[str, Any]) -> StoredShard:
 def _refuse_other_identity(wanted: TokenMeta, shard: StoredShard) -> None:
     expected, found = wanted.identity(), shard.meta.identity()
     for name, value in expected.items():
-        if found[name] != value:
+        if found.get(name) != value:
             raise IntegrityError(
-                f"expected token shards of one tokenizer, {name} {str(value)[:12]}, found {str(found[name])[:12]} "
+                f"expected token shards of one tokenizer, {name} {str(value)[:12]}, found {str(found.get(name))[:12]} "
                 f"in {shard.url}; open the stores apart, or tokenize again with one tokenizer"
             )

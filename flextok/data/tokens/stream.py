@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,17 @@ import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from flextok.data.tokens.store import TokenStore
+from flextok.data.tokens.files import StoredShard, flat_rows, read_row_group
 from flextok.errors import UsageError
 
 WINDOW_ROWS = 65_536
-COLUMNS = ("tokens", "length", "label")
 
 
 class TokenStream(IterableDataset):
     """An epoch of batches each time it is iterated; the same sequence whatever the number of DataLoader workers.
 
     A batch is `{ids: int64 [B, K] or [B, K, C], length: int64 [B], label: int64 [B] (-1: none), row: int64 [B]}`,
-    `row` being the row number in the store. Give it to `DataLoader(stream, batch_size=None, num_workers=n)`.
+    `row` being the row number in the store; of continuous latents it has `values`, float32 [B, K, C], in place of `ids`. Give it to `DataLoader(stream, batch_size=None, num_workers=n)`.
 
     Every epoch lines up the row groups in an order of its own and gives each rank an equal stretch of that line, cut
     to whole batches (fewer than world_size * batch_size rows stay out of an epoch, others each time). Rows are then
@@ -33,21 +32,31 @@ class TokenStream(IterableDataset):
     """
 
     def __init__(
-        self, store: TokenStore, batch_size: int, keep: int, shuffle: bool, seed: int, rank: int, world_size: int
+        self,
+        shards: Sequence[StoredShard],
+        digest: str,
+        batch_size: int,
+        keep: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
-        self.store, self.batch_size, self.keep = store, batch_size, keep
+        self.shards, self.digest, self.meta = shards, digest, shards[0].meta
+        self.batch_size, self.keep = batch_size, keep
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
         self.epoch = 0
         self.step = 0
-        self.steps_per_epoch = len(store) // (batch_size * world_size)
+        num_rows = sum(shard.rows for shard in shards)
+        self.steps_per_epoch = num_rows // (batch_size * world_size)
         if self.steps_per_epoch == 0:
             raise UsageError(
                 f"expected at least batch_size * world_size = {batch_size * world_size} rows for one step, "
-                f"found {len(store)}; use a smaller batch or more data"
+                f"found {num_rows}; use a smaller batch or more data"
             )
-        groups = [(s, g, rows) for s, shard in enumerate(store.shards) for g, rows in enumerate(shard.row_groups)]
+        groups = [(s, g, rows) for s, shard in enumerate(shards) for g, rows in enumerate(shard.row_groups)]
         self._groups = [group for group in groups if group[2]]
         self._group_starts = list(itertools.accumulate((rows for _, _, rows in self._groups), initial=0))
 
@@ -91,7 +100,7 @@ class TokenStream(IterableDataset):
 
     def _recipe(self) -> dict[str, Any]:
         names = ("batch_size", "keep", "shuffle", "seed", "rank", "world_size")
-        return {"digest": self.store.digest, **{name: getattr(self, name) for name in names}}
+        return {"digest": self.digest, **{name: getattr(self, name) for name in names}}
 
     def _line(self) -> list[int]:
         """Numbers of the row groups in this epoch's order, the same for every rank."""
@@ -111,20 +120,28 @@ class TokenStream(IterableDataset):
         while place < len(line) and starts[place] < stop:
             shard, group, count = self._groups[line[place]]
             low, high = max(start - starts[place], 0), min(stop - starts[place], count)
-            tables.append(self.store.read_row_group(shard, group, COLUMNS).slice(low, high - low))
+            table = read_row_group(self.shards[shard].url, group, (self.meta.column, "length", "label"))
+            tables.append(table.slice(low, high - low))
             rows.append(self._group_starts[line[place]] + np.arange(low, high))
             place += 1
         table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
         order = np.arange(table.num_rows)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch, self.rank, window]).permutation(order)
-        meta = self.store.meta
-        flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["tokens"].chunks])
-        ids = flat.reshape(table.num_rows, meta.num_tokens, meta.codebooks)[order, : self.keep].astype(np.int64)
         values = {
-            "ids": ids[:, :, 0] if meta.codebooks == 1 else ids,
+            **self._numbers(table, order),
             "length": table["length"].to_numpy().astype(np.int64)[order],
             "label": table["label"].fill_null(-1).to_numpy().astype(np.int64)[order],
             "row": np.concatenate(rows)[order].astype(np.int64),
         }
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+
+    def _numbers(self, table: pa.Table, order: np.ndarray) -> dict[str, np.ndarray]:
+        """`ids` or `values` of the rows of `table` in this order."""
+        meta = self.meta
+        rows = flat_rows(table[meta.column], meta.ids_per_row)
+        kept = rows.reshape(-1, meta.num_tokens, meta.codebooks)[order, : self.keep]
+        if meta.is_continuous:
+            return {"values": kept.astype(np.float32)}
+        ids = kept.astype(np.int64)
+        return {"ids": ids[:, :, 0] if meta.codebooks == 1 else ids}

@@ -1,14 +1,12 @@
-"""Whether a token store is whole and true to its manifest and corpus; and what it holds, in numbers."""
+"""Whether a token store is whole, and true to its manifest and corpus."""
 
-import math
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from flextok import storage
-from flextok.data.tokens.schema import WHOLE_VIEW, ContentHash, token_schema
-from flextok.data.tokens.store import StoredShard, TokenStore, read_manifest, read_shard_footer, read_shard_table
+from flextok.data.tokens.files import StoredShard, flat_rows, read_manifest, read_shard_footer, read_shard_table
+from flextok.data.tokens.schema import WHOLE_VIEW, ContentHash, range_fault, token_schema
 from flextok.digests import digest_rows
 from flextok.errors import FlextokError, IntegrityError
 
@@ -17,7 +15,7 @@ def verify_tokens(url: str, corpus_url: str | None = None) -> list[str]:
     """What is wrong with the token store `url`, one line each; empty when it holds.
 
     Checked: every shard of the manifest is there and no other, file and row hashes, row counts, schema, ids within
-    the vocabulary, one tokenizer, unique keys, the digest. With `corpus_url` also: every shard of the corpus has its
+    the vocabulary or finite values, one tokenizer, unique keys, the digest. With `corpus_url` also: every shard of the corpus has its
     tokens, made from the same bytes, and key, label and image hash of each row are those of the corpus, in its order,
     nothing missing but the listed rejects.
     """
@@ -58,43 +56,6 @@ def verify_tokens(url: str, corpus_url: str | None = None) -> list[str]:
     return problems
 
 
-def summarize_tokens(url: str) -> dict[str, Any]:
-    """Counts, rate and vocabulary usage of the store `url`, read in full.
-
-    `bits_per_image` is length * codebooks * log2(vocabulary), averaged; `entropy_bits_per_token` is that of the
-    histogram of all ids (usage cannot exceed tokens / vocabulary, so `tokens` stands beside it).
-    `stored_bytes_per_token` counts whole files, `column_bytes_per_token` the compressed ids alone.
-    """
-    store = TokenStore.open(url)
-    lengths = store.lengths()
-    kept = np.arange(store.num_tokens) < lengths[:, None]
-    ids = store.ids().reshape(len(store), store.num_tokens, store.codebooks)[kept]
-    counts = np.unique(ids, return_counts=True)[1]
-    shares = counts / max(counts.sum(), 1)
-    return {
-        "digest": store.digest,
-        "tokenizer": store.tokenizer,
-        "corpus": store.meta.corpus,
-        "rows": len(store),
-        "shards": len(store.shards),
-        "num_tokens": store.num_tokens,
-        "codebooks": store.codebooks,
-        "vocab_size": store.vocab_size,
-        "order": store.meta.order,
-        "dtype": store.meta.dtype,
-        "mean_length": float(lengths.mean()) if len(store) else 0.0,
-        "bits_per_image": float(lengths.mean()) * store.codebooks * math.log2(store.vocab_size) if len(store) else 0.0,
-        "tokens": int(counts.sum()),
-        "used_ids": len(counts),
-        "codebook_usage": len(counts) / store.vocab_size,
-        "entropy_bits_per_token": float(-(shares * np.log2(shares)).sum()) if len(counts) else 0.0,
-        "log2_vocabulary": math.log2(store.vocab_size),
-        "stored_bytes": sum(shard.bytes for shard in store.shards),
-        "stored_bytes_per_token": store.stored_bytes_per_token,
-        "column_bytes_per_token": store.column_bytes_per_token,
-    }
-
-
 def _shard_faults(shard: StoredShard, table: pa.Table, entry: dict[str, Any]) -> list[str]:
     faults = []
     expected = token_schema(shard.meta, views=shard.has_views)
@@ -110,10 +71,8 @@ def _shard_faults(shard: StoredShard, table: pa.Table, entry: dict[str, Any]) ->
     file_sha256 = storage.sha256_file(shard.url)
     if file_sha256 != entry["sha256"]:
         faults.append(f"file hash is {file_sha256[:12]}, the manifest says {entry['sha256'][:12]}")
-    ids = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["tokens"].chunks]
-    largest = max((int(part.max()) for part in ids if len(part)), default=0)
-    if largest >= shard.meta.vocab_size:
-        faults.append(f"expected ids below {shard.meta.vocab_size}, found {largest}")
+    if fault := range_fault(shard.meta, flat_rows(table[shard.meta.column], shard.meta.ids_per_row)):
+        faults.append(fault)
     lengths = table["length"].to_numpy()
     if len(lengths) and not (lengths.min() >= 1 and lengths.max() <= shard.meta.num_tokens):
         faults.append(f"expected lengths in 1..{shard.meta.num_tokens}, found {lengths.min()}..{lengths.max()}")

@@ -1,8 +1,20 @@
-"""Settings of decoders, light to import."""
+"""Settings of decoders, light to import.
+
+A new decoder is one file in this room, named as its kind: a class of settings whose `build` gives a `Decoder` (see
+base.py), registered by the decorator. What only its training reads goes into a class of its own, named as `training`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from flextok.config import Config
+from flextok.model.nn.config import TrunkConfig
+from flextok.registry import ConfigRegister, TrainingSettings
+
+if TYPE_CHECKING:
+    from flextok.model.decoders.base import Decoder
 
 
 class SamplerConfig(Config):
@@ -12,3 +24,87 @@ class SamplerConfig(Config):
     guidance: float = Field(default=7.5, ge=0, description="Guidance of the flow decoder; 1 is none and twice as fast.")
     norm_guidance: bool = Field(default=True, description="Adaptive projected guidance rather than plain guidance.")
     seed: int = Field(default=0, ge=0, description="Seed of the decoder's noise; each image has a stream of its own.")
+
+    def arguments(self) -> dict[str, Any]:
+        """These settings as the keyword arguments of `Tokenizer.detokenize`, whatever else a subclass has."""
+        return {name: getattr(self, name) for name in SamplerConfig.model_fields}
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The sizes that a decoder takes over from its tokenizer."""
+
+    registers: int
+    """L, the longest token sequence of an image."""
+    code_dim: int
+    """d, the width of a quantized code."""
+    channels: int
+    """Channels of the latents."""
+    patch_size: int
+    """Latent positions a patch covers along each side."""
+    grid: tuple[int, int]
+    """Rows and columns of patches in an image of the training size."""
+    posemb_scaling: Literal["absolute", "interpolate"]
+    """Other grids crop the table of positions (absolute) or resize it (interpolate)."""
+
+
+class DecoderTraining(Config):
+    """What only the training of a decoder reads; as it is, that of one without such settings."""
+
+    kind: str = Field(description="The decoder's kind.")
+
+
+class DecoderSettings(Config):
+    """What decides a decoder; the base of each kind's settings."""
+
+    training: ClassVar[type[DecoderTraining]] = DecoderTraining
+
+    kind: str
+
+    def build(self, shape: DecoderShape) -> "Decoder":
+        """The decoder, its weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+
+DECODERS = ConfigRegister("decoder", home="flextok.model.decoders")
+DECODERS.default_kind = "flow"
+DECODER_TRAINING = TrainingSettings(DECODERS)
+DecoderConfig = Annotated[DecoderSettings, DECODERS]
+DecoderTrainingConfig = Annotated[DecoderTraining, DECODER_TRAINING]
+
+
+class FlowTraining(DecoderTraining):
+    """Noise levels that a flow decoder is trained at."""
+
+    kind: Literal["flow"] = "flow"
+    sigma: Literal["uniform", "logit_normal"] = Field(default="uniform", description="Distribution of the noise level.")
+    mode_scale: float = Field(
+        default=0.0, description="Mode-sampling scale of uniform noise levels; 0 leaves them uniform."
+    )
+    pure_noise_steps: int = Field(
+        default=0,
+        ge=0,
+        description="First training steps with every noise level at 1, where only the tokens tell the image.",
+    )
+    pure_noise_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the images with noise level 1 in the steps after those."
+    )
+
+
+@DECODERS.register
+class FlowDecoderConfig(DecoderSettings):
+    """Rectified-flow decoder: a full-attention trunk over [patches, registers], modulated by the timestep."""
+
+    training = FlowTraining
+
+    kind: Literal["flow"] = "flow"
+    trunk: TrunkConfig
+    max_timestep: float = Field(
+        default=1.0, gt=0, description="Frequencies of the timestep embedding scale with 1000/this."
+    )
+    frequency_size: int = Field(default=256, ge=2, description="Width of the sinusoidal timestep embedding.")
+
+    def build(self, shape: DecoderShape) -> "Decoder":
+        from flextok.model.decoders.flow import FlowDecoder
+
+        return FlowDecoder(self, shape)

@@ -1,44 +1,23 @@
-"""Decoders: quantized codes to latents. A new kind is a class here and its config in `config.py`."""
+"""The rectified-flow decoder."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flextok.model import flow
-from flextok.model.config import FlowDecoderConfig, TokenizerConfig
+from flextok.model.decoders.base import Decoder
+from flextok.model.decoders.config import DecoderShape, FlowDecoderConfig, FlowTraining, SamplerConfig
 from flextok.model.nn.initialize import learned_vectors, xavier_linear, zero_linear
 from flextok.model.nn.layers import ModulatedBlock, layer_norm
 from flextok.model.nn.patching import PatchEmbedding, unpatchify
+from flextok.model.rng import SampleRng
 
 TIME_BASE = 256.0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How latents are drawn: Euler steps, guidance scale (or a function of t), and which guidance rule."""
-
-    steps: int = 25
-    guidance: flow.Guidance = 7.5
-    norm_guidance: bool = True
-
-
-class Decoder(nn.Module):
-    """Interface of a decoder."""
-
-    def loss(
-        self, z_BCHW: Tensor, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor, noise_BCHW: Tensor, t_B: Tensor
-    ) -> Tensor:
-        """Training loss of each image, [B]."""
-        raise NotImplementedError
-
-    def sample(self, codes_BLd: Tensor, keep_B: Tensor, noise_BCHW: Tensor, sampling: Sampling) -> Tensor:
-        """Latents [B,C,H,W] decoded from the first keep_B codes of each image."""
-        raise NotImplementedError
 
 
 def timestep_sinusoid(t: Tensor, size: int, max_timestep: float) -> Tensor:
@@ -81,20 +60,20 @@ class Modulations:
 class FlowDecoder(Decoder):
     """Rectified-flow decoder: predicts noise - data from noised patches, registers and the timestep."""
 
-    def __init__(self, config: TokenizerConfig, code_dim: int):
+    def __init__(self, config: FlowDecoderConfig, shape: DecoderShape):
         super().__init__()
-        channels, trunk = config.latents.latent_channels, config.decoder.trunk
-        self.patch_size = config.patch_size
-        self.from_codes = nn.Linear(code_dim, trunk.width)
+        trunk = config.trunk
+        self.patch_size, self.hidden = shape.patch_size, trunk.hidden
+        self.from_codes = nn.Linear(shape.code_dim, trunk.width)
         # as large as the embedded codes, so that the decoder can tell which token it reads
-        self.register_positions = learned_vectors(config.registers, trunk.width, std=0.2)
+        self.register_positions = learned_vectors(shape.registers, trunk.width, std=0.2)
         self.mask_token = learned_vectors(trunk.width)
         self.null_token = learned_vectors(trunk.width)
-        self.patches = PatchEmbedding(channels, self.patch_size, trunk.width, config.grid, config.posemb_scaling)
-        self.time = TimeEmbedding(config.decoder)
+        self.patches = PatchEmbedding(shape.channels, shape.patch_size, trunk.width, shape.grid, shape.posemb_scaling)
+        self.time = TimeEmbedding(config)
         self.blocks = nn.ModuleList(ModulatedBlock(trunk) for _ in range(trunk.depth))
         self.head_adaln = nn.Linear(trunk.width, 2 * trunk.width)
-        self.head = nn.Linear(trunk.width, channels * self.patch_size**2)
+        self.head = nn.Linear(trunk.width, shape.channels * shape.patch_size**2)
         for layer in (self.from_codes, self.patches.proj, self.time.fc1, self.time.fc2):
             xavier_linear(layer)
         zero_linear(self.head_adaln)
@@ -103,7 +82,7 @@ class FlowDecoder(Decoder):
     def registers(self, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor | None = None) -> Tensor:
         """Register inputs [B,L,D]: position k and later overwritten by the mask token, dropped images by the null one.
 
-        Both stand without a position embedding and stay attended, as in the published model.
+        Both are without a position embedding and stay attended, as in the published model.
         """
         embedded = self.from_codes(codes_BLd) + self.register_positions
         kept = torch.arange(embedded.shape[1], device=embedded.device) < keep_B[:, None]
@@ -130,6 +109,23 @@ class FlowDecoder(Decoder):
         out = self.head(torch.addcmul(modulations.shift, layer_norm(patches), modulations.scale))
         return unpatchify(out.float(), self.patch_size, grid)
 
+    def training_step(
+        self,
+        z_BCHW: Tensor,
+        codes_BLd: Tensor,
+        keep_B: Tensor,
+        drop_B: Tensor,
+        settings: FlowTraining,
+        rng: SampleRng,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """`flow`: the velocity's error at a drawn noise level."""
+        t_B = flow.sample_sigma(settings.sigma, rng.uniform("time"), settings.mode_scale)
+        if self.training:
+            t_B = torch.where(_is_pure_noise(settings, rng, step), 1.0, t_B)
+        noise = rng.normal("noise", z_BCHW.shape[1:]).to(z_BCHW.device)
+        return {"flow": self.loss(z_BCHW, codes_BLd, keep_B, drop_B, noise, t_B.to(z_BCHW.device))}
+
     def loss(
         self, z_BCHW: Tensor, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor, noise_BCHW: Tensor, t_B: Tensor
     ) -> Tensor:
@@ -138,31 +134,58 @@ class FlowDecoder(Decoder):
         predicted = self(flow.add_noise(z_BCHW, noise_BCHW, t_B), registers, self.modulations(t_B))
         return (predicted - flow.velocity_target(z_BCHW, noise_BCHW)).square().flatten(1).mean(dim=1)
 
-    def sample(self, codes_BLd: Tensor, keep_B: Tensor, noise_BCHW: Tensor, sampling: Sampling) -> Tensor:
+    def sample(
+        self,
+        codes_BLd: Tensor,
+        keep_B: Tensor,
+        noise_BCHW: Tensor,
+        sampler: SamplerConfig,
+        guidance_at: Callable[[float], float] | None = None,
+    ) -> Tensor:
         """Latents [B,C,H,W] by Euler steps from `noise_BCHW`.
 
         Registers and modulations are made once; the conditional and the unconditional half go through in one call.
         """
         registers = self.registers(codes_BLd, keep_B)
-        times = flow.timesteps(sampling.steps)
+        times = flow.timesteps(sampler.steps)
         modulations = self.modulations(torch.tensor(times, device=noise_BCHW.device))
-        if not callable(sampling.guidance) and sampling.guidance == 1.0:
-            return flow.euler_sample(lambda x, i: self(x, registers, modulations.at(i)), noise_BCHW, sampling.steps)
+        if guidance_at is None and sampler.guidance == 1.0:
+            return flow.euler_sample(lambda x, i: self(x, registers, modulations.at(i)), noise_BCHW, sampler.steps)
 
         both = torch.cat([registers, self.null_token.to(registers.dtype).expand_as(registers)])
-        guide = flow.NormGuidance() if sampling.norm_guidance else flow.plain_guidance
+        guide = flow.NormGuidance() if sampler.norm_guidance else flow.plain_guidance
 
         def velocity(x_BCHW: Tensor, index: int) -> Tensor:
             cond, uncond = self(torch.cat([x_BCHW, x_BCHW]), both, modulations.at(index)).chunk(2)
-            scale = sampling.guidance(times[index]) if callable(sampling.guidance) else sampling.guidance
+            scale = sampler.guidance if guidance_at is None else guidance_at(times[index])
             return guide(cond, uncond, scale)
 
-        return flow.euler_sample(velocity, noise_BCHW, sampling.steps)
+        return flow.euler_sample(velocity, noise_BCHW, sampler.steps)
+
+    def record(self, sampler: SamplerConfig) -> dict[str, Any]:
+        """Solver, steps, guidance and noise."""
+        variant = "adaptive projected" if sampler.norm_guidance else "classifier-free"
+        return {
+            "solver": "euler",
+            "steps": sampler.steps,
+            "decoder_guidance": sampler.guidance,
+            "decoder_guidance_variant": variant if sampler.guidance != 1 else "none",
+            "seed": sampler.seed,
+            "noise": "a stream of its own for each image, from the seed and the image's key",
+        }
+
+    def activation_bytes(self, positions: int, number_bytes: int) -> int:
+        """The SwiGLU's, of patches and registers, for an image with tokens and without."""
+        sequence = positions // self.patch_size**2 + len(self.register_positions)
+        return 2 * sequence * 2 * self.hidden * number_bytes
 
 
-DECODERS: dict[str, type[FlowDecoder]] = {"flow": FlowDecoder}
+def _is_pure_noise(settings: FlowTraining, rng: SampleRng, step: int) -> Tensor:
+    """Which images [B] get noise level 1.
 
-
-def build_decoder(config: TokenizerConfig, code_dim: int) -> Decoder:
-    """The decoder that a recipe names."""
-    return DECODERS[config.decoder.kind](config, code_dim)
+    There the velocity is a plain regression of the latents on the tokens. Tokens that tell nothing yet are learned from
+    it several times sooner than from all levels alike, most of which show the image to the decoder.
+    """
+    if step < settings.pure_noise_steps:
+        return torch.ones(len(rng), dtype=torch.bool)
+    return rng.uniform("pure noise") < settings.pure_noise_share

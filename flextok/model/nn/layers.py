@@ -4,12 +4,14 @@ Tensor suffixes: B images, N sequence positions, P patches, L registers, D width
 C latent channels, T timesteps.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flextok.model.config import TrunkConfig
 from flextok.model.nn.attention import attend
+from flextok.model.nn.config import TrunkConfig
 from flextok.model.nn.initialize import xavier_linear, zero_linear
 
 NORM_EPS = 1e-5
@@ -158,3 +160,12 @@ class ModulatedBlock(nn.Module):
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, layer_norm(x), scale)
+
+
+def matrices(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of our blocks in `module` that are matrix products, whose weights may be rounded for use."""
+    for part in module.modules():
+        if isinstance(part, Attention | SwiGLU):
+            yield part
+        elif isinstance(part, ModulatedBlock):
+            yield part.adaln

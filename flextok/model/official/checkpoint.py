@@ -7,18 +7,23 @@ it (a Hub folder). Only names and numbers are taken from it; nothing is imported
 import ast
 import json
 import posixpath
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
 
 from flextok import storage
-from flextok.config import parse_config
+from flextok.config import Config, parse_config
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.model.checkpoint import SavedCheckpoint, write_checkpoint
-from flextok.model.config import TokenizerConfig
+from flextok.model.config import KeepMode, TokenizerConfig
 from flextok.model.official.layout import Modules, convert_decoder, convert_encoder
 from flextok.model.official.schema import check_arguments, check_targets
 from flextok.model.official.vae import convert_vae
 from flextok.model.tokenizer import Tokenizer
-from flextok.model.weights import read_weights
+from flextok.model.weights import read_weights, state_digest
+from flextok.runtime.storage_errors import storage_errors
 
 WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"
 ENTRIES = ("vae", "encoder", "decoder", "regularizer")
@@ -27,13 +32,45 @@ OPTIONAL_ENTRIES = ("flow_matching_noise_module", "pipeline")
 MAX_CONFIG_CHARS = 100_000
 
 
+class PublishedTraining(Config):
+    """How a published tokenizer was trained. Nothing here reads it, but the digest of such a checkpoint covers it."""
+
+    keep_mode: KeepMode
+    condition_dropout: float = Field(ge=0, le=1)
+    sigma: Literal["uniform", "logit_normal"]
+    mode_scale: float
+    pure_noise_steps: int = 0
+    pure_noise_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint as read: our config and our tensors, and how it was trained."""
+
+    config: TokenizerConfig
+    training: PublishedTraining
+    state: dict[str, Tensor]
+    url: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What its config.yaml holds and its digest covers."""
+        return {**self.config.model_dump(mode="json"), **self.training.model_dump(mode="json")}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model, in eval mode."""
+        digest = state_digest("tokenizer", self.values, self.state)
+        return Tokenizer.from_state(self.config, self.state, self.url, digest)
+
+
 def is_official(path: str) -> bool:
     """Whether `path` is a weight file, or a folder with one."""
     return path.endswith(".safetensors") or storage.exists(storage.join(path, WEIGHTS))
 
 
-def read_official(path: str) -> Tokenizer:
-    """The tokenizer of a published checkpoint: its file, or the folder that holds it.
+def read_official(path: str) -> Published:
+    """A published checkpoint: its file, or the folder that holds it.
 
     Raises UsageError where there is none, IntegrityError where it is not whole, FlextokError where it asks for
     something that this model does not compute.
@@ -62,6 +99,12 @@ def read_official(path: str) -> Tokenizer:
         raise FlextokError(f"expected encoder and decoder of {file_url} to cut and place patches alike")
     check_arguments("regularizer", "FSQ", values["regularizer"])
     noise = values.get("flow_matching_noise_module") or {}
+    training = {
+        "keep_mode": decoder.pop("keep_mode"),
+        "condition_dropout": decoder.pop("condition_dropout"),
+        "sigma": "logit_normal" if noise.get("ln", True) else "uniform",
+        "mode_scale": noise.get("mode_scale", 0.0),
+    }
     factor = 2 ** (len(latents["block_out_channels"]) - 1)
     config = {
         **encoder,
@@ -70,15 +113,18 @@ def read_official(path: str) -> Tokenizer:
         "image_size": min(grid) * encoder["patch_size"] * factor,
         "posemb_grid": None if grid[0] == grid[1] else grid,
         "quantizer": {"kind": "fsq", "levels": values["regularizer"].get("levels")},
-        "sigma": "logit_normal" if noise.get("ln", True) else "uniform",
-        "mode_scale": noise.get("mode_scale", 0.0),
     }
     renamed = {
         **{f"latents.vae.{name}": tensor for name, tensor in latents_state.items()},
         **{f"encoder.{name}": tensor for name, tensor in encoder_state.items()},
         **{f"decoder.{name}": tensor for name, tensor in decoder_state.items()},
     }
-    return Tokenizer.from_state(parse_config(TokenizerConfig, config, file_url), renamed, where=file_url)
+    return Published(
+        parse_config(TokenizerConfig, config, file_url),
+        parse_config(PublishedTraining, training, file_url),
+        renamed,
+        file_url,
+    )
 
 
 def parse_literal(text: str, where: str) -> Any:
@@ -130,10 +176,13 @@ def _entries(values: Any, where: str) -> dict[str, Any]:
     return values
 
 
+@storage_errors("import {source} into {destination}")
 def import_checkpoint(source: str, destination: str) -> SavedCheckpoint:
     """Convert a published checkpoint into ours, its files directly in the folder `destination`."""
-    tokenizer = read_official(source)
+    published = read_official(source)
     file_url = source if source.endswith(".safetensors") else storage.join(source, WEIGHTS)
     origin = {"kind": "official", "digest": storage.sha256_file(file_url), "uri": storage.absolute(source)}
     recipe = {"import": "official"}
-    return write_checkpoint(destination, "tokenizer", tokenizer.state_dict(), tokenizer.config, [origin], recipe)
+    return write_checkpoint(
+        destination, "tokenizer", published.tokenizer.state_dict(), published.values, [origin], recipe
+    )

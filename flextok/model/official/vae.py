@@ -1,4 +1,4 @@
-"""Stage 0 of published checkpoints: the architecture of an AutoencoderKL read from its tensors."""
+"""The autoencoder of published checkpoints: the architecture of an AutoencoderKL read from its tensors."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from torch import Tensor
 from flextok import storage
 from flextok.errors import FlextokError, IntegrityError
 
-# diffusers' own default where a config names none, and the norm groups of the published stage 0
+# diffusers' own default where a config names none, and the norm groups of the published autoencoder
 DEFAULT_SCALING = 0.18215
 DEFAULT_GROUPS = 32
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -23,7 +23,7 @@ FIXED = {
 def convert_vae(
     arguments: dict[str, Any], state: dict[str, Tensor], folder: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of stage 0, from its arguments, its tensors and the diffusers folder beside them, if any."""
+    """Settings and tensors of the autoencoder, from its arguments, its tensors and the diffusers folder beside them, if any."""
     if "encoder.conv_in.weight" not in state or "encoder.conv_out.weight" not in state:
         raise IntegrityError(
             "expected tensors of the autoencoder under 'vae.vae.', found some missing; fetch the file again"

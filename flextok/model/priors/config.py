@@ -68,7 +68,7 @@ class PriorConfig(Config):
     codebooks: int = Field(default=1, gt=0, description="Ids at each position (C).")
     vocab_size: int = Field(gt=0, description="Number of different ids (V).")
     num_classes: int = Field(default=0, ge=0, description="Number of classes, where condition is class.")
-    tokenizer: str = Field("", description="Digest of the tokenizer that gave the ids.")
+    tokenizer: str = Field(default="", description="Digest of the tokenizer that gave the ids.")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,37 +1,14 @@
-"""Quantizers: continuous codes to token ids and back. A new kind is a class here and its config in `config.py`."""
+"""Finite scalar quantization."""
 
 import math
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flextok.model.config import FSQConfig, QuantizerConfig
+from flextok.model.quantizers.base import Quantized, Quantizer
+from flextok.model.quantizers.config import FSQConfig
 
 FSQ_MARGIN = 1e-3
-
-
-class Quantized(NamedTuple):
-    """Quantized codes [B,L,d] (float32, gradients pass straight through) and their ids, int64 [B,L]."""
-
-    codes: Tensor
-    ids: Tensor
-
-
-class Quantizer(nn.Module):
-    """Interface of a quantizer. With C > 1 codebooks, ids are [B,L,C]."""
-
-    dim: int
-    vocab_size: int
-    codebooks: int
-
-    def forward(self, z_BLd: Tensor) -> Quantized:
-        """Quantize unbounded codes [B,L,d]."""
-        raise NotImplementedError
-
-    def codes(self, ids: Tensor) -> Tensor:
-        """Codes [B,L,d] of ids, equal to those `forward` gave with them."""
-        raise NotImplementedError
 
 
 class FSQ(Quantizer):
@@ -62,18 +39,10 @@ class FSQ(Quantizer):
         bounded = self.bound(z_BLd)
         rounded = bounded.detach().round()
         ids = ((rounded.long() + half) * self.basis).sum(dim=-1)
-        return Quantized((bounded + (rounded - bounded).detach()) / half, ids)
+        return Quantized((bounded + (rounded - bounded).detach()) / half, ids, {})
 
     def codes(self, ids: Tensor) -> Tensor:
         """Ids [...] in 0..vocab_size-1 -> codes [..., d]."""
         half = self.levels // 2
         digits = ids[..., None] // self.basis % self.levels
         return (digits - half) / half
-
-
-QUANTIZERS: dict[str, type[Quantizer]] = {"fsq": FSQ}
-
-
-def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """The quantizer that a recipe names."""
-    return QUANTIZERS[config.kind](config)  # type: ignore[call-arg]

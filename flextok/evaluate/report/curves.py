@@ -1,0 +1,97 @@
+"""Which charts the page has."""
+
+from flextok.evaluate.report.charts import Chart, Level, Line
+from flextok.evaluate.report.numbers import RANDOM_TOKENS, Numbers
+from flextok.evaluate.results import EvaluationResult
+
+K_AXIS = "tokens kept, K"
+
+
+def quality_charts(numbers: Numbers) -> list[Chart]:
+    """Each metric that was measured, over the number of tokens."""
+    stored = numbers.stored
+
+    def curve(name: str, label: str, colour: int) -> Line:
+        values = stored.curve(name)
+        return Line(label, list(values), list(values.values()), colour)
+
+    charts = [
+        Chart(
+            metric.title,
+            K_AXIS,
+            [curve(metric.name, "reconstructions", 1)],
+            [Level("limit of the latents", stored.value(f"latents_{metric.name}"))],
+            f"{metric.better} is better",
+            log2_x=True,
+            from_zero=metric.better == "lower",
+        )
+        for metric in numbers.image_metrics()
+        if metric.in_summary
+    ]
+    charts += [
+        Chart(
+            name,
+            K_AXIS,
+            [curve(name, "reconstructions", 1), curve(f"{name}_samples", "samples of the prior", 2)],
+            [Level(f"random tokens, K={k}", value, 4) for k, value in stored.curve(f"{name}{RANDOM_TOKENS}").items()],
+            f"{metric.hint}; {metric.better} is nearer",
+            log2_x=True,
+            from_zero=metric.better == "lower",
+        )
+        for name, metric in numbers.set_metrics().items()
+    ]
+    return charts
+
+
+def token_charts(numbers: EvaluationResult) -> list[Chart]:
+    """What ids cost and how much of the codebook is in use, by position and by K."""
+    axis = "position in the sequence"
+    series = {item["name"]: item for item in numbers.series}
+
+    def line(name: str, label: str, colour: int) -> Line:
+        return Line(label, series[name]["at"], series[name]["values"], colour, markers=len(series[name]["at"]) <= 32)
+
+    entropies = [
+        line("train_entropy_by_position", "entropy of train ids", 3),
+        line("val_entropy_by_position", "entropy of held-out ids", 4),
+        line("prior_loss_by_position", "prior's held-out loss", 2),
+    ]
+    usage = [line("codebook_usage_by_position", "distinct ids / vocabulary", 1)]
+    rates = [
+        Line(label, list(curve), list(curve.values()), colour)
+        for colour, label, name in (
+            (3, "plain: log2 of the vocabulary", "bits_per_image"),
+            (1, "entropy of the train ids", "entropy_bits_per_image"),
+        )
+        for curve in [numbers.curve(name)]
+    ]
+    return [
+        Chart("Bits a token", axis, entropies, note="the gap is what the prior has learned", from_zero=True),
+        Chart("Codebook usage", axis, usage, note="on train tokens", from_zero=True),
+        Chart("Bits an image", "tokens kept, K", rates, note="each position coded alone", log2_x=True, from_zero=True),
+    ]
+
+
+def training_charts(numbers: EvaluationResult) -> list[Chart]:
+    """The losses of each training."""
+    titles = {
+        "latents": "Stage 0 (latents)",
+        "tokenizer": "Tokenizer, flow loss",
+        "prior": "Prior, nats a token",
+    }
+    charts = []
+    for what, title in titles.items():
+        losses = {item["name"].split("/")[1]: item for item in numbers.series if item["name"].startswith(f"{what}/")}
+        lines = [
+            Line(
+                {"train": "training", "val": "held out"}[split],
+                item["at"],
+                item["values"],
+                colour,
+                markers=split == "val",
+            )
+            for split, colour, item in ((split, 1 + (split == "val"), item) for split, item in losses.items())
+        ]
+        if lines:
+            charts.append(Chart(title, "step", lines))
+    return charts

@@ -1,0 +1,119 @@
+"""Gathers all numbers about a tokenizer and its prior, and writes the page and metrics.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from flextok import storage
+from flextok.data.corpus.reader import Corpus
+from flextok.data.tokens import TokenStore
+from flextok.evaluate.config import ReportConfig
+from flextok.evaluate.prior_statistics import prior_statistics
+from flextok.evaluate.report.page import build_page, render
+from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
+from flextok.evaluate.sampling import open_samples
+from flextok.evaluate.tokens import token_statistics
+from flextok.provenance import read_provenance
+from flextok.runtime.storage_errors import storage_errors
+
+HTML = "report/index.html"
+HISTORY = "history.parquet"
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Folders of the artifacts a report is about. `latents_url` is None for an imported tokenizer."""
+
+    reconstruction_url: str
+    generation_url: str
+    samples_url: str
+    tokenizer_url: str
+    prior_url: str
+    train_tokens_url: str
+    val_tokens_url: str
+    train_url: str
+    val_url: str
+    latents_url: str | None = None
+
+    def urls(self) -> list[str]:
+        """All of them."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [value for value in values if value is not None]
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """A stored report; `html_path` is the page's URL or path."""
+
+    url: str
+    digest: str
+    html_path: str
+
+
+@storage_errors("write the report into {parent_url}")
+def write_report(inputs: ReportInputs, parent_url: str, config: ReportConfig) -> ReportResult:
+    """Gather all numbers about `inputs` and write `parent_url/<digest>/{report/index.html, metrics.json}`.
+
+    Token and prior statistics are computed here; everything else is read. The page makes no request of any kind and
+    shows no number that is not in metrics.json.
+    """
+    reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
+    tokens = token_statistics(inputs.train_tokens_url)
+    prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url)
+    stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
+    metrics = [*stored, *tokens.metrics(), *prior.metrics]
+    series = [*tokens.series(), *prior.series, *_histories(inputs)]
+
+    content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
+    samples, _ = open_samples(inputs.samples_url)
+    corpus = Corpus.open(inputs.val_url)
+    page = build_page(
+        title=config.title,
+        numbers=content,
+        reconstruction_url=inputs.reconstruction_url,
+        generation_url=inputs.generation_url,
+        tokens=tokens.store,
+        samples=samples,
+        sample_store=TokenStore.open(inputs.samples_url),
+        corpus=corpus,
+        config=config,
+        settings=_settings(inputs),
+    )
+    html = render(page)
+    written = write_evaluation(
+        "report", parent_url, metrics, series, inputs.urls(), config.model_dump(mode="json"), {HTML: html.encode()}
+    )
+    return ReportResult(written.url, written.digest, storage.join(written.url, HTML))
+
+
+def _histories(inputs: ReportInputs) -> list[Series]:
+    """The losses of each training, as `<what>/<train or val>/loss` by step."""
+    trained = (("latents", inputs.latents_url), ("tokenizer", inputs.tokenizer_url), ("prior", inputs.prior_url))
+    found = []
+    for what, url in trained:
+        if url is None or not storage.exists(storage.join(url, HISTORY)):
+            continue
+        with storage.open_read(storage.join(url, HISTORY)) as file:
+            rows = pq.read_table(file, columns=["step", "name", "value"]).to_pylist()
+        for name in ("train/loss", "val/loss"):
+            curve = [(row["step"], row["value"]) for row in rows if row["name"] == name]
+            if curve:
+                steps, values = zip(*curve, strict=True)
+                protocol = {"checkpoint": read_provenance(url)["digest"], "definition": f"{name} in training"}
+                found.append(Series(f"{what}/{name}", "step", steps, values, protocol))
+    return found
+
+
+def _settings(inputs: ReportInputs) -> Sequence[tuple[str, Any]]:
+    """What each artifact was made with, as its provenance says."""
+    named = (
+        ("stage 0 (latents)", inputs.latents_url),
+        ("tokenizer", inputs.tokenizer_url),
+        ("prior", inputs.prior_url),
+        ("reconstructions", inputs.reconstruction_url),
+        ("samples", inputs.samples_url),
+        ("corpus", inputs.train_url),
+    )
+    return [(name, read_provenance(url)["recipe"]) for name, url in named if url is not None]

@@ -1,0 +1,56 @@
+"""Images drawn from a prior, as PNG files: for a person who wants to see some."""
+
+from flextok import storage
+from flextok.data.images import to_png, to_uint8
+from flextok.errors import UsageError
+from flextok.model.load import load_prior, load_tokenizer
+from flextok.model.priors.config import PriorConfig
+
+
+def generate_images(
+    prior_url: str,
+    tokenizer_url: str,
+    dest: str,
+    label: int | None = None,
+    text: str | None = None,
+    keep: int | None = None,
+    num: int = 8,
+    seed: int = 0,
+) -> list[str]:
+    """Draw `num` images and write them to the folder `dest`; gives their URLs.
+
+    A prior over classes draws class `label`, or all in turn; one that reads captions draws `text`. `keep` tokens of each
+    image are drawn, all by default. Raises UsageError for a condition that this prior does not know.
+    """
+    prior, tokenizer = load_prior(prior_url), load_tokenizer(tokenizer_url)
+    _check(prior.config, label, text, keep)
+    by_class, by_text = prior.config.condition == "class", prior.config.condition == "text"
+    labels = (
+        [index % prior.config.num_classes if label is None else label for index in range(num)] if by_class else None
+    )
+    ids = prior.generate(
+        labels=labels,
+        text=[text or ""] * num if by_text else None,
+        keep=keep,
+        seed=seed,
+        num=None if by_class or by_text else num,
+    )
+    images = to_uint8(tokenizer.detokenize(ids, seed=seed))
+    urls = []
+    for index, image in enumerate(images):
+        stem = f"{index:04d}" + (f"_class{labels[index]:04d}" if labels is not None else "")
+        urls.append(storage.join(dest, f"{stem}.png"))
+        storage.write_bytes(urls[-1], to_png(image))
+    return urls
+
+
+def _check(config: PriorConfig, label: int | None, text: str | None, keep: int | None) -> None:
+    for name, value in (("class", label), ("text", text)):
+        if value is not None and name != config.condition:
+            raise UsageError(f"expected a {config.condition} for this prior, found a {name}; it was not trained on any")
+    if config.condition == "text" and text is None:
+        raise UsageError("expected --text for a prior that reads captions, found none")
+    if label is not None and not 0 <= label < config.num_classes:
+        raise UsageError(f"expected --label within 0..{config.num_classes - 1}, found {label}")
+    if keep is not None and not 1 <= keep <= config.num_tokens:
+        raise UsageError(f"expected --keep within 1..{config.num_tokens}, found {keep}")

@@ -1,0 +1,39 @@
+"""Prints docs/metrics.md: every registered metric. `python -m flextok.metrics > docs/metrics.md`."""
+
+from collections.abc import Iterable
+
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, Quantity
+
+OF_IMAGES = """\
+Named in `evaluation.metrics`; a length policy with a threshold may use them too. Reconstructions have each by K and, as
+`latents_<name>`, of the latents decoded directly. Results are means over images."""
+OF_SETS = """\
+Named in `evaluation.set_metrics`. The number is called by the features it compares: `frechet` is `fid` for
+torch-fidelity's Inception network only, else `fd_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
+of samples and of their baseline."""
+
+
+def document() -> str:
+    """The text of docs/metrics.md."""
+    sections: tuple[tuple[str, str, Iterable[Quantity]], ...] = (
+        ("Of each image against its original", OF_IMAGES, IMAGE_METRICS),
+        ("Of a set of images against a reference set", OF_SETS, SET_METRICS),
+        ("Of token stores, priors and curves", "In every report.", STATISTICS),
+    )
+    parts = [
+        "# Metrics\n\nMade by `python -m flextok.metrics`. Each number is stored with its protocol in `metrics.json`."
+    ]
+    parts += [f"## {title}\n\n{text}\n\n{_table(register)}" for title, text, register in sections]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(quantities: Iterable[Quantity]) -> str:
+    lines = ["| name | unit | better | definition |", "| --- | --- | --- | --- |"]
+    for each in sorted(quantities, key=lambda each: each.name):
+        definition = each.definition.replace("|", r"\|")
+        lines.append(f"| `{each.name}` | {each.unit or '-'} | {each.better or '-'} | {definition} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,79 @@
+"""Members of registers that a program brought itself, for its processes on other cores and machines.
+
+A policy, quantizer or metric that a script, a notebook or a test registers need not be importable where Ray's actors run:
+it is pickled by value, with what it uses of its own module.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from flextok.registry import REGISTERS
+
+LIBRARY = "flextok"
+logger = logging.getLogger(__name__)
+
+
+def pack_members() -> bytes:
+    """Every member of the library's registers that is not the library's own, for `unpack_members`; b"" for none.
+
+    One that cannot be pickled is left out with a warning.
+    """
+    found = [
+        (register, name, member)
+        for register in REGISTERS.values()
+        if _is_own(register.module)
+        for name, member in register.items()
+        if not all(map(_is_own, _modules_of(member)))
+    ]
+    if not found:
+        return b""
+    from ray.cloudpickle import dumps  # pyright: ignore
+
+    packed = []
+    with _by_value({module for _, _, member in found for module in _modules_of(member) if not _is_own(module)}):
+        for register, name, member in found:
+            try:
+                packed.append(dumps((register, name, member)))
+            except Exception as error:  # noqa: BLE001 - whatever its own code raises; the job may not need it
+                logger.warning("the %s '%s' cannot be sent to other processes (%s)", register.what, name, error)
+        return dumps(packed)
+
+
+def unpack_members(packed: bytes) -> None:
+    """Register what `pack_members` of another process gave, but what is registered here already."""
+    if not packed:
+        return
+    from ray.cloudpickle import loads  # pyright: ignore
+
+    for item in loads(packed):
+        register, name, member = loads(item)
+        if name not in dict(register.items()):
+            register.add(name, member)
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] == LIBRARY
+
+
+def _modules_of(member: Any) -> set[str]:
+    """Where a member comes from: its own module or its class', and those of the functions it holds."""
+    parts = [member, type(member), *vars(member).values()] if not isinstance(member, type) else [member]
+    named = {getattr(part, "__module__", None) for part in parts if part is member or callable(part)}
+    return {module for module in named if isinstance(module, str)}
+
+
+@contextlib.contextmanager
+def _by_value(modules: set[str]) -> Iterator[None]:
+    from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value  # pyright: ignore
+
+    here = [sys.modules[name] for name in modules if name in sys.modules and name != "__main__"]
+    for module in here:
+        register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in here:
+            unregister_pickle_by_value(module)

@@ -1,0 +1,222 @@
+"""The tasks of a job as rows of a Ray dataset, mapped by a pool of actors that hold the tokenizer.
+
+Ray Data keeps the actors: it asks for as many as there is room for, starts lost ones anew and repeats what they had. What
+it does not do is speculative execution (backup tasks): a shard on a node that hangs would keep the job for ever. So rows
+behind the tasks let idle actors make such a shard too; `StragglerMonitor` says which.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flextok import storage
+from flextok.errors import FlextokError
+from flextok.model.load import TokenizerSpec
+from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.members import pack_members
+from flextok.runtime.memory import ONE_HEAP
+from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
+from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.straggler import StragglerMonitor
+from flextok.tokenize.tasks import ShardTask, task_to_json
+
+SHOW_EVERY_S = 1.0
+STRAGGLER_S = 60.0
+"""See StragglerMonitor. A shard on a slow or hanging node costs this much at the end of a job."""
+ENDING_S = 5.0
+IMAGES_FOR_AN_ACTOR = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The actors of a job."""
+
+    fewest: int
+    most: int
+    cpus: float
+    gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Where an actor's tokenizer lives."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def choose_workers(
+    shard_images: Sequence[int], compute: ComputeConfig, cluster_cpus: float, cluster_gpus: float = 0
+) -> Workers:
+    """The actors for shards of so many images, on a cluster that now has so many CPUs and GPUs.
+
+    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More than the
+    cluster has now may be asked for: Ray Data starts them when resources come.
+    """
+    fewest, most = compute.tokenize_actors
+    fewest = max(1, min(fewest, len(shard_images)))
+    most = max(fewest, min(most, len(shard_images), 1 + sum(shard_images) // IMAGES_FOR_AN_ACTOR))
+    if compute.gpus_per_worker:
+        # The decoders of the actors that can run now share the CPUs, of which Ray reserves one for each actor only.
+        at_once = max(1, min(most, int(cluster_gpus / compute.gpus_per_worker)))
+        cpus = compute.threads or 1
+    else:
+        at_once = most
+        cpus = compute.threads or max(1, int(cluster_cpus) // at_once)
+    threads = compute.threads or max(1, int(cluster_cpus) // at_once)
+    return Workers(fewest, most, min(cpus, max(1.0, cluster_cpus)), compute.gpus_per_worker, threads)
+
+
+def run_tasks(
+    tasks: list[ShardTask],
+    spec: TokenizerSpec,
+    config: TokenizeConfig,
+    batch_size: int,
+    workers: Workers,
+    show: Callable[[int, int], None],
+) -> list[ShardOutcome]:
+    """The first outcome of each task. `show` gets the images done and the shards failed by now, every second.
+
+    Raises FlextokError when Ray cannot go on. Ray is connected.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    monitor = _start_monitor(tasks)
+    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor))
+    outcomes: dict[str, ShardOutcome] = {}
+    images = 0
+    try:
+        while len(outcomes) < len(tasks):
+            for outcome in rows.arrived(SHOW_EVERY_S):
+                outcomes.setdefault(outcome.shard, outcome)
+                monitor.settle.remote(outcome.shard)
+            counted: Any = ray.get(monitor.images.remote())
+            images = max(images, counted)  # a monitor that started anew begins at 0
+            show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
+    except RayError as error:
+        raise FlextokError(
+            f"expected Ray to finish the job, found: {innermost_message(error)}; run the same command again "
+            "(finished shards are kept)"
+        ) from error
+    finally:
+        _end(rows, monitor, ENDING_S if len(outcomes) == len(tasks) else 0)
+    return list(outcomes.values())
+
+
+def _start_monitor(tasks: list[ShardTask]) -> Any:
+    """The monitor of a job, on the driver's node as far as Ray heeds it.
+
+    Where it is lost (Ray may put it on a node that leaves) it starts anew with nothing counted, which costs no shard: one
+    that is finished is found to be so by whoever is asked to help with it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options: Any = ray.remote(StragglerMonitor).options(
+        num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+    )
+    return options.remote({task.name: task_to_json(task) for task in tasks}, STRAGGLER_S)
+
+
+def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
+    """Let the dataset come to its end; where it has not after `patience_s`, an actor hangs, and killing them ends it."""
+    import ray
+    from ray.cloudpickle import loads  # pyright: ignore
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(RayError):  # where Ray is gone, so are its actors
+        handles: Any = ray.get(monitor.close.remote())
+        if not rows.ended(patience_s):
+            for handle in handles:
+                ray.kill(loads(handle))
+            rows.ended(ENDING_S)
+        ray.kill(monitor)
+
+
+def _mapped(
+    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, monitor: Any
+) -> Any:
+    """The dataset of outcomes: a row for each task, and behind them one for each time that an actor may help out."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.data.dataset"):  # its import sets the level anew
+        logging.getLogger(name).setLevel(logging.ERROR)
+    constructor: dict[str, Any] = {
+        "tokenizer_url": spec.url,
+        "digest": spec.digest,
+        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "threads": workers.threads,
+        "device": workers.device,
+        "monitor": monitor,
+        "members": pack_members(),
+    }
+    # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
+    # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.
+    in_flight = SHARDS_AT_ONCE + 1
+    pool = ray.data.ActorPoolStrategy(
+        min_size=workers.fewest,
+        max_size=workers.most,
+        max_tasks_in_flight_per_actor=in_flight,
+        max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+    texts = [task_to_json(task) for task in tasks] + [HELP] * (in_flight * workers.most if workers.most > 1 else 0)
+    rows = ray.data.from_items([{"task": text} for text in texts], override_num_blocks=len(texts))
+    # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
+    # actors themselves give up a shard which kills them time and again (see actor.MOST_CRASHES).
+    return rows.map(
+        ShardTokenizer,  # pyright: ignore[reportArgumentType]
+        fn_constructor_kwargs=constructor,
+        compute=pool,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+        runtime_env={"env_vars": ONE_HEAP},
+    )
+
+
+class _Rows:
+    """The outcomes of a dataset, taken by a thread: an actor that hangs would keep its consumer for ever."""
+
+    def __init__(self, dataset: Any):
+        self._ready: queue.Queue[ShardOutcome | BaseException] = queue.Queue()
+        self._thread = threading.Thread(target=self._take, args=(dataset,), name="outcomes", daemon=True)
+        self._thread.start()
+
+    def arrived(self, timeout_s: float) -> Iterator[ShardOutcome]:
+        """What is there, or comes within `timeout_s`; raises RayError when Ray could not go on."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found = self._ready.get(timeout=timeout_s)
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+                timeout_s = 0
+
+    def ended(self, timeout_s: float) -> bool:
+        """Whether the dataset comes to its end within `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _take(self, dataset: Any) -> None:
+        try:
+            # Each row as soon as it is there: one that is read ahead would be kept back until another follows.
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+                for outcome in batch["outcome"]:
+                    if outcome:
+                        self._ready.put(ShardOutcome.from_json(str(outcome)))
+        except BaseException as error:  # noqa: BLE001 - raised again, to the consumer
+            self._ready.put(error)
+
+
+def innermost_message(error: BaseException) -> str:
+    """The innermost message of a Ray error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return storage.redact(lines[-1])[:500] if lines else type(error).__name__

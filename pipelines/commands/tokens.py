@@ -1,0 +1,129 @@
+"""Commands on tokens: bulk tokenization, and pictures to tokens and back for a person."""
+
+import dataclasses
+import logging
+from typing import Annotated, Any
+
+import typer
+
+from flextok.config import parse_config
+from flextok.runtime.cluster import ray_ended
+from pipelines.commands.options import Debug, TokenizerPath
+
+logger = logging.getLogger(__name__)
+
+# Ray starts as many as the cluster has room for, also when nodes join later.
+MOST_ACTORS = 64
+
+
+def tokenize(
+    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder of a corpus split.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder for the token shards.")],
+    tokenizer: TokenizerPath,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Tokens stored for each image; default all.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images in a call of the tokenizer; default: found by trying."),
+    ] = None,
+    view: Annotated[
+        list[str],
+        typer.Option(
+            "--view", help="A crop that is a row of its own; repeat it: center, start, end, or one with _flip."
+        ),
+    ] = [],  # noqa: B006
+    length: Annotated[
+        str, typer.Option("--length", help="Tokens an image needs: all, a number, or mae:EPS, mse:EPS, psnr:EPS.")
+    ] = "all",
+    max_reject_fraction: Annotated[
+        float | None, typer.Option("--max-reject-fraction", min=0, max=1, help="More rejects than this are a failure.")
+    ] = None,
+    actors: Annotated[
+        int, typer.Option("--actors", min=1, help="Most actors; fewer work where resources or images are few.")
+    ] = MOST_ACTORS,
+    address: Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")] = "local",
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs for each actor; 0 computes on CPUs.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Bulk tokenization of shards into Parquet token shards."""
+    from flextok.runtime.compute import ComputeConfig
+    from flextok.tokenize.config import TokenizeConfig
+    from flextok.tokenize.lengths.base import parse_length
+
+    values: dict[str, Any] = {"keep": keep, "dtype": dtype, "batch_size": batch_size, "length": parse_length(length)}
+    if view:
+        values["views"] = view
+    if max_reject_fraction is not None:
+        values["max_reject_fraction"] = max_reject_fraction
+    config = parse_config(TokenizeConfig, values, "flextok tokenize")
+    compute = ComputeConfig(address=address, gpus_per_worker=gpus, tokenize_actors=(1, actors))
+    if dry_run:
+        from flextok.tokenize.estimate import plan_tokenization
+
+        for name, value in dataclasses.asdict(plan_tokenization(shards, tokenizer, dest, config, compute)).items():
+            print(f"{name:16} {value:,.1f}" if isinstance(value, float) else f"{name:16} {value}")
+        return
+    from flextok.tokenize.job import tokenize_corpus
+
+    with ray_ended():
+        made = tokenize_corpus(shards, tokenizer, dest, config, compute)
+    logger.info(f"{made.rows:,} rows in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}")
+    print(made.url)
+
+
+def encode(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="FILE.parquet", help="Where the tokens go.")],
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Tokens stored for each image; default all.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Pictures as tokens."""
+    from flextok.tokenize.config import TokenizeConfig
+    from flextok.tokenize.files import encode_images
+
+    encode_images(images, tokenizer, out, TokenizeConfig.model_validate({"keep": keep}))
+    print(out)
+
+
+def decode(
+    tokens: Annotated[str, typer.Argument(metavar="FILE.parquet", help="A token file.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the PNG files.")],
+    keep: Annotated[
+        list[int], typer.Option("--keep", min=1, help="Tokens to decode with; repeat it for several.")
+    ] = [],  # noqa: B006
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the flow decoder.")] = 25,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Guidance of the flow decoder.")] = 7.5,
+    debug: Debug = False,
+) -> None:
+    """Tokens as PNG files."""
+    from flextok.model.decoders.config import SamplerConfig
+    from flextok.tokenize.files import decode_tokens
+
+    sampler = parse_config(SamplerConfig, {"steps": steps, "guidance": guidance}, "flextok decode")
+    decode_tokens(tokens, tokenizer, out, keep, sampler)
+    print(out)
+
+
+def generate(
+    prior: Annotated[str, typer.Option("--prior", metavar="CKPT", help="Prior checkpoint.")],
+    tokenizer: TokenizerPath,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the PNG files.")],
+    label: Annotated[int | None, typer.Option("--label", min=0, help="Class to draw; default all in turn.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Caption to draw.")] = None,
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Tokens of each image; default all.")] = None,
+    num: Annotated[int, typer.Option("--num", min=1, help="Number of images.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives other images.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Images drawn from a prior, as PNG files."""
+    from flextok.generate import generate_images
+
+    generate_images(prior, tokenizer, out, label, text, keep, num, seed)
+    print(out)

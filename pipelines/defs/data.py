@@ -1,0 +1,76 @@
+"""From a source of images to shards: the listing of the source, and WebDataset shards of each split."""
+
+from typing import Any
+
+from flextok.data.config import ListingConfig
+from pipelines.recipe import Recipe
+from pipelines.stage import Made, StageRun
+
+SHARDS_MATCH_MANIFEST = "shards_match_manifest"
+CLASSES_FOR_PRIOR = "classes_for_prior"
+
+
+def listing_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that a listing of the source depends on."""
+    return {f"corpus.{name}": value for name, value in recipe.corpus.part(ListingConfig).content().items()}
+
+
+def source_digest(recipe: Recipe, split: str) -> str:
+    """A digest of the source's listing, so that a changed source is new data."""
+    from flextok.data.sources.catalog import source_digest
+
+    return source_digest(recipe.corpus, split)
+
+
+def list_source(run: StageRun) -> Made:
+    """List the source of one split."""
+    return Made(source_digest(run.recipe, run.split))
+
+
+def shard_images(run: StageRun) -> Made:
+    """Shard one split."""
+    from flextok.data.corpus.job import shard_corpus
+
+    recipe = run.recipe
+    dest = run.workspace.corpus(recipe.corpus.name, run.split)
+    made = shard_corpus(recipe.corpus, run.split, dest, workers=recipe.compute.cpus())
+    return Made(
+        made.digest,
+        made.url,
+        {"dagster/row_count": made.samples, "shards": made.shards, "rejects": made.rejects},
+        {
+            SHARDS_MATCH_MANIFEST: shards_match_manifest(made.url),
+            # Held-out images without a class do no harm: the prior is not trained on them.
+            CLASSES_FOR_PRIOR: classes_for_prior(made.url, recipe) if run.split == "train" else "",
+        },
+    )
+
+
+def shards_match_manifest(corpus_url: str) -> str:
+    """Stat every shard: cheap enough for each run (`flextok verify` hashes them)."""
+    from flextok import storage
+    from flextok.data.corpus.reader import Corpus
+
+    corpus = Corpus.open(corpus_url)
+    wrong = []
+    for shard in corpus.shards:
+        fs, path = storage.filesystem(shard.url)
+        found = fs.size(path) if fs.exists(path) else None
+        if found != shard.bytes:
+            wrong.append(f"{shard.name}: expected {shard.bytes} bytes, found {found}")
+    return "; ".join(wrong[:3])
+
+
+def classes_for_prior(corpus_url: str, recipe: Recipe) -> str:
+    """Count samples without a class: a prior over classes would refuse them, only hours later."""
+    from flextok.data.corpus.reader import Corpus
+
+    if recipe.prior.model.condition != "class":
+        return ""
+    labels = Corpus.open(corpus_url).index("label")["label"]
+    if not labels.null_count():
+        return ""
+    return (
+        f"{labels.null_count()} of {len(labels)} samples have no class, and the prior will refuse them; "
+        "label the corpus or set prior.model.condition to text or none"
+    )

@@ -1,0 +1,122 @@
+"""What the models can do: reconstructions, samples, their distance to the held-out images, and the report."""
+
+from collections.abc import Mapping
+
+from pipelines.recipe import Recipe
+from pipelines.stage import Made, StageRun
+
+MORE_TOKENS_ARE_CLOSER = "more_tokens_are_closer"
+CLOSER_THAN_RANDOM = "closer_than_random_tokens"
+
+
+def split_of_conditions(recipe: Recipe) -> tuple[str, ...]:
+    """The split whose conditions are drawn for: names of classes, or held-out captions for a prior that reads them."""
+    return ("val",) if recipe.prior.model.condition == "text" else ("train",)
+
+
+def reconstruct(run: StageRun) -> Made:
+    """Held-out images at 1, 2, 4, ... tokens: pixel errors and distance for each count."""
+    from flextok.evaluate.reconstruction import evaluate_reconstruction
+
+    made = evaluate_reconstruction(
+        run.latest("tokenizer"),
+        run.latest("image_shards", "val"),
+        run.workspace.url("evaluation"),
+        run.recipe.evaluation,
+    )
+    problems = {MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(made.curve("mae"))}
+    return Made(made.digest, made.url, ends_of_curves(made.metrics), problems)
+
+
+def draw_samples(run: StageRun) -> Made:
+    """Images drawn from the prior, at several token counts."""
+    from flextok.data.corpus.reader import Corpus
+    from flextok.evaluate.sampling import sample_images
+
+    (split,) = split_of_conditions(run.recipe)
+    corpus = Corpus.open(run.latest("image_shards", split))
+    by_text = run.recipe.prior.model.condition == "text"
+    made = sample_images(
+        run.latest("prior"),
+        run.latest("tokenizer"),
+        run.workspace.url("samples"),
+        run.recipe.evaluation,
+        class_names=corpus.classes,
+        texts=corpus.index("text")["text"].drop_nulls().to_list() if by_text else None,
+    )
+    return Made(made.digest, made.url, {"dagster/row_count": made.num})
+
+
+def measure_samples(run: StageRun) -> Made:
+    """Distance of the samples to the val set (a FID only by the Inception extractor), beside random tokens."""
+    from flextok.evaluate.generation import evaluate_generation
+    from flextok.metrics.frechet import distance_name
+
+    config = run.recipe.evaluation
+    made = evaluate_generation(
+        run.latest("samples"),
+        run.latest("image_shards", "val"),
+        run.latest("tokenizer"),
+        run.workspace.url("evaluation"),
+        config,
+    )
+    name = distance_name(config.extractor)
+    problem = closer_than_random(made.curve(f"{name}_samples"), made.curve(f"{name}_random_tokens"))
+    return Made(made.digest, made.url, ends_of_curves(made.metrics), {CLOSER_THAN_RANDOM: problem})
+
+
+def write_the_report(run: StageRun) -> Made:
+    """One self-contained HTML page."""
+    from flextok.evaluate.report import ReportInputs, write_report
+
+    inputs = ReportInputs(
+        reconstruction_url=run.latest("reconstructions"),
+        generation_url=run.latest("fid"),
+        samples_url=run.latest("samples"),
+        tokenizer_url=run.latest("tokenizer"),
+        prior_url=run.latest("prior"),
+        train_tokens_url=run.latest("token_shards", "train"),
+        val_tokens_url=run.latest("token_shards", "val"),
+        latents_url=run.latest("latents"),
+        train_url=run.latest("image_shards", "train"),
+        val_url=run.latest("image_shards", "val"),
+    )
+    made = write_report(inputs, run.workspace.url("evaluation"), run.recipe.report)
+    return Made(made.digest, made.url, {"html": run.workspace.relative(made.html_path)})
+
+
+def more_tokens_are_closer(mae_by_keep: Mapping[int, float]) -> str:
+    """Compare the pixel errors at the fewest and the most tokens."""
+    fewest, most = min(mae_by_keep), max(mae_by_keep)
+    if fewest == most or mae_by_keep[most] < mae_by_keep[fewest]:
+        return ""
+    return (
+        f"mae is {mae_by_keep[fewest]:.4g} at K={fewest} and {mae_by_keep[most]:.4g} at K={most}: "
+        "the tokenizer has not learned to use its tokens; train it longer"
+    )
+
+
+def closer_than_random(samples: Mapping[int, float], random: Mapping[int, float]) -> str:
+    """Compare the distances of samples with those of random tokens, at the most tokens."""
+    most = max(samples)
+    if samples[most] < random[most]:
+        return ""
+    return (
+        f"the distance of samples at K={most} is {samples[most]:.4g}, that of random tokens {random[most]:.4g}: "
+        "the prior has not learned; train it longer"
+    )
+
+
+def ends_of_curves(metrics: list[dict]) -> dict[str, float]:
+    """Each number at the fewest and at the most tokens, as `name@K`; numbers without K by their name."""
+    numbers: dict[str, float] = {}
+    names = dict.fromkeys(item["name"] for item in metrics)
+    for name in names:
+        items = [item for item in metrics if item["name"] == name]
+        counts = sorted(item["k"] for item in items if item["k"] is not None)
+        for item in items:
+            if item["k"] is None:
+                numbers[name] = item["value"]
+            elif item["k"] in (counts[0], counts[-1]):
+                numbers[f"{name}@{item['k']}"] = item["value"]
+    return numbers

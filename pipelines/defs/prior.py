@@ -1,0 +1,51 @@
+"""Token shards by Ray Data, and the prior over them by Ray Train."""
+
+from pipelines.stage import Made, StageRun
+
+ROWS_MATCH_IMAGES = "rows_match_images"
+
+
+def tokenize_shards(run: StageRun) -> Made:
+    """One Parquet file of tokens for each image shard of a split."""
+    from flextok.data.corpus.reader import Corpus
+    from flextok.provenance import read_provenance
+    from flextok.tokenize.job import tokenize_corpus
+
+    recipe = run.recipe
+    shards_url, tokenizer_url = run.latest("image_shards", run.split), run.latest("tokenizer")
+    tokenizer = read_provenance(tokenizer_url)["digest"]
+    dest = run.workspace.tokens(recipe.corpus.name, run.split, tokenizer)
+    made = tokenize_corpus(shards_url, tokenizer_url, dest, recipe.tokens, recipe.compute)
+    expected = (Corpus.open(shards_url).num_samples - made.rejects) * len(recipe.tokens.views)
+    return Made(
+        made.digest,
+        made.url,
+        {"dagster/row_count": made.rows, "shards": made.shards, "images_per_s": made.images_per_s},
+        {ROWS_MATCH_IMAGES: rows_match_images(made.url, expected, tokenizer)},
+    )
+
+
+def train_the_prior(run: StageRun) -> Made:
+    """Train the prior, validated on the tokens of the val split."""
+    from flextok.train.prior import train_prior
+
+    made = train_prior(
+        run.recipe.prior,
+        run.latest("token_shards", "train"),
+        run.latest("token_shards", "val"),
+        run.workspace.checkpoints("prior"),
+        run.recipe.compute,
+    )
+    return Made(made.digest, made.url, made.metrics)
+
+
+def rows_match_images(tokens_url: str, expected_rows: int, tokenizer: str) -> str:
+    """Read the token store's footers: all rows are there, of the tokenizer with this digest."""
+    from flextok.data.tokens import TokenStore
+
+    tokens = TokenStore.open(tokens_url)
+    if len(tokens) != expected_rows:
+        return f"expected {expected_rows} rows, found {len(tokens)}"
+    if tokens.tokenizer != tokenizer:
+        return f"expected tokens of tokenizer {tokenizer[:12]}, found those of {tokens.tokenizer[:12]}"
+    return ""

@@ -1,0 +1,119 @@
+"""What a stage of the pipeline is, and the register of them. The rows are in pipelines.stages.
+
+A stage knows nothing of Dagster. The same body runs as an asset (pipelines.assets) and as a command (`flextok train`):
+they differ only in how they find the latest artifact of another stage, which is what `StageRun` tells.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flextok.config import Config
+from flextok.digests import digest_of
+from flextok.registry import Register
+from pipelines.recipe import Recipe
+from pipelines.workspace import Workspace
+
+
+class StageRun(Protocol):
+    """What a body is given."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+    @property
+    def split(self) -> str:
+        """The split that a partitioned stage is run for."""
+        ...
+
+    def latest(self, stage: str, split: str | None = None) -> str:
+        """URL of the latest artifact of a stage (its `split`); raises FlextokError when there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a body gives back: the digest of what it made, where that lies, numbers worth showing, and how it checked out.
+
+    `problems` has a text for each check of the stage, empty where it holds.
+    """
+
+    digest: str
+    url: str | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that a stage makes of its own result. One that blocks fails the stage; another one only warns."""
+
+    name: str
+    description: str
+    blocking: bool = False
+
+
+Splits = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dep:
+    """A stage that is read; for a stage without partitions, only these splits of a partitioned one."""
+
+    stage: str
+    splits: Splits | Callable[[Recipe], Splits] = ()
+
+    def splits_for(self, recipe: Recipe) -> Splits:
+        """The splits, where they depend on the recipe."""
+        return self.splits(recipe) if callable(self.splits) else self.splits
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: everything that assets, `status`, commands, lineage and documents say of it."""
+
+    name: str
+    makes: str
+    """One line: what it makes."""
+    group: str
+    kinds: tuple[str, ...]
+    """What works in it, as Dagster's UI shows."""
+    version: int
+    """Raised when the same settings and inputs would give another result."""
+    settings: Callable[[Recipe], Mapping[str, Any]]
+    """The settings it reads, by their dotted names in the recipe; of sections, what is operational is left out."""
+    run: Callable[[StageRun], Made]
+    deps: tuple[Dep, ...] = ()
+    partitioned: bool = False
+    """Whether it is made for each split on its own."""
+    checks: tuple[Check, ...] = ()
+    folder: str = ""
+    """Where its artifact lies in the workspace."""
+    observe: Callable[[Recipe, str], str] | None = None
+    """For a stage that only looks at the outside world: the digest of what is there now, for a split."""
+
+    def content(self, recipe: Recipe) -> dict[str, Any]:
+        """The deciding content of the settings it reads, as plain values by dotted name."""
+        return {name: _plain(value) for name, value in self.settings(recipe).items()}
+
+    def code_version(self, recipe: Recipe) -> str:
+        """Changes when the stage's version or a deciding setting that it reads does."""
+        return f"{self.version}+{digest_of(self.content(recipe))[:12]}"
+
+
+STAGES: Register[Stage] = Register("stage")
+"""All stages by name, in an order in which they can be built."""
+
+
+def register(stage: Stage) -> Stage:
+    """Add a stage to the pipeline of every profile."""
+    return STAGES.add(stage.name, stage)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.content()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,182 @@
+"""The stages of the pipeline, a row each; bodies are in pipelines.defs.
+
+A stage reads whole sections of the recipe, less what it certainly does not look at: a setting that is added to a section
+makes too much stale rather than too little.
+"""
+
+from typing import Any
+
+from pipelines.defs import data, evaluation, prior, tokenizer
+from pipelines.recipe import Recipe
+from pipelines.stage import STAGES, Check, Dep, Stage, register
+
+__all__ = ["STAGES", "stage_table"]
+
+BOTH = ("train", "val")
+
+
+def _evaluation(recipe: Recipe, *unread: str) -> dict[str, Any]:
+    """Settings of the evaluation, but for some that the stage does not look at."""
+    return {f"evaluation.{name}": value for name, value in recipe.evaluation.content().items() if name not in unread}
+
+
+register(
+    Stage(
+        "corpus",
+        "a listing of the source; a changed source makes what depends on it stale",
+        "data",
+        ("python",),
+        version=1,
+        settings=data.listing_settings,
+        run=data.list_source,
+        observe=data.source_digest,
+        partitioned=True,
+    )
+)
+register(
+    Stage(
+        "image_shards",
+        "WebDataset shards, manifest, rejects",
+        "data",
+        ("webdataset",),
+        version=2,
+        settings=lambda recipe: {"corpus": recipe.corpus},
+        deps=(Dep("corpus"),),
+        run=data.shard_images,
+        partitioned=True,
+        checks=(
+            Check(data.SHARDS_MATCH_MANIFEST, "Every shard is there with the bytes its manifest says.", blocking=True),
+            Check(data.CLASSES_FOR_PRIOR, "Every sample has a class, if the prior is to be trained on classes."),
+        ),
+        folder="corpora/<corpus>/<split>/",
+    )
+)
+register(
+    Stage(
+        "latents",
+        "the autoencoder whose latents the tokenizer works on, trained or taken over",
+        "tokenizer",
+        ("pytorch", "ray"),
+        version=1,
+        settings=lambda recipe: {"image_size": recipe.image_size, "latents": recipe.latents},
+        deps=(Dep("image_shards", ("train",)),),
+        run=tokenizer.train_the_autoencoder,
+        folder="checkpoints/vae/<digest>/",
+    )
+)
+register(
+    Stage(
+        "tokenizer",
+        "FlexTok, trained by Ray Train, resumable",
+        "tokenizer",
+        ("pytorch", "ray"),
+        version=1,
+        settings=lambda recipe: {"image_size": recipe.image_size, "tokenizer": recipe.tokenizer},
+        deps=(Dep("latents"), Dep("image_shards", ("train",))),
+        run=tokenizer.train_the_tokenizer,
+        folder="checkpoints/tokenizer/<digest>/",
+    )
+)
+register(
+    Stage(
+        "reconstructions",
+        "held-out images at 1, 2, 4, ... tokens: MAE, PSNR, distribution distance",
+        "evaluation",
+        ("pytorch",),
+        version=1,
+        settings=lambda recipe: _evaluation(recipe, "samples"),
+        deps=(Dep("tokenizer"), Dep("image_shards", ("val",))),
+        run=evaluation.reconstruct,
+        checks=(Check(evaluation.MORE_TOKENS_ARE_CLOSER, "All tokens give a smaller pixel error than one."),),
+        folder="evaluation/<digest>/",
+    )
+)
+register(
+    Stage(
+        "token_shards",
+        "every image shard as a Parquet file of tokens, by Ray Data",
+        "prior",
+        ("parquet", "ray"),
+        version=1,
+        settings=lambda recipe: {"tokens": recipe.tokens},
+        deps=(Dep("image_shards"), Dep("tokenizer")),
+        run=prior.tokenize_shards,
+        partitioned=True,
+        checks=(
+            Check(
+                prior.ROWS_MATCH_IMAGES,
+                "Every image that was not rejected has tokens of the latest tokenizer.",
+                blocking=True,
+            ),
+        ),
+        folder="tokens/<corpus>/<split>/<tokenizer>/",
+    )
+)
+register(
+    Stage(
+        "prior",
+        "a transformer over the tokens, conditioned on the class or the caption",
+        "prior",
+        ("pytorch", "ray"),
+        version=1,
+        settings=lambda recipe: {"prior": recipe.prior},
+        deps=(Dep("token_shards", BOTH),),
+        run=prior.train_the_prior,
+        folder="checkpoints/prior/<digest>/",
+    )
+)
+register(
+    Stage(
+        "samples",
+        "images drawn from the prior, at several token counts",
+        "evaluation",
+        ("pytorch",),
+        version=1,
+        settings=lambda recipe: _evaluation(
+            recipe, "max_images", "distance_images", "extractor", "extractor_input_px", "grid_images"
+        ),
+        deps=(Dep("prior"), Dep("tokenizer"), Dep("image_shards", evaluation.split_of_conditions)),
+        run=evaluation.draw_samples,
+        folder="samples/<digest>/",
+    )
+)
+register(
+    Stage(
+        "fid",
+        "distance of the samples to held-out images, beside that of random tokens",
+        "evaluation",
+        ("pytorch",),
+        version=1,
+        settings=lambda recipe: _evaluation(recipe, "max_images", "grid_images"),
+        deps=(Dep("samples"), Dep("tokenizer"), Dep("image_shards", ("val",))),
+        run=evaluation.measure_samples,
+        checks=(
+            Check(evaluation.CLOSER_THAN_RANDOM, "Samples are closer to the val set than images of random tokens."),
+        ),
+        folder="evaluation/<digest>/",
+    )
+)
+register(
+    Stage(
+        "report",
+        "one self-contained HTML page",
+        "evaluation",
+        ("html",),
+        version=1,
+        settings=lambda recipe: {"report": recipe.report},
+        deps=(
+            *(Dep(name) for name in ("reconstructions", "fid", "samples", "latents", "tokenizer", "prior")),
+            Dep("token_shards", BOTH),
+            Dep("image_shards", BOTH),
+        ),
+        run=evaluation.write_the_report,
+        folder="evaluation/<digest>/report/index.html",
+    )
+)
+
+
+def stage_table() -> str:
+    """The table of the stages in Markdown, as it is in the README."""
+    lines = ["| asset | what it makes | where it lies in the workspace |", "| --- | --- | --- |"]
+    lines += [f"| `{stage.name}` | {stage.makes} | {f'`{stage.folder}`' if stage.folder else ''} |" for stage in STAGES]
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""A disk that is really full under Dagster's records: one line, and all goes well once there is room."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from pipelines.full_disk import full_disk_as_os_error
+
+FULL = "error: expected room on the disk, found it full; free some and repeat the command"
+
+
+# Sizes at which making the tables, writing an event and opening the files again were found to fail.
+@pytest.mark.parametrize("size", ["40k", "300k", "400k", "500k", "600k"])
+def test_a_full_disk_is_one_line_and_no_lasting_harm(
+    size: str, small_disk: tuple[Path, Callable[[str], None]], capsys: pytest.CaptureFixture[str]
+):
+    folder, resize = small_disk
+    resize(size)
+    arguments = [
+        "run", "--select", "corpus,image_shards", "--workspace", str(folder / "w"),
+        "--set", "corpus.scenes.train_samples=8", "--set", "corpus.scenes.val_samples=4",
+    ]  # fmt: skip
+    for _ in range(2):  # at first and when it finds the records of the first
+        assert cli.run(arguments) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == FULL
+    resize("20m")
+    assert cli.run(arguments) == 0
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path):
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"), full_disk_as_os_error(tmp_path):
+        sqlite3.connect(tmp_path / "no" / "folder.db")
+    with pytest.raises(ValueError), full_disk_as_os_error(tmp_path):
+        raise ValueError
