@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from flextok.registry import REGISTERS
+from flextok.registry import REGISTERS, Register
 
 LIBRARY = "flextok"
 logger = logging.getLogger(__name__)
@@ -21,19 +21,13 @@ def pack_members() -> bytes:
 
     One that cannot be pickled is left out with a warning.
     """
-    found = [
-        (register, name, member)
-        for register in REGISTERS.values()
-        if _is_own(register.module)
-        for name, member in register.items()
-        if not all(map(_is_own, _modules_of(member)))
-    ]
+    found = _brought_members()
     if not found:
         return b""
     from ray.cloudpickle import dumps  # pyright: ignore
 
     packed = []
-    with _by_value({module for _, _, member in found for module in _modules_of(member) if not _is_own(module)}):
+    with _by_value(found):
         for register, name, member in found:
             try:
                 packed.append(dumps((register, name, member)))
@@ -54,6 +48,34 @@ def unpack_members(packed: bytes) -> None:
             register.add(name, member)
 
 
+def pack_job(job: Any) -> bytes:
+    """`job`, which may hold settings of members that a program brought, and all of those, for `unpack_job`."""
+    from ray.cloudpickle import dumps  # pyright: ignore
+
+    members = pack_members()
+    with _by_value(_brought_members()):
+        return dumps((members, dumps(job)))
+
+
+def unpack_job(packed: bytes) -> Any:
+    """The job that `pack_job` of another process was given, whose members are registered here before it is opened."""
+    from ray.cloudpickle import loads  # pyright: ignore
+
+    members, job = loads(packed)
+    unpack_members(members)
+    return loads(job)
+
+
+def _brought_members() -> list[tuple[Register[Any], str, Any]]:
+    return [
+        (register, name, member)
+        for register in REGISTERS.values()
+        if _is_own(register.module)
+        for name, member in register.items()
+        if not all(map(_is_own, _modules_of(member)))
+    ]
+
+
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] == LIBRARY
 
@@ -66,9 +88,11 @@ def _modules_of(member: Any) -> set[str]:
 
 
 @contextlib.contextmanager
-def _by_value(modules: set[str]) -> Iterator[None]:
+def _by_value(members: list[tuple[Register[Any], str, Any]]) -> Iterator[None]:
+    """Pickle what lies in the modules of `members` by value while the block runs."""
     from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value  # pyright: ignore
 
+    modules = {module for _, _, member in members for module in _modules_of(member) if not _is_own(module)}
     here = [sys.modules[name] for name in modules if name in sys.modules and name != "__main__"]
     for module in here:
         register_pickle_by_value(module)
