@@ -7,12 +7,15 @@ it is pickled by value, with what it uses of its own module.
 import contextlib
 import logging
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from flextok.registry import REGISTERS, Register
 
 LIBRARY = "flextok"
+INSTALLED = ("purelib", "platlib")
 logger = logging.getLogger(__name__)
 
 
@@ -72,12 +75,21 @@ def _brought_members() -> list[tuple[Register[Any], str, Any]]:
         for register in REGISTERS.values()
         if _is_own(register.module)
         for name, member in register.items()
-        if not all(map(_is_own, _modules_of(member)))
+        if not all(map(_is_importable, _modules_of(member)))
     ]
 
 
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] == LIBRARY
+
+
+def _is_importable(module: str) -> bool:
+    """Whether every process of this installation finds a module by its name."""
+    package = module.partition(".")[0]
+    if _is_own(module) or package in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in INSTALLED)
 
 
 def _modules_of(member: Any) -> set[str]:
@@ -92,7 +104,7 @@ def _by_value(members: list[tuple[Register[Any], str, Any]]) -> Iterator[None]:
     """Pickle what lies in the modules of `members` by value while the block runs."""
     from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value  # pyright: ignore
 
-    modules = {module for _, _, member in members for module in _modules_of(member) if not _is_own(module)}
+    modules = {module for _, _, member in members for module in _modules_of(member) if not _is_importable(module)}
     here = [sys.modules[name] for name in modules if name in sys.modules and name != "__main__"]
     for module in here:
         register_pickle_by_value(module)
