@@ -54,7 +54,7 @@ class TrainConfig(Config):
         default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
     )
     checkpoint_every: Operational[int] = Field(
-        default=500, gt=0, description="Steps between training states a killed run goes on from."
+        default=500, gt=0, description="Steps between training states a killed run resumes from."
     )
     log_every: Operational[int] = Field(default=50, gt=0, description="Steps between rows of the history.")
     validate_every: Operational[int | None] = Field(
