@@ -1,10 +1,14 @@
 """Fixtures shared by all tests."""
 
 import contextlib
+import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,18 +48,27 @@ def _mount(*arguments: str) -> None:
 def s3_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty folder of an object store: S3 over its real protocol, served here."""
     import s3fs
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with one_at_a_time:  # a conditional write of S3 is atomic, moto's is a check and a write
+            return list(app(environ, start_response))
+
+    server = make_server("127.0.0.1", 0, serve, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
-    with contextlib.suppress(FileExistsError):
-        s3fs.S3FileSystem().mkdir("locks")
-    yield f"s3://locks/{port}"
-    server.stop()
+    with contextlib.suppress(FileExistsError):  # moto's buckets live as long as the process
+        s3fs.S3FileSystem().mkdir("test")
+    yield f"s3://test/{uuid.uuid4().hex}"
+    server.shutdown()
+    thread.join()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -73,17 +73,20 @@ def test_of_many_that_begin_at_once_one_wins(kind: str, dest: str) -> None:
         gone = Holder("of another", 1, "elsewhere.example", time.time() - STALE_AFTER_S - 1)
         storage.write_bytes(url, gone.to_json())
     begin, tried = threading.Barrier(count), threading.Barrier(count)
-    won, lost = [], []
+    won, lost, failed = [], [], []
 
     def run(number: int) -> None:
-        begin.wait()
+        begin.wait(60)
         try:
             with locked(dest):
                 won.append(number)
-                tried.wait()
+                tried.wait(60)
+            return
         except LockedError:
             lost.append(number)
-            tried.wait()
+        except BaseException as error:  # noqa: BLE001 - the others wait for this thread
+            failed.append(error)
+        tried.wait(60)
 
     for _ in range(3):
         won.clear()
@@ -93,7 +96,7 @@ def test_of_many_that_begin_at_once_one_wins(kind: str, dest: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert (len(won), len(lost)) == (1, count - 1)
+        assert (len(won), len(lost), failed) == (1, count - 1, [])
     assert not storage.exists(url)
 
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from flextok import storage
 from flextok.runtime.lock.holder import LOCK_FILE, Holder, LockedError
@@ -85,7 +86,8 @@ def _read(url: str) -> tuple[Holder, str] | None:
     fs.invalidate_cache()
     try:
         etag = str(fs.info(path).get("ETag", ""))
-        return Holder.from_json(storage.read_bytes(url)) or NOBODY, etag
+        # In one request: another run may replace the file at any moment.
+        return Holder.from_json(cast(bytes, fs.cat_file(path))) or NOBODY, etag
     except FileNotFoundError:
         return None
 
