@@ -27,7 +27,6 @@ MOST_ACTORS = 64
 
 SHARD_FLAGS = {
     "corpus.source": "SOURCE",
-    "corpus.label_csv": "--labels",
     **{f"corpus.{field}": f"--{field.replace('_', '-')}" for field in (
         "image_column", "text_column", "label_column", "val_fraction", "max_reject_fraction",
     )},
