@@ -191,7 +191,10 @@ def tokenize(
         ),
     ] = [],  # noqa: B006
     length: Annotated[
-        str, typer.Option("--length", help="Tokens an image needs: all, a number, or mae:EPS, mse:EPS, psnr:EPS.")
+        str,
+        typer.Option(
+            "--length", help="Tokens an image needs: all, a number, METRIC:EPS (mae:0.02), or KIND:SETTING=VALUE."
+        ),
     ] = "all",
     max_reject_fraction: Annotated[
         float | None, typer.Option("--max-reject-fraction", min=0, max=1, help="More rejects than this are a failure.")
