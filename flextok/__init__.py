@@ -7,15 +7,14 @@ from flextok.version import __version__
 
 if TYPE_CHECKING:
     from flextok.data.tokens import TokenStore
-    from flextok.model.load import load_tokenizer
-    from flextok.model.priors.autoregressive import load_prior
+    from flextok.model.load import load_prior, load_tokenizer
 
 __all__ = ["TokenStore", "__version__", "load_prior", "load_tokenizer"]
 
 # Found on first use, so that `import flextok` costs no torch.
 _HOMES = {
     "TokenStore": "flextok.data.tokens",
-    "load_prior": "flextok.model.priors.autoregressive",
+    "load_prior": "flextok.model.load",
     "load_tokenizer": "flextok.model.load",
 }
 

@@ -3,9 +3,8 @@
 from flextok import storage
 from flextok.data.images import to_png, to_uint8
 from flextok.errors import UsageError
-from flextok.model.load import load_tokenizer
-from flextok.model.priors.autoregressive import load_prior
-from flextok.model.priors.base import PriorConfig
+from flextok.model.load import load_prior, load_tokenizer
+from flextok.model.priors.config import PriorConfig
 
 
 def generate_images(

@@ -86,7 +86,7 @@ def _models(recipe: Recipe) -> dict[str, Any]:
     from flextok.data.config import SCENES
     from flextok.data.scenes import scene_classes
     from flextok.model.describe import parameter_counts
-    from flextok.model.priors.autoregressive import Prior, PriorConfig
+    from flextok.model.priors.config import PriorConfig
     from flextok.model.tokenizer import Tokenizer
 
     drawn = all(source.url == SCENES for source in recipe.corpus.all_sources())
@@ -98,9 +98,9 @@ def _models(recipe: Recipe) -> dict[str, Any]:
             codebooks=tokenizer.codebooks,
             vocab_size=tokenizer.vocab_size,
             num_classes=classes if recipe.prior.model.condition == "class" else 0,
-            **recipe.prior.model.model_dump(),
+            model=recipe.prior.model,
         )
-        prior = Prior(architecture)
+        prior = architecture.build()
     tokenizer_counts = parameter_counts(tokenizer.state_dict())
     latents = tokenizer_counts["latents"]
     prior_counts = parameter_counts(prior.state_dict())

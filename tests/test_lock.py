@@ -24,7 +24,7 @@ def holder_elsewhere(dest: str) -> Iterator[subprocess.Popen[str]]:
     """Another process which holds `dest`."""
     program = str(Path(__file__).with_name("lock_process.py"))
     process = subprocess.Popen(
-        [sys.executable, program, "train", "toy", "--set", "secret=1", dest],
+        [sys.executable, "-P", program, "train", "toy", "--set", "secret=1", dest],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -12,7 +12,8 @@ from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.protocol import environment_record, evaluation_device
 from flextok.evaluate.results import Metric, Series, statistic
 from flextok.evaluate.tokens import token_statistics
-from flextok.model.priors.autoregressive import Prior, load_prior
+from flextok.model.load import load_prior
+from flextok.model.priors.base import Prior
 from flextok.runtime.progress import track
 
 NATS_TO_BITS = 1 / np.log(2)
@@ -111,13 +112,8 @@ def _mean_loss(
     total = np.zeros(store.num_tokens)
     for start in range(0, len(rows), batch_size):
         batch, givers = rows[start : start + batch_size], condition_rows[start : start + batch_size]
-        labels_B = (
-            torch.from_numpy(labels[givers]).to(prior.start.device) if prior.config.condition == "class" else None
-        )
-        context = None
-        if prior.config.condition == "text":
-            context = prior.text_encoder.encode([texts[row] or "" for row in givers]).to(prior.start.device)
-        ids_B = torch.from_numpy(ids[batch].astype(np.int64)).to(prior.start.device)
+        labels_B, context = prior.conditions(torch.from_numpy(labels[givers]), [texts[row] for row in givers])
+        ids_B = torch.from_numpy(ids[batch].astype(np.int64)).to(prior.device)
         loss = prior.loss(ids_B, labels_B, context).double().cpu().numpy()
         total += loss.reshape(len(batch), store.num_tokens, -1).mean(axis=2).sum(axis=0)
         advance(len(batch))

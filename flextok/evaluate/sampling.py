@@ -23,7 +23,8 @@ from flextok.errors import UsageError
 from flextok.evaluate.config import SamplingConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, open_tokenizer
 from flextok.evaluate.protocol import decoder_record, evaluation_device
-from flextok.model.priors.autoregressive import Prior, load_prior
+from flextok.model.load import load_prior
+from flextok.model.priors.base import Prior
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input, read_provenance
 from flextok.runtime.progress import track

@@ -1,4 +1,4 @@
-"""Models from checkpoints: the tokenizer, its autoencoder, and what of a tokenizer can be known without its weights."""
+"""Models from checkpoints: tokenizer, autoencoder and prior, and what of a tokenizer can be known without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from flextok.model.autoencoders.config import AUTOENCODERS, AutoencoderConfig
 from flextok.model.checkpoint import CONFIG, Checkpoint, is_checkpoint, read_config, read_kind
 from flextok.model.config import TokenizerConfig
 from flextok.model.official.checkpoint import read_official
+from flextok.model.priors.base import Prior
+from flextok.model.priors.config import PriorConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.model.weights import load_state
 from flextok.provenance import read_provenance
@@ -28,6 +30,7 @@ FORMER_TOKENIZER_KEYS = (
     "mode_scale",
 )
 FORMER_CONV_KEYS = ("latent_noise",)
+FORMER_PRIOR_KEYS = ("dropout", "condition_dropout")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,16 @@ def load_autoencoder(path: str, device: str | torch.device = "cpu") -> Autoencod
         autoencoder = config.build()
     load_state(autoencoder, checkpoint.state, str(path))
     return autoencoder.to(device).eval().requires_grad_(False)
+
+
+def load_prior(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
+    """The prior stored at `path`, in evaluation mode; raises UsageError when something else is stored there."""
+    checkpoint = read_kind(str(path), "prior")
+    config = parse_config(PriorConfig, _without(checkpoint.config, FORMER_PRIOR_KEYS), storage.join(str(path), CONFIG))
+    prior = Prior.create(config, seed=0)
+    load_state(prior, checkpoint.state, checkpoint.url)
+    prior.digest = checkpoint.digest
+    return prior.to(device, dtype).eval()
 
 
 def tokenizer_config(values: Mapping[str, Any], where: str) -> TokenizerConfig:

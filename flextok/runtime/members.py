@@ -7,12 +7,15 @@ it is pickled by value, with what it uses of its own module.
 import contextlib
 import logging
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from flextok.registry import REGISTERS
+from flextok.registry import REGISTERS, Register
 
 LIBRARY = "flextok"
+INSTALLED = ("purelib", "platlib")
 logger = logging.getLogger(__name__)
 
 
@@ -21,19 +24,13 @@ def pack_members() -> bytes:
 
     One that cannot be pickled is left out with a warning.
     """
-    found = [
-        (register, name, member)
-        for register in REGISTERS.values()
-        if _is_own(register.module)
-        for name, member in register.items()
-        if not all(map(_is_own, _modules_of(member)))
-    ]
+    found = _brought_members()
     if not found:
         return b""
     from ray.cloudpickle import dumps  # pyright: ignore
 
     packed = []
-    with _by_value({module for _, _, member in found for module in _modules_of(member) if not _is_own(module)}):
+    with _by_value(found):
         for register, name, member in found:
             try:
                 packed.append(dumps((register, name, member)))
@@ -54,8 +51,45 @@ def unpack_members(packed: bytes) -> None:
             register.add(name, member)
 
 
+def pack_job(job: Any) -> bytes:
+    """`job`, which may hold settings of members that a program brought, and all of those, for `unpack_job`."""
+    from ray.cloudpickle import dumps  # pyright: ignore
+
+    members = pack_members()
+    with _by_value(_brought_members()):
+        return dumps((members, dumps(job)))
+
+
+def unpack_job(packed: bytes) -> Any:
+    """The job that `pack_job` of another process was given, whose members are registered here before it is opened."""
+    from ray.cloudpickle import loads  # pyright: ignore
+
+    members, job = loads(packed)
+    unpack_members(members)
+    return loads(job)
+
+
+def _brought_members() -> list[tuple[Register[Any], str, Any]]:
+    return [
+        (register, name, member)
+        for register in REGISTERS.values()
+        if _is_own(register.module)
+        for name, member in register.items()
+        if not all(map(_is_importable, _modules_of(member)))
+    ]
+
+
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] == LIBRARY
+
+
+def _is_importable(module: str) -> bool:
+    """Whether every process of this installation finds a module by its name."""
+    package = module.partition(".")[0]
+    if _is_own(module) or package in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in INSTALLED)
 
 
 def _modules_of(member: Any) -> set[str]:
@@ -66,9 +100,11 @@ def _modules_of(member: Any) -> set[str]:
 
 
 @contextlib.contextmanager
-def _by_value(modules: set[str]) -> Iterator[None]:
+def _by_value(members: list[tuple[Register[Any], str, Any]]) -> Iterator[None]:
+    """Pickle what lies in the modules of `members` by value while the block runs."""
     from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value  # pyright: ignore
 
+    modules = {module for _, _, member in members for module in _modules_of(member) if not _is_importable(module)}
     here = [sys.modules[name] for name in modules if name in sys.modules and name != "__main__"]
     for module in here:
         register_pickle_by_value(module)

@@ -14,7 +14,7 @@ from flextok.model.autoencoders.config import (
 )
 from flextok.model.config import KeepMode, TokenizerModelConfig
 from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
-from flextok.model.priors.base import PriorModelConfig
+from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 
 
@@ -54,7 +54,7 @@ class TrainConfig(Config):
         default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
     )
     checkpoint_every: Operational[int] = Field(
-        default=500, gt=0, description="Steps between training states a killed run goes on from."
+        default=500, gt=0, description="Steps between training states a killed run resumes from."
     )
     log_every: Operational[int] = Field(default=50, gt=0, description="Steps between rows of the history.")
     validate_every: Operational[int | None] = Field(
@@ -146,11 +146,20 @@ class TokenizerRecipe(Config):
         return self
 
 
+class PriorTrainConfig(TrainConfig):
+    """The training of a prior."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of each residual branch.")
+    condition_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
+    )
+
+
 class PriorRecipe(Config):
     """What decides the prior's weights."""
 
-    model: PriorModelConfig = Field(description="Its architecture; vocabulary and classes come from the tokens.")
-    train: TrainConfig = Field(description="How it is trained.")
+    model: PriorModel = Field(description="Its architecture; vocabulary and classes come from the tokens.")
+    train: PriorTrainConfig = Field(description="How it is trained.")
 
 
 def _check_kind(section: str, kind: str, part: str, wanted: str) -> None:

@@ -21,6 +21,7 @@ from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.members import pack_job, unpack_job
 from flextok.runtime.progress import track
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
 from flextok.train.loop import OnProgress
@@ -112,7 +113,7 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     with tempfile.TemporaryDirectory(prefix="flextok-ray-train-") as scratch, _shown_from(job, run):
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"job": job, "compute": compute},
+            train_loop_config={"job": pack_job(job), "compute": compute},
             torch_config=TorchConfig(backend="nccl" if compute.gpus_per_worker else "gloo", timeout_s=STALL_TIMEOUT_S),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=compute.train_workers,
@@ -152,7 +153,7 @@ def _ray_worker(spec: dict) -> TrainResult | None:
     """
     import ray.train
 
-    job: TrainJob = spec["job"]
+    job: TrainJob = unpack_job(spec["job"])
     compute: ComputeConfig = spec["compute"]
     error_url = storage.join(run_url(job), ERROR)
     if storage.exists(error_url):

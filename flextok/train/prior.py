@@ -1,24 +1,21 @@
-"""Training the autoregressive prior on a token store."""
+"""Training a prior, of whichever kind, on a token store."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from flextok import storage
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
-from flextok.model.priors.autoregressive import Prior
-from flextok.model.priors.base import PriorConfig
-from flextok.model.priors.text import TextFeatures
+from flextok.model.priors.base import Prior
+from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.config import PriorRecipe, TrainConfig
+from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
@@ -32,7 +29,7 @@ def train_prior(
 ) -> TrainResult:
     """Train a prior on the tokens at `train_tokens_url` and save it under `parent_url`.
 
-    With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) stands in the history.
+    With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) is recorded in the history.
     """
     train_tokens_url, parent_url = map(storage.absolute, (train_tokens_url, parent_url))
     val_tokens_url = storage.absolute(val_tokens_url) if val_tokens_url is not None else None
@@ -50,7 +47,7 @@ class PriorJob:
     label = "prior"
 
     @property
-    def train_config(self) -> TrainConfig:
+    def train_config(self) -> PriorTrainConfig:
         return self.recipe.train
 
     def fingerprint(self) -> str:
@@ -68,10 +65,12 @@ class PriorJob:
                 f"expected train and val tokens of one tokenizer, found {store.tokenizer[:12]} and "
                 f"{held_out.tokenizer[:12]}; tokenize both splits again"
             )
-        prior = Prior.create(prior_config(self.recipe, store, held_out), self.recipe.train.seed).to(world.device)
-        if held_out is None or self.recipe.train.validate_every is None:
-            return PriorObjective(prior, store), None
-        return PriorObjective(prior, store), PriorObjective(prior, held_out)
+        train = self.recipe.train
+        prior = Prior.create(prior_config(self.recipe, store, held_out), train.seed).to(world.device)
+        prior.set_dropout(train.dropout)
+        if held_out is None or train.validate_every is None:
+            return PriorObjective(prior, store, train), None
+        return PriorObjective(prior, store, train), PriorObjective(prior, held_out, train)
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         prior = objective.model
@@ -107,29 +106,27 @@ def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | 
         "num_classes": num_classes,
         "tokenizer": store.tokenizer,
     }
-    return config_or_usage_error(PriorConfig, {**recipe.model.model_dump(), **values})
+    return config_or_usage_error(PriorConfig, {"model": recipe.model, **values})
 
 
 class PriorObjective(Objective):
-    """Negative log-likelihood a token, in nats, the condition dropped now and then."""
+    """What the prior's kind makes smaller, by default the negative log-likelihood a token in nats.
+
+    The condition is dropped now and then.
+    """
 
     model: Prior
 
-    def __init__(self, prior: Prior, store: TokenStore):
+    def __init__(self, prior: Prior, store: TokenStore, train: PriorTrainConfig):
         super().__init__(prior, TokenRows(store))
-        self._texts = store.texts() if prior.config.condition == "text" else []
+        self.condition_dropout = train.condition_dropout
+        self._texts = store.texts() if prior.config.condition == "text" else None
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
-        config = self.model.config
         drop_B = None
         if self.training:
-            drop_B = (rng.uniform("drop") < config.condition_dropout).to(batch["ids"].device)
-        labels_B = batch["labels"] if config.condition == "class" else None
-        context = self._context(batch["rows"].tolist()) if config.condition == "text" else None
-        return self.model.loss(batch["ids"], labels_B, context, drop_B).flatten(1).mean(dim=1)
-
-    @torch.no_grad()
-    def _context(self, rows: Sequence[int]) -> TextFeatures:
-        texts = [self._texts[row] or "" for row in rows]
-        return self.model.text_encoder.encode(texts).to(self.model.start.device)
+            drop_B = (rng.uniform("drop") < self.condition_dropout).to(batch["ids"].device)
+        texts = [self._texts[row] for row in batch["rows"].tolist()] if self._texts is not None else []
+        labels_B, context = self.model.conditions(batch["labels"], texts)
+        return self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)

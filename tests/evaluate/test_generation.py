@@ -15,8 +15,8 @@ from flextok.evaluate.generation import evaluate_generation, random_ids
 from flextok.evaluate.sampling import open_samples, read_images, sample_images
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_tokenizer
-from flextok.model.priors.autoregressive import Prior
-from flextok.model.priors.base import PriorConfig
+from flextok.model.priors.base import Prior
+from flextok.model.priors.config import PriorConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import lineage
 

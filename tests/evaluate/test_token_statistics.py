@@ -20,8 +20,9 @@ from flextok.evaluate.prior_statistics import prior_statistics
 from flextok.evaluate.tokens import token_statistics
 from flextok.metrics.tokens import entropy_bits, zipf_slope
 from flextok.model.checkpoint import save_checkpoint
-from flextok.model.priors.autoregressive import Prior, load_prior
-from flextok.model.priors.base import PriorConfig
+from flextok.model.load import load_prior
+from flextok.model.priors.base import Prior
+from flextok.model.priors.config import PriorConfig
 
 
 def store(folder: Path, ids: np.ndarray, labels: list[int], vocab_size: int) -> str:

@@ -7,9 +7,10 @@ import torch
 
 from flextok.errors import IntegrityError, UsageError
 from flextok.model.checkpoint import save_checkpoint
-from flextok.model.priors.autoregressive import Prior, load_prior, sample_id
-from flextok.model.priors.base import PriorConfig
-from flextok.model.priors.text import text_encoder
+from flextok.model.load import load_prior
+from flextok.model.priors.base import Prior, sample_id
+from flextok.model.priors.config import PriorConfig
+from flextok.model.text import text_encoder
 
 TINY = {"width": 32, "depth": 2, "head_dim": 16, "num_tokens": 6, "vocab_size": 11}
 CONFIGS = {

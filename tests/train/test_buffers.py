@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from train_toy import ToyConfig, ToySource
 
+from flextok.model.nn.collective import summed
 from flextok.model.rng import SampleRng
 from flextok.train.buffers import learned_buffers
 from flextok.train.config import OptimizerConfig, TrainConfig
@@ -36,6 +37,8 @@ class Codebook(nn.Module):
     sums: Tensor
     steps: Tensor
     table: Tensor
+    counts: Tensor
+    counted: Tensor
 
     def __init__(self, num_codes: int, width: int, reassigns: bool):
         super().__init__()
@@ -44,6 +47,8 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.randn(num_codes, width) / num_codes)
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("table", torch.ones(3), persistent=False)
+        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("counted", self.sums.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         codes = self.sums / self.shares[:, None].clamp(min=1e-6)
@@ -57,6 +62,9 @@ class Codebook(nn.Module):
                     self.shares.lerp_(shares, 0.2)
                     self.sums.lerp_(sums, 0.2)
                 self.steps += 1
+                # Over the whole batch rather than by its means, and a buffer that is no linear function of the others.
+                self.counts.lerp_(summed(one_hot.sum(0)), 0.2)
+                self.counted.copy_(summed(one_hot.T @ x) / self.counts[:, None])
         return x + (one_hot @ codes - x).detach()
 
 
@@ -110,7 +118,7 @@ def state_of(objective: Objective) -> dict[str, Tensor]:
 
 def test_learned_are_the_stored_buffers_outside_frozen_parts() -> None:
     found = learned_buffers(Model())
-    own = ["codebook.shares", "codebook.sums", "codebook.steps"]
+    own = [f"codebook.{name}" for name in ("shares", "sums", "steps", "counts", "counted")]
     statistics = ["scale.running_mean", "scale.running_var", "scale.num_batches_tracked"]
     assert sorted(found) == sorted([*own, *statistics])
     assert learned_buffers(Model().requires_grad_(False)) == []

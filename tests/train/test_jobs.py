@@ -17,10 +17,9 @@ from flextok.errors import UsageError
 from flextok.model.autoencoders.config import AutoencoderKLConfig, ConvAutoencoderConfig
 from flextok.model.config import TokenizerModelConfig
 from flextok.model.decoders.config import FlowDecoderConfig
-from flextok.model.load import load_autoencoder, load_tokenizer
+from flextok.model.load import load_autoencoder, load_prior, load_tokenizer
 from flextok.model.nn.config import TrunkConfig
-from flextok.model.priors.autoregressive import load_prior
-from flextok.model.priors.base import PriorModelConfig
+from flextok.model.priors.config import AutoregressiveConfig
 from flextok.model.quantizers.config import FSQConfig
 from flextok.provenance import lineage
 from flextok.runtime.compute import ComputeConfig
@@ -30,9 +29,9 @@ from flextok.train.config import (
     AutoencoderTrainConfig,
     OptimizerConfig,
     PriorRecipe,
+    PriorTrainConfig,
     TokenizerRecipe,
     TokenizerTrainConfig,
-    TrainConfig,
 )
 from flextok.train.data import CachedLatents, CorpusImages, model_images
 from flextok.train.parallel import DistContext
@@ -61,7 +60,9 @@ TOKENIZER = TokenizerRecipe(
     ),
     train=TokenizerTrainConfig(**VALIDATED),
 )
-PRIOR = PriorRecipe(model=PriorModelConfig(width=32, depth=1, head_dim=16, dropout=0.1), train=TrainConfig(**VALIDATED))
+PRIOR = PriorRecipe(
+    model=AutoregressiveConfig(width=32, depth=1, head_dim=16), train=PriorTrainConfig(**VALIDATED, dropout=0.1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,8 @@ def test_a_class_prior_learns_what_labels_tell(tmp_path: Path) -> None:
 def test_a_text_prior_learns_from_captions(tmp_path: Path) -> None:
     url = make_tokens(tmp_path / "train", [row % 5 for row in range(60)])
     model = PRIOR.model.model_copy(update={"condition": "text"})
-    recipe = PriorRecipe(model=model, train=TrainConfig(**{**TRAIN, "steps": 150, "ema_decay": 0.9}))
+    train = PRIOR.train.model_copy(update={"steps": 150, "ema_decay": 0.9, "validate_every": None})
+    recipe = PriorRecipe(model=model, train=train)
     made = train_prior(recipe, url, None, str(tmp_path / "prior"), HERE)
     losses = history(made.url, "train/loss")
     assert losses[150] < 0.7 * losses[10]

@@ -1,11 +1,13 @@
 """The training loop: exact resume, the same numbers for any number of workers, what ends it."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -109,6 +111,20 @@ def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
     train(resumed, CONFIG, DistContext(), run)
     train(straight, CONFIG, DistContext(), str(tmp_path / "straight"))
     assert torch.equal(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
+def test_a_state_of_an_earlier_version_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    """Written by commit c63be65 at step 10, beside the weights that its straight run came to."""
+    earlier = Path(__file__).parent.parent / "fixtures/training-states-c63be65" / config.optimizer.kind
+    shutil.copytree(earlier, tmp_path / "run")
+    seen: list[int] = []
+    resumed = make_objective()
+    train(resumed, config, DistContext(), str(tmp_path / "run"), on_progress=lambda step, note: seen.append(step))
+    assert seen[0] == 10
+    expected = safetensors.torch.load_file(earlier / "end.safetensors")
+    for name, tensor in resumed.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_a_run_goes_on_from_an_object_store(tmp_path: Path) -> None:

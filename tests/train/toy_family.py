@@ -12,6 +12,7 @@ from flextok.model.autoencoders.base import Autoencoder
 from flextok.model.autoencoders.config import AUTOENCODERS, AutoencoderSettings, AutoencoderTraining
 from flextok.model.decoders.base import Decoder
 from flextok.model.decoders.config import DECODERS, DecoderSettings, DecoderShape, SamplerConfig
+from flextok.model.nn.collective import summed
 from flextok.model.quantizers.base import Quantized, Quantizer
 from flextok.model.quantizers.config import QUANTIZERS, QuantizerSettings, QuantizerTraining
 from flextok.model.rng import SampleRng
@@ -61,8 +62,8 @@ class EmaCodebook(Quantizer):
         if self.training:
             with torch.no_grad():
                 chosen = F.one_hot(quantized.ids.flatten(), self.vocab_size).float()
-                self.counts.lerp_(chosen.sum(dim=0), 1 - settings.decay)
-                self.sums.lerp_(chosen.T @ z_BLd.flatten(0, 1), 1 - settings.decay)
+                self.counts.lerp_(summed(chosen.sum(dim=0)), 1 - settings.decay)
+                self.sums.lerp_(summed(chosen.T @ z_BLd.flatten(0, 1)), 1 - settings.decay)
                 self.codebook.copy_(self.sums / self.counts.clamp(min=1e-3)[:, None])
         return quantized
 

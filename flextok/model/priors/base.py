@@ -1,52 +1,184 @@
-"""Configuration of the autoregressive prior."""
+"""What a prior is: a model over the token ids of images, conditioned on a class, a caption or nothing.
 
-from typing import Literal
+Shapes: B images, L positions of C codebooks, N = L*C ids in position-major order, K positions kept, V vocabulary.
+"""
 
-from pydantic import Field, model_validator
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from flextok.config import Config
+import torch
+from torch import Tensor, nn
 
-
-class PriorModelConfig(Config):
-    """The part of a prior's architecture that a recipe chooses."""
-
-    width: int = Field(gt=0, description="Width of the trunk.")
-    depth: int = Field(gt=0, description="Number of blocks.")
-    head_dim: int = Field(default=64, gt=0, description="Width of an attention head; divides width.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="SwiGLU hidden width is 2/3 of this times width.")
-    condition: Literal["class", "text", "none"] = Field(default="class", description="What steers the generation.")
-    text_encoder: str = Field(default="hashed-words", description="Name of the text encoder, where condition is text.")
-    context_width: int = Field(
-        default=64, gt=0, description="Width of the text encoder's features, where condition is text."
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of each residual branch, in training.")
-    condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
-    )
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> "PriorModelConfig":
-        if self.width % self.head_dim:
-            raise ValueError(f"head_dim {self.head_dim} does not divide width {self.width}")
-        return self
+from flextok.errors import UsageError
+from flextok.model.priors.config import PriorConfig
+from flextok.model.rng import SampleRng
+from flextok.model.text import TextEncoder, TextFeatures, text_encoder
 
 
-class PriorConfig(PriorModelConfig):
-    """A prior's whole architecture; the fields here come from the tokens it is trained on."""
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are drawn."""
 
-    num_tokens: int = Field(gt=0, description="Positions of an image (L).")
-    codebooks: int = Field(default=1, gt=0, description="Ids at each position (C).")
-    vocab_size: int = Field(gt=0, description="Number of different ids (V).")
-    num_classes: int = Field(default=0, ge=0, description="Number of classes, where condition is class.")
-    tokenizer: str = Field("", description="Digest of the tokenizer that gave the ids.")
+    keep: int
+    """Positions to draw, K."""
+    temperature: float
+    """0 takes the likeliest id."""
+    top_k: int | None
+    top_p: float | None
+    guidance: float
+    """Classifier-free guidance; 1 is none."""
+    seed: int
+    sample_ids: Sequence[int]
+    """For each image, the stream of `seed` that it draws from."""
 
-    @model_validator(mode="after")
-    def _classes_are_known(self) -> "PriorConfig":
-        if (self.condition == "class") != (self.num_classes > 0):
-            raise ValueError(f"condition {self.condition} does not go with num_classes {self.num_classes}")
-        return self
+
+class Prior(nn.Module):
+    """p(ids | condition). Make one with `Prior.create` or `load_prior`; a kind gives `loss` and `sample`."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        self.digest = ""
+        self._encoder: TextEncoder | None = None
+
+    @classmethod
+    def create(cls, config: PriorConfig, seed: int) -> "Prior":
+        """The prior of `config`, with random weights that depend on `seed` alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return config.build()
+
+    def loss(
+        self,
+        ids: Tensor,
+        labels_B: Tensor | None = None,
+        context: TextFeatures | None = None,
+        drop_B: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of each id in nats, in the shape of `ids`; its mean is the loss a token.
+
+        `ids`: int64 [B,L] or [B,L,C]. `labels_B`: int64 class indices. `context`: from `text_encoder.encode`.
+        `drop_B`: bool, true where the condition is left out (the unconditional model of guidance).
+        """
+        raise NotImplementedError
+
+    def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
+        """Ids of `count` images, int64 [B,K] or [B,K,C]; `labels_B` or `texts` is given where that is the condition.
+
+        Image i depends on `sampling.sample_ids[i]`, not on the batch; fewer positions are a prefix of more.
+        """
+        raise NotImplementedError
+
+    def training_step(
+        self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None, rng: SampleRng
+    ) -> Tensor:
+        """What training makes smaller, [B]; by default the mean loss of each image's ids. All draws come from `rng`."""
+        return self.loss(ids, labels_B, context, drop_B).flatten(1).mean(dim=1)
+
+    def set_dropout(self, probability: float) -> None:
+        """Drop activations with `probability` in training, where the kind has dropout."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
 
     @property
-    def sequence_length(self) -> int:
-        """Ids of an image over all codebooks (N)."""
-        return self.num_tokens * self.codebooks
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return first.device if first is not None else torch.device("cpu")
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The frozen encoder of captions, loaded when first needed; UsageError if its width is not the config's."""
+        if self._encoder is None:
+            model = self.config.model
+            self._encoder = text_encoder(model.text_encoder, self.device)
+            if self._encoder.width != model.context_width:
+                raise UsageError(
+                    f"expected context_width {self._encoder.width}, the width of {model.text_encoder}, "
+                    f"found {model.context_width}; set it in the prior's model"
+                )
+        return self._encoder
+
+    @torch.no_grad()
+    def conditions(self, labels_B: Tensor, texts: Sequence[str | None]) -> tuple[Tensor | None, TextFeatures | None]:
+        """Labels and text features as `loss` takes them, of rows with these labels and captions; None where not asked."""
+        labels = labels_B.to(self.device) if self.config.condition == "class" else None
+        if self.config.condition != "text":
+            return labels, None
+        return labels, self.text_encoder.encode([text or "" for text in texts]).to(self.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels: Sequence[int] | Tensor | None = None,
+        text: Sequence[str] | None = None,
+        keep: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        sample_ids: Sequence[int] | None = None,
+        num: int | None = None,
+    ) -> Tensor:
+        """Sampled ids, int64 [B,K] ([B,K,C] with several codebooks), for `keep` = K positions (default all).
+
+        One image for each of `labels` or `text` (whichever the prior is conditioned on; `num` images when on nothing).
+        `temperature` 0 takes the likeliest id. `top_k` and `top_p` cut the tail. `guidance` g mixes the logits as
+        u + g*(c - u) with those u of the dropped condition. Image i draws from a stream of its own, of `seed` and
+        `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids.
+        """
+        count = self._count(labels, text, num)
+        keep = self.config.num_tokens if keep is None else keep
+        if not 1 <= keep <= self.config.num_tokens:
+            raise ValueError(f"keep must lie in 1..{self.config.num_tokens}, got {keep}")
+        if sample_ids is not None and len(sample_ids) != count:
+            raise ValueError(f"expected {count} sample_ids, got {len(sample_ids)}")
+        streams = range(count) if sample_ids is None else sample_ids
+        by_class, by_text = self.config.condition == "class", self.config.condition == "text"
+        labels_B = torch.as_tensor(labels, dtype=torch.long, device=self.device) if by_class else None
+        training = self.training
+        self.eval()
+        try:
+            sampling = Sampling(keep, temperature, top_k, top_p, guidance, seed, streams)
+            return self.sample(count, labels_B, list(text or ()) if by_text else None, sampling)
+        finally:
+            self.train(training)
+
+    def _count(self, labels: Sequence[int] | Tensor | None, text: Sequence[str] | None, num: int | None) -> int:
+        given = {"class": labels, "text": text}.get(self.config.condition)
+        if self.config.condition == "none":
+            if num is None:
+                raise ValueError("an unconditional prior needs num, the number of images")
+            return num
+        if given is None:
+            wanted = "labels" if self.config.condition == "class" else "text"
+            raise ValueError(f"this prior is conditioned on {self.config.condition}: give {wanted}")
+        return len(given)
+
+
+def sample_id(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """Ids [B] drawn from softmax(logits / temperature) by inverting its distribution function at `uniform_B`.
+
+    `top_k` keeps the k likeliest ids; `top_p` the fewest whose probability reaches p. Temperature 0 is argmax.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"expected temperature >= 0, top_k >= 1, 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    scaled = logits_BV / temperature
+    if top_k is not None and top_k < scaled.shape[-1]:
+        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[:, -1:], float("-inf"))
+    # Double precision, since float32 sums over a large vocabulary lose the rare ids.
+    probabilities = scaled.double().softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        probabilities = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+    cumulative = probabilities.cumsum(-1)
+    target = uniform_B.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
