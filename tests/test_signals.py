@@ -1,12 +1,14 @@
 """Every command ends within ten seconds of a signal, in whatever stage it is, and leaves no process behind."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,20 @@ class Command:
         return found
 
 
+def steps_done(workspace: str, kind: str) -> int:
+    """Steps of the training at work, by the progress that its first worker writes; 0 before it does."""
+    for path in Path(workspace).glob(f"checkpoints/{kind}/.runs/*/progress.json"):
+        return json.loads(path.read_text())["step"]
+    return 0
+
+
+def wait_until(holds: Callable[[], bool], within_s: float = 120) -> None:
+    until = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "w")
@@ -98,16 +114,19 @@ def test_stages_of_a_run_end_by_their_signals_and_a_refresh_resumes(workspace: s
     """One workspace, brought stage by stage to its end, each stage first cut off in the middle."""
     arguments = ["--workspace", workspace]
     cuts = [
-        ("train vae", signal.SIGTERM, f"latents.train.steps={LONG}", "+latents"),
-        ("train tokenizer", signal.SIGHUP, f"tokenizer.train.steps={LONG}", "tokenizer"),
-        ("train prior", signal.SIGINT, f"prior.train.steps={LONG}", "token_shards,prior"),
+        ("vae", signal.SIGTERM, f"latents.train.steps={LONG}", "+latents"),
+        ("tokenizer", signal.SIGHUP, f"tokenizer.train.steps={LONG}", "tokenizer"),
+        ("prior", signal.SIGINT, f"prior.train.steps={LONG}", "token_shards,prior"),
     ]
-    for begins, number, long, select in cuts:
+    for kind, number, long, select in cuts:
         cut = Command("run", "--select", select, *arguments, sets=(*SMALL, long))
-        cut.wait_for(begins)
+        cut.wait_for(f"train {kind}")
+        wait_until(lambda kind=kind: steps_done(workspace, kind) > 0)
         assert cut.end_by(number) <= END_S
         assert cut.process.returncode == 1
-        assert cut.told[-1].startswith("error: interrupted"), cut.told
+        assert cut.told[-1].startswith("error: interrupted; "), cut.told
+        resumed = re.search(rf"resumes the training of the {kind} after step ([\d,]+) of", cut.told[-1])
+        assert resumed is not None and int(resumed[1].replace(",", "")) > 0, cut.told[-1]
         assert not cut.left()
         whole = Command("run", "--select", select, *arguments, sets=tuple(SMALL))
         whole.wait_for(f"{select.split(',')[-1].strip('+')}: done")
