@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,10 +20,12 @@ END_S = 10
 # As a terminal starts a command: what runs in the background of a script ignores Ctrl-C.
 AS_IN_A_TERMINAL = """
 import signal
+import socket
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pipelines.cli import main
 main()
 """
+IN_THE_BACKGROUND = "from pipelines.cli import main; main()"
 SMALL = [
     "corpus.scenes={train_samples: 64, val_samples: 16, image_px: 32}",
     "corpus.shard_samples=16",
@@ -42,11 +45,11 @@ SMALL = [
 class Command:
     """`flextok` in a process of its own, whose descendants are found by a mark in their environment."""
 
-    def __init__(self, *arguments: str, sets: tuple[str, ...] = ()):
+    def __init__(self, *arguments: str, sets: tuple[str, ...] = (), program: str = AS_IN_A_TERMINAL):
         self.mark = f"flextok-test-{uuid.uuid4().hex}"
         options = [part for item in sets for part in ("--set", item)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", AS_IN_A_TERMINAL, *arguments, *options],
+            [sys.executable, "-c", program, *arguments, *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "MARK": self.mark},
         )  # fmt: skip
         self.told: list[str] = []
@@ -151,3 +154,30 @@ def test_sharding_in_two_processes_ends_by_a_signal(tmp_path: Path) -> None:
     assert command.end_by(signal.SIGTERM) <= END_S
     assert command.told[-1].startswith("error: interrupted"), command.told
     assert not command.left()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_ui_leaves_none_of_its_processes(workspace: str, number: signal.Signals) -> None:
+    """Started as a script starts it with `&`: SIGINT is ignored by it, and would be by all that it starts."""
+    port = free_port()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        command = Command("ui", "--workspace", workspace, "--port", str(port), program=IN_THE_BACKGROUND)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_until(lambda: answers(port))
+    assert len(command.left(0)) >= 4
+    assert command.end_by(number) <= END_S
+    assert command.process.returncode == (0 if number == signal.SIGTERM else -number)
+    assert not command.left(2 * END_S)
