@@ -70,9 +70,12 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
     )
     def body(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         partition = context.partition_key if stage.partitioned else None
-        # Signals are raised in the work as Dagster expects, whatever Ray installs.
-        with interrupts.owned(dg.DagsterExecutionInterruptedError):
-            made = stage.run(AssetRun(recipe, store, context.instance, partition))
+        try:
+            with interrupts.owned():
+                made = stage.run(AssetRun(recipe, store, context.instance, partition))
+        except KeyboardInterrupt:
+            # Dagster's own handlers raise this from the start, which Ray drops.
+            raise dg.DagsterExecutionInterruptedError from None
         return _result(stage, recipe, store.workspace, made)
 
     return body

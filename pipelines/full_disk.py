@@ -23,7 +23,9 @@ def full_disk_as_os_error(home: Path) -> Iterator[None]:
 
 
 def _is_full(error: BaseException | None, home: Path) -> bool:
-    while error is not None:
+    seen: set[int] = set()  # Dagster's errors may have themselves among their causes
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         name = getattr(error, "sqlite_errorname", "") if isinstance(error, sqlite3.Error) else ""
         if name == "SQLITE_FULL":
             return True

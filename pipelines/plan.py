@@ -1,6 +1,5 @@
 """What a profile would do, without doing it: sizes come from models on the meta device, which hold no memory."""
 
-import math
 from typing import Any
 
 from flextok.errors import UsageError
@@ -15,7 +14,10 @@ TRAINING_COPIES = 5
 def make_plan(recipe: Recipe, assets: list[str]) -> dict[str, Any]:
     """Assets, corpora, models, tokens and hardware of `recipe`; needs neither the data nor the memory."""
     models = _models(recipe)
-    vocabulary, registers = models.pop("vocab_size"), recipe.tokenizer.model.registers
+    from flextok.data.tokens.schema import bits_of
+
+    vocabulary, codebooks = models.pop("vocab_size"), models.pop("codebooks")
+    registers = recipe.tokenizer.model.registers
     return {
         "profile": recipe.name,
         "assets": assets,
@@ -25,8 +27,8 @@ def make_plan(recipe: Recipe, assets: list[str]) -> dict[str, Any]:
         "tokens": {
             "tokens_per_image": registers,
             "vocab_size": vocabulary,
-            "bits_per_image": round(registers * math.log2(vocabulary)),
-            "bytes_per_image": registers * (2 if vocabulary <= 1 << 16 else 4),
+            "bits_per_image": round(registers * codebooks * bits_of(vocabulary)),
+            "bytes_per_image": registers * codebooks * (2 if 0 < vocabulary <= 1 << 16 else 4),
         },
         "training": {
             name: {"steps": part.train.steps, "batch_size": part.train.batch_size, "precision": part.train.precision}
@@ -110,6 +112,7 @@ def _models(recipe: Recipe) -> dict[str, Any]:
         "tokenizer": _model(tokenizer_counts),
         "prior": _model(prior_counts, note=note),
         "vocab_size": tokenizer.vocab_size,
+        "codebooks": tokenizer.codebooks,
     }
 
 

@@ -1,11 +1,12 @@
 """The stages of the pipeline, a row each; bodies are in pipelines.defs.
 
-A stage reads whole sections of the recipe, less what it certainly does not look at: a setting that is added to a section
-makes too much stale rather than too little.
+A stage reads whole sections of the recipe: those that its body hands to the library.
 """
 
 from typing import Any
 
+from flextok.config import Config
+from flextok.evaluate.config import GenerationConfig, ReconstructionConfig, SamplingConfig  # noqa: TID253
 from pipelines.defs import data, evaluation, prior, tokenizer
 from pipelines.recipe import Recipe
 from pipelines.stage import STAGES, Check, Dep, Stage, register
@@ -15,9 +16,9 @@ __all__ = ["STAGES", "stage_table"]
 BOTH = ("train", "val")
 
 
-def _evaluation(recipe: Recipe, *unread: str) -> dict[str, Any]:
-    """Settings of the evaluation, but for some that the stage does not look at."""
-    return {f"evaluation.{name}": value for name, value in recipe.evaluation.content().items() if name not in unread}
+def _evaluation(recipe: Recipe, part: type[Config]) -> dict[str, Any]:
+    """The part of the evaluation's settings that one evaluation takes."""
+    return {f"evaluation.{name}": value for name, value in recipe.evaluation.part(part).content().items()}
 
 
 register(
@@ -84,7 +85,7 @@ register(
         "evaluation",
         ("pytorch",),
         version=1,
-        settings=lambda recipe: _evaluation(recipe, "samples"),
+        settings=lambda recipe: _evaluation(recipe, ReconstructionConfig),
         deps=(Dep("tokenizer"), Dep("image_shards", ("val",))),
         run=evaluation.reconstruct,
         checks=(Check(evaluation.MORE_TOKENS_ARE_CLOSER, "All tokens give a smaller pixel error than one."),),
@@ -132,9 +133,7 @@ register(
         "evaluation",
         ("pytorch",),
         version=1,
-        settings=lambda recipe: _evaluation(
-            recipe, "max_images", "distance_images", "extractor", "extractor_input_px", "grid_images"
-        ),
+        settings=lambda recipe: _evaluation(recipe, SamplingConfig),
         deps=(Dep("prior"), Dep("tokenizer"), Dep("image_shards", evaluation.split_of_conditions)),
         run=evaluation.draw_samples,
         folder="samples/<digest>/",
@@ -147,7 +146,7 @@ register(
         "evaluation",
         ("pytorch",),
         version=1,
-        settings=lambda recipe: _evaluation(recipe, "max_images", "grid_images"),
+        settings=lambda recipe: _evaluation(recipe, GenerationConfig),
         deps=(Dep("samples"), Dep("tokenizer"), Dep("image_shards", ("val",))),
         run=evaluation.measure_samples,
         checks=(

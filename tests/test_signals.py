@@ -1,12 +1,15 @@
 """Every command ends within ten seconds of a signal, in whatever stage it is, and leaves no process behind."""
 
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,12 @@ END_S = 10
 # As a terminal starts a command: what runs in the background of a script ignores Ctrl-C.
 AS_IN_A_TERMINAL = """
 import signal
+import socket
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pipelines.cli import main
 main()
 """
+IN_THE_BACKGROUND = "from pipelines.cli import main; main()"
 SMALL = [
     "corpus.scenes={train_samples: 64, val_samples: 16, image_px: 32}",
     "corpus.shard_samples=16",
@@ -40,11 +45,11 @@ SMALL = [
 class Command:
     """`flextok` in a process of its own, whose descendants are found by a mark in their environment."""
 
-    def __init__(self, *arguments: str, sets: tuple[str, ...] = ()):
+    def __init__(self, *arguments: str, sets: tuple[str, ...] = (), program: str = AS_IN_A_TERMINAL):
         self.mark = f"flextok-test-{uuid.uuid4().hex}"
         options = [part for item in sets for part in ("--set", item)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", AS_IN_A_TERMINAL, *arguments, *options],
+            [sys.executable, "-c", program, *arguments, *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "MARK": self.mark},
         )  # fmt: skip
         self.told: list[str] = []
@@ -89,6 +94,20 @@ class Command:
         return found
 
 
+def steps_done(workspace: str, kind: str) -> int:
+    """Steps of the training at work, by the progress that its first worker writes; 0 before it does."""
+    for path in Path(workspace).glob(f"checkpoints/{kind}/.runs/*/progress.json"):
+        return json.loads(path.read_text())["step"]
+    return 0
+
+
+def wait_until(holds: Callable[[], bool], within_s: float = 120) -> None:
+    until = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "w")
@@ -98,16 +117,19 @@ def test_stages_of_a_run_end_by_their_signals_and_a_refresh_resumes(workspace: s
     """One workspace, brought stage by stage to its end, each stage first cut off in the middle."""
     arguments = ["--workspace", workspace]
     cuts = [
-        ("train vae", signal.SIGTERM, f"latents.train.steps={LONG}", "+latents"),
-        ("train tokenizer", signal.SIGHUP, f"tokenizer.train.steps={LONG}", "tokenizer"),
-        ("train prior", signal.SIGINT, f"prior.train.steps={LONG}", "token_shards,prior"),
+        ("vae", signal.SIGTERM, f"latents.train.steps={LONG}", "+latents"),
+        ("tokenizer", signal.SIGHUP, f"tokenizer.train.steps={LONG}", "tokenizer"),
+        ("prior", signal.SIGINT, f"prior.train.steps={LONG}", "token_shards,prior"),
     ]
-    for begins, number, long, select in cuts:
+    for kind, number, long, select in cuts:
         cut = Command("run", "--select", select, *arguments, sets=(*SMALL, long))
-        cut.wait_for(begins)
+        cut.wait_for(f"train {kind}")
+        wait_until(lambda kind=kind: steps_done(workspace, kind) > 0)
         assert cut.end_by(number) <= END_S
         assert cut.process.returncode == 1
-        assert cut.told[-1].startswith("error: interrupted"), cut.told
+        assert cut.told[-1].startswith("error: interrupted; "), cut.told
+        resumed = re.search(rf"resumes the training of the {kind} after step ([\d,]+) of", cut.told[-1])
+        assert resumed is not None and int(resumed[1].replace(",", "")) > 0, cut.told[-1]
         assert not cut.left()
         whole = Command("run", "--select", select, *arguments, sets=tuple(SMALL))
         whole.wait_for(f"{select.split(',')[-1].strip('+')}: done")
@@ -132,3 +154,30 @@ def test_sharding_in_two_processes_ends_by_a_signal(tmp_path: Path) -> None:
     assert command.end_by(signal.SIGTERM) <= END_S
     assert command.told[-1].startswith("error: interrupted"), command.told
     assert not command.left()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_ui_leaves_none_of_its_processes(workspace: str, number: signal.Signals) -> None:
+    """Started as a script starts it with `&`: SIGINT is ignored by it, and would be by all that it starts."""
+    port = free_port()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        command = Command("ui", "--workspace", workspace, "--port", str(port), program=IN_THE_BACKGROUND)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_until(lambda: answers(port))
+    assert len(command.left(0)) >= 4
+    assert command.end_by(number) <= END_S
+    assert command.process.returncode == (0 if number == signal.SIGTERM else -number)
+    assert not command.left(2 * END_S)

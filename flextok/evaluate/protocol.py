@@ -40,17 +40,7 @@ def corpus_record(corpus: Corpus, keys: Sequence[str], available: int) -> dict[s
 
 def decoder_record(tokenizer: Tokenizer, config: SamplerConfig, dtype: str) -> dict[str, Any]:
     """How `tokenizer`, computing in `dtype`, made pixels of tokens."""
-    variant = "adaptive projected" if config.norm_guidance else "classifier-free"
-    return {
-        "solver": "euler",
-        "dtype": dtype,
-        "steps": config.steps,
-        "decoder_guidance": config.guidance,
-        "decoder_guidance_variant": variant if config.guidance != 1 else "none",
-        "seed": config.seed,
-        "noise": "a stream of its own for each image, from the seed and the image's key",
-        "uint8": UINT8_RULE,
-    }
+    return {**tokenizer.decoder.record(config), "dtype": dtype, "uint8": UINT8_RULE}
 
 
 def environment_record(device: str, dtype: str = "float32") -> dict[str, str]:

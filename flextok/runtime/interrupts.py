@@ -4,7 +4,8 @@ Others want them too. Dagster holds them back while it keeps its records, Ray en
 Train answers only to SIGINT, and Python drops an exception that a handler raises in a finalizer or an import lock. So a
 signal is remembered where `owned` stands, handlers that others install meanwhile are not, and
 
-- it raises at once, unless the block is `held`: then when that ends, or at the next `check`;
+- it raises KeyboardInterrupt at once, unless the block is `held`: then when that ends, or at the next `check`. No other
+  kind: Ray's calls into C++ drop whatever else a handler raises, and wait on;
 - what Python dropped is raised again at the next `check`, which is at each count of a progress bar;
 - a process that is still there `GRACE_S` after the signal is ended, whatever it waits for.
 
@@ -30,12 +31,11 @@ def _nothing() -> None:
 
 
 class _Owner:
-    """The state of the process: which signal came, and what it raises now."""
+    """The state of the process: which signal came, and whether it raises at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.raises: type[BaseException] | None = None
-        """None: nobody owns the signals."""
+        self.owns = False
         self.held = False
         self.take: Callable[[], None] = _nothing
         self.resume_hint = ""
@@ -45,19 +45,17 @@ _owner = _Owner()
 
 
 @contextlib.contextmanager
-def owned(
-    raises: type[BaseException] = KeyboardInterrupt, last_words: Callable[[], None] | None = None
-) -> Iterator[None]:
-    """While the block runs, a signal raises `raises` in it; outside the main thread nothing changes.
+def owned(last_words: Callable[[], None] | None = None) -> Iterator[None]:
+    """While the block runs, a signal raises KeyboardInterrupt in it; outside the main thread nothing changes.
 
-    Inside another `owned` block only what is raised changes, and it is no longer `held`. `last_words` is called before a
-    process that does not end by itself is ended with code 1.
+    Inside another `owned` block it is no longer `held`. `last_words` is called before a process that does not end by
+    itself is ended with code 1.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    if _owner.raises is not None:
-        with _as(raises, held=False):
+    if _owner.owns:
+        with _as(held=False):
             yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -75,10 +73,12 @@ def owned(
     watch = _Watch(last_words)
     take()
     signal.signal, _owner.take = install_others, take
+    _owner.owns = True
     try:
-        with _as(raises, held=False):
+        with _as(held=False):
             yield
     finally:
+        _owner.owns = False
         signal.signal, _owner.take = install, _nothing
         for number in taken:
             install(number, before[number])
@@ -89,7 +89,7 @@ def owned(
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """A block that is not interrupted in the middle: a signal waits for its end, or for a `check` or `owned` inside."""
-    if _owner.raises is None or not _in_main_thread():
+    if not _owner.owns or not _in_main_thread():
         yield
         return
     with closing():
@@ -100,17 +100,17 @@ def held() -> Iterator[None]:
 @contextlib.contextmanager
 def closing() -> Iterator[None]:
     """A last block, which no signal interrupts any more; the watch still ends a process that hangs in it."""
-    if _owner.raises is None or not _in_main_thread():
+    if not _owner.owns or not _in_main_thread():
         yield
         return
-    with _as(_owner.raises, held=True):
+    with _as(held=True):
         yield
 
 
 def check() -> None:
-    """Raises what a signal raises here, if one has come. Does nothing outside the main thread."""
-    if pending() and _owner.raises is not None and _in_main_thread():
-        raise _owner.raises()
+    """Raises KeyboardInterrupt if a signal has come. Does nothing outside the main thread."""
+    if pending() and _owner.owns and _in_main_thread():
+        raise KeyboardInterrupt
 
 
 def take_again() -> None:
@@ -135,15 +135,14 @@ def interrupted_line() -> str:
 
 
 @contextlib.contextmanager
-def _as(raises: type[BaseException], held: bool) -> Iterator[None]:
-    before = _owner.raises, _owner.held
-    _owner.raises, _owner.held = raises, held
+def _as(held: bool) -> Iterator[None]:
+    before, _owner.held = _owner.held, held
     try:
         if not held:
             check()
         yield
     finally:
-        _owner.raises, _owner.held = before
+        _owner.held = before
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import resource
 import time
@@ -15,6 +14,7 @@ import torch
 from flextok import storage
 from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.corpus.reader import Corpus
+from flextok.data.tokens.schema import bits_of
 from flextok.errors import FlextokError, UsageError
 from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def plan_tokenization(
     batch_size = config.batch_size or (find_batch_size(tokenizer) if worth_trying(images) else DEFAULT_BATCH)
     rate = measure(tokenizer, config, batch_size, workers, corpus) if todo else 0.0
     rows = corpus.num_samples * len(config.views)
-    bits = tasks[0].meta.ids_per_row * math.log2(spec.vocab_size) if tasks else 0.0
+    bits = tasks[0].meta.ids_per_row * bits_of(spec.vocab_size) if tasks else 0.0
     return TokenizePlan(
         corpus=corpus.url,
         dest=dest,

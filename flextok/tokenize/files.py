@@ -15,6 +15,7 @@ from flextok.data.corpus.crops import ByteRange, preprocess_record
 from flextok.data.corpus.pictures import Picture
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord, TokenMeta, TokenStore, token_schema, write_token_shard
+from flextok.data.tokens.schema import values_of
 from flextok.errors import FlextokError, UsageError
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.load import load_tokenizer
@@ -55,6 +56,7 @@ def encode_images(
         vocab_size=tokenizer.vocab_size,
         num_tokens=config.keep or tokenizer.num_tokens,
         codebooks=tokenizer.codebooks,
+        values=values_of(tokenizer.vocab_size),
         preprocess=preprocess_record(tokenizer.config.image_size, config.views),
         dtype=config.dtype,
         batch_size=batch_size,
@@ -113,7 +115,7 @@ def decode_tokens(
             rows = [store[row] for row, _, _ in batch]
             pixels = _decode(
                 tokenizer,
-                np.stack([row.ids for row in rows]),
+                np.stack([row.numbers for row in rows]),
                 [keep for _, keep, _ in batch],
                 [f"{row.key}/{row.view}" for row in rows],
                 sampler.model_dump(),
@@ -126,9 +128,9 @@ def decode_tokens(
 
 
 def _decode(
-    tokenizer: Tokenizer, ids: np.ndarray, keep: list[int], sample_ids: list[str], sampling: dict[str, Any]
+    tokenizer: Tokenizer, numbers: np.ndarray, keep: list[int], sample_ids: list[str], sampling: dict[str, Any]
 ) -> np.ndarray:
-    tensor = torch.from_numpy(ids.astype(np.int64))
+    tensor = torch.from_numpy(numbers.astype(np.float32 if tokenizer.is_continuous else np.int64))
     return images.to_uint8(tokenizer.detokenize(tensor, keep=keep, sample_ids=sample_ids, **sampling))
 
 

@@ -22,6 +22,7 @@ from flextok.data.tokens import (
     write_token_shard,
 )
 from flextok.data.tokens.files import DamagedFile, parquet_errors, read_shard_footer
+from flextok.data.tokens.schema import values_of
 from flextok.data.tokens.writer import MANIFEST, REJECTS_KEY
 from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
@@ -82,6 +83,7 @@ def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: Tokenize
             source=shard.name,
             source_sha256=shard.sha256,
             codebooks=spec.codebooks,
+            values=values_of(spec.vocab_size),
             preprocess=preprocess,
             dtype=config.dtype,
             batch_size=config.batch_size or 0,

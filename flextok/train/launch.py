@@ -19,17 +19,20 @@ import torch.distributed as dist
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime import interrupts
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_job, unpack_job
 from flextok.runtime.progress import track
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
-from flextok.train.loop import OnProgress
+from flextok.train.loop import OnProgress, StopTraining
 from flextok.train.parallel import DistContext
-from flextok.train.state import clear_run, locked_run
+from flextok.train.state import clear_run, latest_step, locked_run
 
 PROGRESS, ERROR = "progress.json", "error.json"
+STOP, STOPPED = "stop", "stopped"
 POLL_S = 1.0
+STOP_S = 4.0  # longest wait for the first worker's state, well within interrupts.GRACE_S
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Invalid)\w*(:|$)")  # in a traceback
 STALL_TIMEOUT_S = 1800  # longest wait for another worker, as when it encodes its part of a corpus
 CONTROLLER_FAILURES = 1  # times that Ray Train may fail to start its workers before it gives up
@@ -43,7 +46,7 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     """
     if dist.is_torchelastic_launched():
         return _run_in_torchrun(job, compute)
-    with locked_run(run_url(job)):
+    with locked_run(run_url(job)), _resume_told(job):
         if compute.train_workers == 0:
             result = _run_here(job, DistContext.joined(compute.gpus_per_worker > 0), compute)
             assert result is not None  # a world of one is its own first member
@@ -51,6 +54,21 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
             result = _run_on_ray(job, compute)
         clear_run(run_url(job))
     return result
+
+
+@contextlib.contextmanager
+def _resume_told(job: TrainJob) -> Iterator[None]:
+    """Says where an interrupted training is resumed."""
+    try:
+        yield
+    except BaseException:
+        if interrupts.pending():
+            step = latest_step(run_url(job)) or 0
+            interrupts.resumes(
+                f"the same command, or `flextok refresh`, resumes the training of the {job.label} after step {step:,} "
+                f"of {job.train_config.steps:,}"
+            )
+        raise
 
 
 def _run_here(job: TrainJob, world: DistContext, compute: ComputeConfig) -> TrainResult | None:
@@ -106,7 +124,7 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     run = run_url(job)
-    for name in (PROGRESS, ERROR):
+    for name in (PROGRESS, ERROR, STOP, STOPPED):
         storage.remove(storage.join(run, name))
     interrupt = signal.getsignal(signal.SIGINT)
     # Ray keeps records of its own, which nothing here reads: the states under `run` are what a run resumes from.
@@ -129,7 +147,8 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
             ),
         )
         try:
-            result = trainer.fit().return_value
+            with _stopped_first(run):
+                result = trainer.fit().return_value
         except SystemExit:
             # Ray Train answers Ctrl-C by ending its workers and then this process; callers expect the usual exception.
             raise KeyboardInterrupt from None
@@ -143,6 +162,21 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     if not isinstance(result, TrainResult):
         raise FlextokError(f"expected a trained {job.label} from the first worker, found {result!r}")
     return result
+
+
+@contextlib.contextmanager
+def _stopped_first(run: str) -> Iterator[None]:
+    """Gives the first worker some seconds to write its state when a signal ends the block, before Ray ends with it."""
+    try:
+        yield
+    except BaseException:
+        if interrupts.pending():
+            with interrupts.closing(), contextlib.suppress(OSError, FlextokError):
+                storage.write_bytes(storage.join(run, STOP), b"")
+                until = time.monotonic() + STOP_S
+                while time.monotonic() < until and not storage.exists(storage.join(run, STOPPED)):
+                    time.sleep(POLL_S / 5)
+        raise
 
 
 def _ray_worker(spec: dict) -> TrainResult | None:
@@ -162,7 +196,10 @@ def _ray_worker(spec: dict) -> TrainResult | None:
     torch.set_num_threads(compute.threads or max(1, (compute.num_cpus or os.cpu_count() or 1) // here))
     world = DistContext.joined(compute.gpus_per_worker > 0)
     try:
-        return run_member(job, world, _ProgressFile(storage.join(run_url(job), PROGRESS)) if world.is_first else _quiet)
+        return run_member(job, world, _ProgressFile(run_url(job)) if world.is_first else _quiet)
+    except StopTraining:
+        storage.write_bytes(storage.join(run_url(job), STOPPED), b"")
+        raise
     except FlextokError as error:
         storage.write_json(error_url, {"usage": isinstance(error, UsageError), "message": str(error)})
         raise
@@ -206,15 +243,17 @@ def _one_line(error: Exception) -> str:
 
 
 class _ProgressFile:
-    """Progress written where the driver sees it, at most once a POLL_S."""
+    """Progress written where the driver sees it, and its wish to stop looked for, at most once a POLL_S."""
 
-    def __init__(self, url: str):
-        self.url, self._next = url, 0.0
+    def __init__(self, run: str):
+        self.run, self._next = run, 0.0
 
     def __call__(self, step: int, note: str) -> None:
         if time.monotonic() >= self._next:
-            storage.write_json(self.url, {"step": step, "note": note})
+            storage.write_json(storage.join(self.run, PROGRESS), {"step": step, "note": note})
             self._next = time.monotonic() + POLL_S
+            if storage.exists(storage.join(self.run, STOP)):
+                raise StopTraining
 
 
 def _quiet(step: int, note: str) -> None:

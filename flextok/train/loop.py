@@ -20,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
+from flextok.runtime import interrupts
 from flextok.runtime.ahead import ahead
 from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
@@ -33,6 +34,10 @@ Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
 VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
 READ_AHEAD = 3  # batches
+
+
+class StopTraining(Exception):
+    """Raised by a function that gets the progress, to end the training after a state is written."""
 
 
 class Source(Protocol):
@@ -115,21 +120,35 @@ class _Run:
         self.objective.train()
         logged_at, note = time.monotonic(), ""
         on_progress(first_step, note)
-        for step, batch, rng in self._batches(first_step):
-            self._step(forward, step, batch, rng)
-            done = step + 1
-            if self._is_due(done, self.config.log_every):
-                rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
-                logged_at = time.monotonic()
-                note = self._log(done, rate)
-            if self.validation is not None and self._is_due(done, self.config.validate_every):
-                self._validate(done, self.validation)
-            if done % self.config.checkpoint_every == 0 and done < self.config.steps:
-                self._save(done)
-            on_progress(done, note)
+        with interrupts.held():  # between steps, where a state can be written
+            for step, batch, rng in self._batches(first_step):
+                self._step(forward, step, batch, rng)
+                done = step + 1
+                if self._is_due(done, self.config.log_every):
+                    rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
+                    logged_at = time.monotonic()
+                    note = self._log(done, rate)
+                if self.validation is not None and self._is_due(done, self.config.validate_every):
+                    self._validate(done, self.validation)
+                if done % self.config.checkpoint_every == 0 and done < self.config.steps:
+                    self._save(done)
+                self._tell(on_progress, done, note)
         self._set_weights(self.average)
         self.objective.eval()
         return self.history
+
+    def _tell(self, on_progress: OnProgress, done: int, note: str) -> None:
+        """Progress; where that brings the wish to end, or a signal has, a state is written first."""
+        try:
+            if interrupts.pending():
+                raise StopTraining
+            on_progress(done, note)
+        except StopTraining:
+            # The other members are in the next step: what this one wrote of their sums would need them here.
+            if self.world.is_first and done < self.config.steps and self.sums.isfinite().all():
+                self._write_state(done)
+            interrupts.check()
+            raise
 
     def _step(self, forward: nn.Module, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
@@ -246,8 +265,11 @@ class _Run:
         """Write the training state, unless it is already spoiled by a loss that is not finite."""
         self._check_finite(done, *self.world.sum(self.sums.clone()).tolist())
         if self.world.is_first:
-            tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
-            save_state(self.run_url, TrainState(done, tensors, self.history))
+            self._write_state(done)
+
+    def _write_state(self, done: int) -> None:
+        tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
+        save_state(self.run_url, TrainState(done, tensors, self.history))
 
     def _resume(self) -> int:
         """Take over the newest state, which only the first member needs to see; gives back the steps done."""

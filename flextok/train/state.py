@@ -49,6 +49,14 @@ def load_latest_state(run_url: str) -> TrainState | None:
     return None
 
 
+def latest_step(run_url: str) -> int | None:
+    """Steps that the newest complete state under `run_url` has done; None when there is none."""
+    for name in reversed(_step_names(run_url)):
+        if storage.exists(storage.join(run_url, name, RECORD)):
+            return int(name.removeprefix("step_"))
+    return None
+
+
 @contextlib.contextmanager
 def locked_run(run_url: str) -> Iterator[None]:
     """Hold `run_url` while the block trains, and leave no empty folder. Raises LockedError when another run holds it."""

@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_FLAGS = {
     "corpus.source": "SOURCE",
-    "corpus.label_csv": "--labels",
     **{f"corpus.{field}": f"--{field.replace('_', '-')}" for field in (
         "image_column", "text_column", "label_column", "val_fraction", "max_reject_fraction",
     )},

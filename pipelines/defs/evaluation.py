@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from flextok.metrics.base import Quantity
 from pipelines.recipe import Recipe
 from pipelines.stage import Made, StageRun
 
@@ -17,6 +18,7 @@ def split_of_conditions(recipe: Recipe) -> tuple[str, ...]:
 def reconstruct(run: StageRun) -> Made:
     """Held-out images at 1, 2, 4, ... tokens: pixel errors and distance for each count."""
     from flextok.evaluate.reconstruction import evaluate_reconstruction
+    from flextok.metrics.base import IMAGE_METRICS
 
     made = evaluate_reconstruction(
         run.latest("tokenizer"),
@@ -24,7 +26,8 @@ def reconstruct(run: StageRun) -> Made:
         run.workspace.url("evaluation"),
         run.recipe.evaluation,
     )
-    problems = {MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(made.curve("mae"))}
+    metric = IMAGE_METRICS[run.recipe.evaluation.metrics[0]]
+    problems = {MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(metric, made.curve(metric.name))}
     return Made(made.digest, made.url, ends_of_curves(made.metrics), problems)
 
 
@@ -50,7 +53,7 @@ def draw_samples(run: StageRun) -> Made:
 def measure_samples(run: StageRun) -> Made:
     """Distance of the samples to the val set (a FID only by the Inception extractor), beside random tokens."""
     from flextok.evaluate.generation import evaluate_generation
-    from flextok.metrics.frechet import distance_name
+    from flextok.metrics.base import SET_METRICS
 
     config = run.recipe.evaluation
     made = evaluate_generation(
@@ -60,8 +63,9 @@ def measure_samples(run: StageRun) -> Made:
         run.workspace.url("evaluation"),
         config,
     )
-    name = distance_name(config.extractor)
-    problem = closer_than_random(made.curve(f"{name}_samples"), made.curve(f"{name}_random_tokens"))
+    metric = SET_METRICS[config.set_metrics[0]]
+    name = metric.called(config.extractor)
+    problem = closer_than_random(metric, made.curve(f"{name}_samples"), made.curve(f"{name}_random_tokens"))
     return Made(made.digest, made.url, ends_of_curves(made.metrics), {CLOSER_THAN_RANDOM: problem})
 
 
@@ -85,26 +89,30 @@ def write_the_report(run: StageRun) -> Made:
     return Made(made.digest, made.url, {"html": run.workspace.relative(made.html_path)})
 
 
-def more_tokens_are_closer(mae_by_keep: Mapping[int, float]) -> str:
-    """Compare the pixel errors at the fewest and the most tokens."""
-    fewest, most = min(mae_by_keep), max(mae_by_keep)
-    if fewest == most or mae_by_keep[most] < mae_by_keep[fewest]:
+def more_tokens_are_closer(metric: Quantity, by_keep: Mapping[int, float]) -> str:
+    """Compare the first metric of images at the fewest and the most tokens."""
+    fewest, most = min(by_keep), max(by_keep)
+    if fewest == most or _is_better(metric, by_keep[most], by_keep[fewest]):
         return ""
     return (
-        f"mae is {mae_by_keep[fewest]:.4g} at K={fewest} and {mae_by_keep[most]:.4g} at K={most}: "
+        f"{metric.name} is {by_keep[fewest]:.4g} at K={fewest} and {by_keep[most]:.4g} at K={most}: "
         "the tokenizer has not learned to use its tokens; train it longer"
     )
 
 
-def closer_than_random(samples: Mapping[int, float], random: Mapping[int, float]) -> str:
-    """Compare the distances of samples with those of random tokens, at the most tokens."""
+def closer_than_random(metric: Quantity, samples: Mapping[int, float], random: Mapping[int, float]) -> str:
+    """Compare the first metric of sets of the samples with that of random tokens, at the most tokens."""
     most = max(samples)
-    if samples[most] < random[most]:
+    if _is_better(metric, samples[most], random[most]):
         return ""
     return (
-        f"the distance of samples at K={most} is {samples[most]:.4g}, that of random tokens {random[most]:.4g}: "
+        f"{metric.name} of samples at K={most} is {samples[most]:.4g}, that of random tokens {random[most]:.4g}: "
         "the prior has not learned; train it longer"
     )
+
+
+def _is_better(metric: Quantity, value: float, other: float) -> bool:
+    return value < other if metric.better == "lower" else value > other
 
 
 def ends_of_curves(metrics: list[dict]) -> dict[str, float]:

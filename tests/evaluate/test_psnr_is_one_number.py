@@ -9,8 +9,7 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.images import to_model
 from flextok.evaluate.images import choose_keys, stream_images
 from flextok.model.load import load_tokenizer
-
-threshold = pytest.importorskip("flextok.tokenize.lengths.threshold")
+from flextok.tokenize.lengths.threshold import ThresholdLength
 
 
 @pytest.mark.parametrize("metric", ["mae", "mse", "psnr"])
@@ -19,7 +18,7 @@ def test_policy_and_evaluation_give_the_same_number(pipeline: TinyPipeline, metr
     keys = choose_keys(corpus.index("key")["key"].to_list(), None)
     batch = next(stream_images(corpus, keys, SIZE_PX, EVALUATION.batch_size))
     sampler = {name: getattr(EVALUATION, name) for name in ("steps", "guidance", "norm_guidance", "seed")}
-    policy = threshold.ThresholdLength(metric=metric, eps=1.0, **sampler)
+    policy = ThresholdLength(metric=metric, eps=1.0, **sampler)
     ids = tokenizer.tokenize(to_model(batch.images_BHWC))
     keep = np.full(len(batch), 2)
     found = policy.measure(tokenizer, batch.images_BHWC, ids, keep, batch.keys)

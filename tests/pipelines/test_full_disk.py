@@ -35,3 +35,10 @@ def test_other_errors_stay_what_they_are(tmp_path: Path):
         sqlite3.connect(tmp_path / "no" / "folder.db")
     with pytest.raises(ValueError), full_disk_as_os_error(tmp_path):
         raise ValueError
+
+
+def test_errors_that_lead_to_each_other_end(tmp_path: Path):
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match="first"), full_disk_as_os_error(tmp_path):
+        raise first

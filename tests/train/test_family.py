@@ -15,7 +15,7 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
-from flextok.data.tokens import TokenStore
+from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.reconstruction import evaluate_reconstruction
@@ -25,6 +25,7 @@ from flextok.model.load import load_autoencoder, load_tokenizer, tokenizer_spec
 from flextok.runtime.cluster import stop_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.files import decode_tokens
 from flextok.tokenize.job import tokenize_corpus
 from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import AutoencoderRecipe, TokenizerRecipe
@@ -189,9 +190,21 @@ def test_a_weight_for_no_loss_names_the_nearest(autoencoder_url: str, corpora: d
         train_tokenizer(recipe, autoencoder_url, corpora["train"], SIZE, str(tmp_path), HERE)
 
 
-def test_workers_of_bulk_tokenization_know_them(autoencoder_url: str, corpora: dict[str, str], tmp_path: Path) -> None:
-    recipe = tokenizer_recipe({"kind": "toy_ema"}, {"kind": "toy_regression"}, steps=3)
-    made = train_tokenizer(recipe, autoencoder_url, corpora["train"], SIZE, str(tmp_path / "t"), HERE)
+@pytest.mark.parametrize(
+    ("quantizer", "decoder"),
+    [({"kind": "toy_ema"}, {"kind": "toy_regression"}), ({"kind": "toy_bottleneck"}, {"trunk": TRUNK})],
+)
+def test_workers_of_bulk_tokenization_know_them(
+    autoencoder_url: str, corpora: dict[str, str], tmp_path: Path, quantizer: dict, decoder: dict
+) -> None:
+    made = train_tokenizer(
+        tokenizer_recipe(quantizer, decoder, steps=3),
+        autoencoder_url,
+        corpora["train"],
+        SIZE,
+        str(tmp_path / "t"),
+        HERE,
+    )
     stop_ray()
     compute = ComputeConfig(num_cpus=2, tokenize_actors=(1, 1))
     dest = str(tmp_path / "tokens")
@@ -201,4 +214,11 @@ def test_workers_of_bulk_tokenization_know_them(autoencoder_url: str, corpora: d
         stop_ray()
     source = CorpusImages(Corpus.open(corpora["val"]), SIZE)
     crops = model_images(source.fetch(np.arange(16))["images"])
-    assert np.array_equal(TokenStore.open(dest).ids(), load_tokenizer(made.url).tokenize(crops).numpy())
+    store = TokenStore.open(dest)
+    stored = store.values() if store.is_continuous else store.ids()
+    np.testing.assert_allclose(stored, load_tokenizer(made.url).tokenize(crops).numpy(), atol=1e-5)
+    assert store.is_continuous == (quantizer["kind"] == "toy_bottleneck")
+    assert not verify_tokens(dest)
+    sampler = SamplerConfig(steps=2)
+    written = decode_tokens(store.shards[0].url, made.url, str(tmp_path / "pictures"), [1], sampler)
+    assert len(written) == store.shards[0].rows

@@ -8,6 +8,7 @@ of the Parquet writer.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_UINT16_VOCABULARY = 65_536
 IDS = "ids"
 CONTINUOUS = ("float32", "float16")
 WHOLE_VIEW = "center"
+VALUE_BITS = 32
+"""Of a continuous value, as the tokenizers here give it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,16 @@ def token_schema(meta: TokenMeta, views: bool = False) -> pa.Schema:
         pa.field("sha256", pa.binary(32)),
     ]
     return pa.schema(fields, metadata=meta.to_metadata())
+
+
+def values_of(vocab_size: int) -> str:
+    """What a tokenizer's rows hold: ids, or float32 values where it has no vocabulary."""
+    return IDS if vocab_size else CONTINUOUS[0]
+
+
+def bits_of(vocab_size: int) -> float:
+    """Bits of an id at the most, or of a continuous value (vocab_size 0)."""
+    return math.log2(vocab_size) if vocab_size else VALUE_BITS
 
 
 def token_table(schema: pa.Schema, numbers: np.ndarray, columns: dict[str, Sequence[Any]]) -> pa.Table:
