@@ -146,7 +146,10 @@ register(
         "evaluation",
         ("pytorch",),
         version=1,
-        settings=lambda recipe: _evaluation(recipe, GenerationConfig),
+        settings=lambda recipe: {
+            **_evaluation(recipe, GenerationConfig),
+            "evaluation.samples": recipe.evaluation.samples,
+        },
         deps=(Dep("samples"), Dep("tokenizer"), Dep("image_shards", ("val",))),
         run=evaluation.measure_samples,
         checks=(

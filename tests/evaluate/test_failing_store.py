@@ -19,6 +19,7 @@ from flextok.evaluate.generation import evaluate_generation
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
 from flextok.evaluate.sampling import sample_images
+from flextok.model.decoders.config import SamplerConfig
 from flextok.model.official.checkpoint import import_checkpoint
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.files import decode_tokens, encode_images
@@ -100,7 +101,9 @@ WRITES: dict[str, Stage] = {
     "encode": lambda p: encode_images(
         [f"{p.samples.url}/images/k{p.samples.keep[0]:03d}/000000.png"], p.tokenizer, f"{OUT}.parquet", TokenizeConfig()
     ),
-    "decode": lambda p: decode_tokens(f"{p.val_tokens}/000000.parquet", p.tokenizer, OUT, steps=1),
+    "decode": lambda p: decode_tokens(
+        f"{p.val_tokens}/000000.parquet", p.tokenizer, OUT, sampler=SamplerConfig(steps=1)
+    ),
 }
 READS: dict[str, Stage] = {
     "source": lambda p: source_digest(CorpusConfig(source="s3://bucket/pictures"), "all"),

@@ -77,7 +77,7 @@ def test_what_decides_nothing_makes_nothing_stale(old: Built, capsys, change: st
         ("tokenizer.model.keep_mode=uniform", {"tokenizer"}, 'keep_mode: "pow2" -> "uniform"'),
         ("latents.model.latent_noise=0.1", {"latents"}, "latent_noise: 0.3 -> 0.1"),
         ("prior.model.dropout=0.2", {"prior"}, "dropout: 0.1 -> 0.2"),
-        ("evaluation.samples.num=8", {"samples"}, "num: 16 -> 8"),
+        ("evaluation.samples.num=8", {"samples", "fid"}, "num: 16 -> 8"),
         ("report.title=Other", {"report"}, '-> "Other"'),
     ],
 )
