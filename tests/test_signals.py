@@ -118,8 +118,6 @@ def test_stages_of_a_run_end_by_their_signals_and_a_refresh_resumes(workspace: s
     arguments = ["--workspace", workspace]
     cuts = [
         ("vae", signal.SIGTERM, f"latents.train.steps={LONG}", "+latents"),
-        ("tokenizer", signal.SIGHUP, f"tokenizer.train.steps={LONG}", "tokenizer"),
-        ("prior", signal.SIGINT, f"prior.train.steps={LONG}", "token_shards,prior"),
     ]
     for kind, number, long, select in cuts:
         cut = Command("run", "--select", select, *arguments, sets=(*SMALL, long))
