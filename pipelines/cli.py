@@ -1,6 +1,5 @@
 """The `flextok` command: exit code 0 done, 1 the work failed, 2 wrong usage; the last line of stderr says why."""
 
-import errno
 import os
 import sys
 import traceback
@@ -88,8 +87,6 @@ def run(arguments: Sequence[str]) -> int:
         format_message = getattr(error, "format_message", None)
         if format_message is not None:  # typer's own: an unknown option, a missing argument
             return _fail(f"{format_message().rstrip('.')}; see `flextok --help`", 2, error, debug)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return _fail("expected room on the disk, found it full; free some and repeat the command", 1, error, debug)
         told = as_storage_error(error, "finish the command")
         if told is not None:
             return _fail(str(told), told.exit_code, error, debug)

@@ -1,7 +1,6 @@
 """A workspace: one folder or URL with every artifact, and the Dagster home that remembers how they came to be."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import LockedError, locked
+from flextok.runtime.storage_errors import FULL
 from pipelines.full_disk import full_disk_as_os_error
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Workspace:
             if not settings.exists():
                 storage.write_bytes(str(settings), (SHIPPED / "infra" / "dagster" / "dagster.yaml").read_bytes())
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in FULL:
                 raise
             raise UsageError(
                 f"expected a workspace that can be written, found {error}; give another --workspace"

@@ -4,10 +4,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from flextok.runtime import interrupts
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """As in a terminal, whatever started the tests: `nohup` and `&` make a process ignore signals."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in interrupts.SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
@@ -47,14 +58,11 @@ def test_a_block_within_a_held_one_is_interrupted_at_once():
             pytest.fail("went on")
 
 
-def test_an_ignored_signal_stays_ignored(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interrupts.owned():
-            signal.raise_signal(signal.SIGHUP)
-            interrupts.check()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interrupts.owned():
+        signal.raise_signal(signal.SIGHUP)
+        interrupts.check()
 
 
 HANGS = """
@@ -62,9 +70,9 @@ import sys, time
 from flextok.runtime import interrupts
 interrupts.GRACE_S = 0.5
 with interrupts.owned(last_words=lambda: print("last words", file=sys.stderr)):
-    print("ready", flush=True)
     while True:
         try:
+            print("ready", flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             pass

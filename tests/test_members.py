@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import sysconfig
 import threading
+import types
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -63,6 +66,14 @@ def test_the_librarys_own_members_travel_not(brought) -> None:
     packed = pack_members()
     assert b"AllTokens" not in packed
     assert b"halves" in packed
+
+
+def test_an_installed_package_of_the_same_name_hides_none(brought, monkeypatch) -> None:
+    """torch-fidelity brings a top-level package `tests`."""
+    other = types.ModuleType("tests")
+    other.__file__ = str(Path(sysconfig.get_path("purelib")) / "tests" / "__init__.py")
+    monkeypatch.setitem(sys.modules, __name__.partition(".")[0], other)
+    assert b"halves" in pack_members()
 
 
 def test_one_that_cannot_be_sent_is_named_and_left_out(brought, caplog) -> None:

@@ -83,8 +83,12 @@ class TokenStatistics:
 
 
 def token_statistics(tokens_url: str) -> TokenStatistics:
-    """Counts over all rows of the token store at `tokens_url`; memory holds the counts and one row group."""
+    """Counts over all rows of the token store at `tokens_url`; memory holds the counts and one row group.
+
+    Raises UsageError for a store of continuous values.
+    """
     store = TokenStore.open(tokens_url)
+    store.require_ids()
     counts = np.zeros((store.meta.ids_per_row, store.vocab_size), np.int64)
     for index, shard in enumerate(store.shards):
         for group in range(len(shard.row_groups)):

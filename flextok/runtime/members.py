@@ -88,7 +88,8 @@ def _is_importable(module: str) -> bool:
     package = module.partition(".")[0]
     if _is_own(module) or package in sys.stdlib_module_names:
         return True
-    file = getattr(sys.modules.get(package), "__file__", None)
+    # By the module itself: installed packages may bring a top-level folder of the same name, such as `tests`.
+    file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in INSTALLED)
 
 

@@ -22,13 +22,14 @@ from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
 from flextok.runtime.members import unpack_members
 from flextok.runtime.memory import keep_freed_memory
+from flextok.runtime.storage_errors import FULL
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoding import Damaged, Encoder
 from flextok.tokenize.tasks import ShardTask, finished_record, task_from_json
 
 ATTEMPTS = 4
-LASTING_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+LASTING_FAULTS = (*FULL, errno.EROFS)
 SHARDS_AT_ONCE = 2
 MOST_CRASHES = 5
 HELP = "help"

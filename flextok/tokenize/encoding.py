@@ -1,6 +1,5 @@
 """From pictures to rows of tokens: decoders ahead of the model, batches of one fixed shape."""
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +12,12 @@ import torch
 from flextok import storage
 from flextok.data import images
 from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, crop_span, read_crops, read_span
-from flextok.data.corpus.pictures import Picture, grouped
+from flextok.data.corpus.pictures import Group, Picture, grouped
 from flextok.data.rejects import Reject
 from flextok.data.tokens import token_table
 from flextok.errors import IntegrityError
 from flextok.model.tokenizer import Tokenizer
-from flextok.runtime.ahead import Prefetcher
+from flextok.runtime.ahead import Prefetcher, ahead
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import Decoders
 
@@ -136,28 +135,21 @@ class Encoder:
 
     def _decoded(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Crops | Undecodable]]:
         """Pictures with what the decoders made of them, in their order; a bounded number is ahead."""
-        pending: collections.deque[tuple[list[Picture], Future[list[Crops | Undecodable]]]] = collections.deque()
-        pictures_ahead = bytes_ahead = 0
-        try:
-            for url, group in grouped(pictures):
-                pending.append((group, self._decode(url, [picture.range for picture in group])))
-                pictures_ahead, bytes_ahead = pictures_ahead + len(group), bytes_ahead + self._bytes(group)
-                while pictures_ahead >= self._pictures_ahead or bytes_ahead >= BYTES_AHEAD:
-                    group, future = pending.popleft()
-                    pictures_ahead, bytes_ahead = pictures_ahead - len(group), bytes_ahead - self._bytes(group)
-                    yield from zip(group, future.result(), strict=True)
-            while pending:
-                group, future = pending.popleft()
-                yield from zip(group, future.result(), strict=True)
-        finally:
-            for _, future in pending:
-                future.cancel()
+        for group, found in ahead(self._begin_decoding, grouped(pictures), depth=1, cost=self._share_ahead):
+            yield from zip(group.pictures, found, strict=True)
 
-    def _decode(self, url: str, ranges: list[ByteRange]) -> Future[list[Crops | Undecodable]]:
-        """What the decoders make of `ranges`. They read for themselves what is near."""
-        if storage.is_local(url):
-            return self._decoders.submit(read_crops, url, ranges, self.size_px, self.config.views)
-        return self._readers.submit(self._read_and_decode, url, ranges)
+    def _share_ahead(self, group: Group) -> float:
+        """The part of what may be ahead of the model that a group of pictures takes up, stored and decoded."""
+        decoded = len(self.config.views) * self.size_px**2 * 3
+        size = sum(picture.range.size + decoded for picture in group.pictures)
+        return max(len(group.pictures) / self._pictures_ahead, size / BYTES_AHEAD)
+
+    def _begin_decoding(self, group: Group) -> Future[list[Crops | Undecodable]]:
+        """What the decoders make of a group of pictures. They read for themselves what is near."""
+        ranges = [picture.range for picture in group.pictures]
+        if storage.is_local(group.url):
+            return self._decoders.submit(read_crops, group.url, ranges, self.size_px, self.config.views)
+        return self._readers.submit(self._read_and_decode, group.url, ranges)
 
     def _read_and_decode(self, url: str, ranges: list[ByteRange]) -> list[Crops | Undecodable]:
         content = read_span(url, ranges)
@@ -195,11 +187,6 @@ class Encoder:
                     pixels, columns = self._blank(self.batch_size), []
         if columns:
             yield Batch(pixels, columns)
-
-    def _bytes(self, group: list[Picture]) -> int:
-        """Stored and decoded."""
-        decoded = len(self.config.views) * self.size_px**2 * 3
-        return sum(picture.range.size + decoded for picture in group)
 
     def _blank(self, rows: int) -> np.ndarray:
         return np.zeros((rows, self.size_px, self.size_px, 3), np.uint8)

@@ -156,9 +156,13 @@ class TokenStore:
 
         Raises UsageError for a store of continuous values.
         """
-        _require(not self.is_continuous, "ids", f"{self.meta.values}", "values")
+        self.require_ids()
         ids = self._numbers(keep)
         return ids[:, :, 0] if self.codebooks == 1 else ids
+
+    def require_ids(self) -> None:
+        """Raises UsageError where the store holds continuous values."""
+        _require(not self.is_continuous, "ids", f"{self.meta.values}", "values")
 
     def values(self, keep: int | None = None) -> np.ndarray:
         """Continuous values of all rows, [N, K, C], in the stored dtype (float32 or float16).
