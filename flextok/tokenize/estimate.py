@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,13 @@ from flextok import storage
 from flextok.data.corpus.pictures import shard_pictures
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens.schema import bits_of
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import FlextokError
 from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import unpack_members
 from flextok.runtime.memory import keep_freed_memory
+from flextok.runtime.nodes import ClusterNodes, Node
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
@@ -77,14 +77,9 @@ def plan_tokenization(
     tasks = shard_tasks(corpus, spec, dest, config)
     finished = finished_records(tasks)
     todo = [task for task in tasks if task.name not in finished]
-    workers = choose_workers(
-        [task.source.samples for task in todo],
-        compute,
-        compute.num_cpus or os.cpu_count() or 1,
-        torch.cuda.device_count(),
-    )
-    if workers.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("expected a GPU for the probe (compute.gpus_per_worker), found none on this machine")
+    this_machine = ClusterNodes([Node(compute.cpus(), torch.cuda.device_count())])
+    here = compute.model_copy(update={"address": "local"})
+    workers = choose_workers([task.source.samples for task in todo], here, this_machine)
     tokenizer = load_tokenizer(tokenizer_url, workers.device, getattr(torch, config.dtype))
     images = sum(task.source.samples for task in todo)
     batch_size = config.batch_size or (find_batch_size(tokenizer) if worth_trying(images) else DEFAULT_BATCH)

@@ -28,6 +28,7 @@ from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.members import pack_members
+from flextok.runtime.nodes import cluster_nodes
 from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardOutcome
@@ -147,17 +148,7 @@ def _run(
     if not tasks:
         return []
     ensure_ray(compute.address, compute.num_cpus)
-    import ray
-
-    resources = ray.cluster_resources()
-    if compute.gpus_per_worker and compute.address == "local" and resources.get("GPU", 0) < compute.gpus_per_worker:
-        raise UsageError(
-            f"expected {compute.gpus_per_worker:g} GPUs for an actor (compute.gpus_per_worker), found "
-            f"{resources.get('GPU', 0):g} on this machine; set it to 0 or join a cluster with --address"
-        )
-    workers = choose_workers(
-        [task.source.samples for task in tasks], compute, resources.get("CPU", 1), resources.get("GPU", 0)
-    )
+    workers = choose_workers([task.source.samples for task in tasks], compute, cluster_nodes())
     batch_size = batch_size or _find_batch_size(tasks, spec, config, workers)
     tasks = [dataclasses.replace(task, meta=dataclasses.replace(task.meta, batch_size=batch_size)) for task in tasks]
     skipped = total - sum(task.source.samples for task in tasks)

@@ -19,6 +19,7 @@ from flextok.model.load import TokenizerSpec
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_members
 from flextok.runtime.memory import ONE_HEAP
+from flextok.runtime.nodes import ClusterNodes
 from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.straggler import StragglerMonitor
@@ -47,26 +48,35 @@ class Workers:
         return "cuda" if self.gpus else "cpu"
 
 
-def choose_workers(
-    shard_images: Sequence[int], compute: ComputeConfig, cluster_cpus: float, cluster_gpus: float = 0
-) -> Workers:
-    """The actors for shards of so many images, on a cluster that now has so many CPUs and GPUs.
+def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: ClusterNodes) -> Workers:
+    """The actors for shards of so many images, on `nodes`.
 
-    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More than the
-    cluster has now may be asked for: Ray Data starts them when resources come.
+    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More may be asked
+    for than there is room now: Ray Data starts them when resources come. Raises UsageError where no node, there or to
+    come, has room for one.
     """
     fewest, most = compute.tokenize_actors
     fewest = max(1, min(fewest, len(shard_images)))
     most = max(fewest, min(most, len(shard_images), 1 + sum(shard_images) // IMAGES_FOR_AN_ACTOR))
-    if compute.gpus_per_worker:
-        # The decoders of the actors that can run now share the CPUs, of which Ray reserves one for each actor only.
-        at_once = max(1, min(most, int(cluster_gpus / compute.gpus_per_worker)))
-        cpus = compute.threads or 1
+    gpus = compute.gpus_per_worker
+    if gpus:
+        # Ray reserves one CPU for each actor only; its decoders share the others of a node with those of its neighbours.
+        cpus = float(compute.threads or 1)
+        threads = compute.threads or _decoders_beside_gpus(nodes, gpus, most)
     else:
-        at_once = most
-        cpus = compute.threads or max(1, int(cluster_cpus) // at_once)
-    threads = compute.threads or max(1, int(cluster_cpus) // at_once)
-    return Workers(fewest, most, min(cpus, max(1.0, cluster_cpus)), compute.gpus_per_worker, threads)
+        threads = compute.threads or nodes.largest_share(most)
+        cpus = float(threads)
+    if compute.address == "local":  # all there is: threads may be more than cores
+        cpus = min(cpus, max([1.0, *(node.cpus for node in nodes.all)]))
+    hint = "lower compute.threads or compute.gpus_per_worker (--gpus), or add such a node"
+    nodes.require_place("an actor", cpus, gpus, hint)
+    return Workers(fewest, most, cpus, gpus, threads)
+
+
+def _decoders_beside_gpus(nodes: ClusterNodes, gpus: float, most: int) -> int:
+    """CPUs of a node for each actor on it, on the node that has the fewest of them."""
+    shares = [node.cpus // min(most, places) for node in nodes.all if (places := node.places(1, gpus) // node.count)]
+    return max(1, int(min(shares, default=1)))
 
 
 def run_tasks(

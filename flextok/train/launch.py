@@ -23,6 +23,7 @@ from flextok.runtime import interrupts
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_job, unpack_job
+from flextok.runtime.nodes import cluster_nodes, size_text
 from flextok.runtime.progress import track
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
 from flextok.train.loop import OnProgress, StopTraining
@@ -211,13 +212,9 @@ def _worker_resources(compute: ComputeConfig) -> dict[str, float]:
 
 def _require_room(compute: ComputeConfig) -> None:
     """Refuse at once what Ray would wait for without end: more workers than the cluster can ever hold."""
-    import ray
-
-    wanted = _worker_resources(compute)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(node.get(name, 0) / amount) for name, amount in wanted.items()) for node in nodes)
+    room = cluster_nodes().places(1, compute.gpus_per_worker)
     if room < compute.train_workers:
-        each = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        each = size_text(1, compute.gpus_per_worker)
         raise UsageError(
             f"expected a cluster with room for {compute.train_workers} training workers of {each} each, found room "
             f"for {room}; lower compute.train_workers or compute.gpus_per_worker, or raise compute.num_cpus"
