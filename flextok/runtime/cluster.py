@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
-from flextok.errors import FlextokError
-from flextok.runtime import interrupts
+from flextok.errors import FlextokError, UsageError
+from flextok.runtime import interrupts, ray_token
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
 # a thread that outlives its job from connecting to whatever cluster it finds. The last one gives workers the priority of
@@ -55,6 +56,7 @@ for process in family:
 
 
 _reapers: list["subprocess.Popen[bytes]"] = []
+_has_own_token = False
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -69,22 +71,60 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
-    if ":" in address and "://" not in address:
-        _require_listener(address)
-    local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
-    try:
-        _start(address, local, START_ATTEMPTS)
-    except Exception as error:
-        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise FlextokError(
-            f"expected to {'start Ray on this machine' if address == 'local' else f'reach Ray at {address}'}, "
-            f"found: {first_line}; check `ray status` and compute.address"
-        ) from error
-    interrupts.take_again()
     if address == "local":
-        _end_with_this_process()
+        _start_here(num_cpus)
+    else:
+        _join(address)
+    interrupts.take_again()
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _start_here(num_cpus: int | None) -> None:
+    global _has_own_token
+    _has_own_token = ray_token.use_own_token()
+    try:
+        _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
+    except Exception as error:
+        raise FlextokError(f"expected to start Ray on this machine, found: {_first_line(error)}") from error
+    _end_with_this_process()
+
+
+def _join(address: str) -> None:
+    if ":" in address and "://" not in address:
+        _require_listener(address)
+    ray_token.use_token_that_is_there()
+    told = ""
+    try:
+        with tempfile.TemporaryFile() as noise, _errors_into(noise):
+            try:
+                _start(address, {}, START_ATTEMPTS)
+            finally:
+                noise.seek(0)
+                told = noise.read().decode(errors="replace")
+    except Exception as error:
+        if ray_token.REFUSED in told or type(error).__name__ == "AuthenticationError":
+            raise UsageError(ray_token.refusal(address)) from error
+        raise FlextokError(
+            f"expected to reach Ray at {address}, found: {_first_line(error)}; check `ray status` and compute.address"
+        ) from error
+
+
+@contextlib.contextmanager
+def _errors_into(file: IO[bytes]) -> Iterator[None]:
+    """What Ray's core writes to the standard error while the block runs goes to `file`: only there is a reason told."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _start(address: str, options: dict[str, Any], attempts: int) -> None:
@@ -121,6 +161,10 @@ def stop_ray() -> None:
     _kill(family)
     while _reapers:
         _reapers.pop().communicate()
+    global _has_own_token
+    if _has_own_token:
+        ray_token.forget_own_token()
+    _has_own_token = False
 
 
 def kill_ray() -> None:
