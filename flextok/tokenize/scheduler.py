@@ -20,6 +20,7 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_members
 from flextok.runtime.memory import ONE_HEAP
 from flextok.runtime.nodes import ClusterNodes
+from flextok.runtime.watch import ClusterWatch
 from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.straggler import StragglerMonitor
@@ -30,6 +31,9 @@ STRAGGLER_S = 60.0
 """See StragglerMonitor. A shard on a slow or hanging node costs this much at the end of a job."""
 ENDING_S = 5.0
 IMAGES_FOR_AN_ACTOR = 5000
+WAITING_HINT = (
+    "what else runs there may have to end first, or lower compute.threads or compute.gpus_per_worker (--gpus)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,7 @@ def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: C
         cpus = float(threads)
     if compute.address == "local":  # all there is: threads may be more than cores
         cpus = min(cpus, max([1.0, *(node.cpus for node in nodes.all)]))
-    hint = "lower compute.threads or compute.gpus_per_worker (--gpus), or add such a node"
-    nodes.require_place("an actor", cpus, gpus, hint)
+    nodes.require_place("an actor", cpus, gpus, "lower compute.threads or compute.gpus_per_worker (--gpus)")
     return Workers(fewest, most, cpus, gpus, threads)
 
 
@@ -98,13 +101,15 @@ def run_tasks(
     rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
+    watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
     try:
         while len(outcomes) < len(tasks):
             for outcome in rows.arrived(SHOW_EVERY_S):
                 outcomes.setdefault(outcome.shard, outcome)
                 monitor.settle.remote(outcome.shard)
-            counted: Any = ray.get(monitor.images.remote())
+            counted, counted_begun = ray.get([monitor.images.remote(), monitor.shards_begun.remote()])
             images = max(images, counted)  # a monitor that started anew begins at 0
+            watch.look(begun=counted_begun > 0)
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
     except RayError as error:
         raise FlextokError(

@@ -86,6 +86,10 @@ class StragglerMonitor:
         """Images tokenized by now, those of unfinished shards included."""
         return self._images + sum(work.images for work in self._at_work.values())
 
+    def shards_begun(self) -> int:
+        """How many shards any actor has taken up by now."""
+        return len(self._begun)
+
     def close(self) -> list[bytes]:
         """Every shard has its outcome: helpers may go. Gives the handles of all actors that began any."""
         self._open = False

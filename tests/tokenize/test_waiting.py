@@ -1,0 +1,53 @@
+"""A job on a cluster says what it waits for and which node was lost, and ends with the rows of an undisturbed one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flextok_process import Command, wait_until
+from ray_nodes import ray_nodes
+
+from flextok.data.tokens import TokenStore
+
+pytestmark = pytest.mark.slow
+IMPATIENT = """
+from flextok.runtime import watch
+watch.WAIT_S = 1
+from pipelines.cli import main
+main()
+"""
+HOLDS_A_CPU = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+actor = ray.remote(num_cpus=1)(type("Actor", (), {"ready": lambda self: None})).remote()
+ray.get(actor.ready.remote())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) -> None:
+    dest = tmp_path / "tokens"
+    with ray_nodes() as nodes:
+        address = nodes.start_head(cpus=0)
+        first = nodes.add(cpus=1)
+        other = subprocess.Popen(
+            [sys.executable, "-c", HOLDS_A_CPU, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        command = Command(
+            "tokenize", inputs.corpus, str(dest), "--tokenizer", inputs.tokenizer, "--batch-size", "8",
+            "--address", address, program=IMPATIENT,
+        )  # fmt: skip
+        command.wait_for("waiting for 1 CPU on one node for an actor: the cluster has 2 nodes")
+        assert "the largest has 1 CPU, and 0 CPUs are free in all" in command.told[-1]
+        other.communicate()
+        wait_until(lambda: any(dest.glob("*.parquet")), every_s=0.005)
+        nodes.kill(first)
+        command.wait_for(f"lost node 127.0.0.{first}: ")
+        nodes.add(cpus=1)
+        command.wait_for("joined")
+        assert command.finish() == 0, command.told
+    assert TokenStore.open(str(dest)).digest == undisturbed[1]
+    assert not [line for line in command.told if "infinite retries" in line or "ray." in line], command.told
