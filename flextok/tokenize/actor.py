@@ -22,10 +22,11 @@ from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
 from flextok.runtime.members import unpack_members
 from flextok.runtime.memory import keep_freed_memory
-from flextok.runtime.storage_errors import FULL
+from flextok.runtime.storage_errors import FULL, telling_storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoding import Damaged, Encoder
+from flextok.tokenize.fitness import Proof, unfit_line
 from flextok.tokenize.tasks import ShardTask, finished_record, task_from_json
 
 ATTEMPTS = 4
@@ -83,22 +84,30 @@ class ShardTokenizer:
         device: str,
         monitor: Any = None,
         members: bytes = b"",
+        proof: Proof | None = None,
     ):
         keep_freed_memory(large=True)
         unpack_members(members)
         settings = TokenizeConfig(**config)
-        decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
-        tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, settings.dtype))
-        if tokenizer.digest != digest:
-            raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
-        torch.set_num_threads(1)
-        self._encoder = Encoder(tokenizer, settings, batch_size, decoders)
-        self._encoder.warm_up()
-        self._model_turn = threading.Lock()
         self._views = len(settings.views)
         self._monitor = monitor
+        self._model_turn = threading.Lock()
+        try:
+            if proof is not None:
+                proof.give()
+            self._encoder: Encoder | None = _ready_encoder(tokenizer_url, digest, settings, batch_size, threads, device)
+        except FlextokError as fault:
+            if monitor is None:
+                raise
+            self._encoder = None
+            monitor.unfit.remote(_own_id(), unfit_line(fault))
+        else:
+            if monitor is not None:
+                monitor.fit.remote(_own_id())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        if self._encoder is None:
+            return {"outcome": self._stand_aside(row["task"])}
         if row["task"] == HELP:
             return {"outcome": self._help()}
         task = task_from_json(row["task"])
@@ -107,13 +116,21 @@ class ShardTokenizer:
             self._monitor.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
         return {"outcome": outcome.to_json()}
 
+    def _stand_aside(self, task: str) -> str:
+        """On a node that cannot do the work: leave a task to others, and take no more of them by ending early."""
+        import ray
+
+        shard = "" if task == HELP else task_from_json(task).name
+        while ray.get(self._monitor.set_aside.remote(shard)):
+            time.sleep(HELP_EVERY_S)
+        return ""
+
     def _help(self) -> str:
         """The outcome of a straggler made here too; "" when there is none, or it could not be made here either."""
         import ray
 
-        own_id = ray.get_runtime_context().get_actor_id()
         while True:
-            found: Any = ray.get(self._monitor.straggler.remote(own_id))
+            found: Any = ray.get(self._monitor.straggler.remote(_own_id()))
             if found is None:
                 return ""
             if found:
@@ -188,6 +205,7 @@ class ShardTokenizer:
         return *self._write(dataclasses.replace(task, meta=meta), whole=False), warning
 
     def _write(self, task: ShardTask, whole: bool) -> tuple[ShardRecord, list[Reject]]:
+        assert self._encoder is not None
         rejects: list[Reject] = []
         pictures = shard_pictures(task.corpus, task.source, task.index_sha256)
         with (
@@ -199,6 +217,7 @@ class ShardTokenizer:
 
     def _in_turn(self, batches: Iterable[Any], task: ShardTask) -> Generator[pa.Table, None, None]:
         """Rows of a shard. The model is free again when they are encoded, while the file's end is still on its way."""
+        assert self._encoder is not None
         rows, told = 0, time.monotonic()
         with self._model_turn:
             for table in self._encoder.tables(batches, task.schema):
@@ -207,6 +226,27 @@ class ShardTokenizer:
                     self._monitor.advance.remote(task.name, rows // self._views)
                     told = time.monotonic()
                 yield table
+
+
+def _ready_encoder(
+    tokenizer_url: str, digest: str, config: TokenizeConfig, batch_size: int, threads: int, device: str
+) -> Encoder:
+    """The tokenizer with its decoders, after a first call. Raises FlextokError where it cannot be had."""
+    decoders = DecodeProcesses(threads)  # they start while the tokenizer is read
+    with telling_storage_errors(f"load {tokenizer_url}"):
+        tokenizer = load_tokenizer(tokenizer_url, device, getattr(torch, config.dtype))
+    if tokenizer.digest != digest:
+        raise IntegrityError(f"expected tokenizer {digest[:12]} at {tokenizer_url}, found {tokenizer.digest[:12]}")
+    torch.set_num_threads(1)
+    encoder = Encoder(tokenizer, config, batch_size, decoders)
+    encoder.warm_up()
+    return encoder
+
+
+def _own_id() -> str:
+    import ray
+
+    return ray.get_runtime_context().get_actor_id()  # pyright: ignore[reportReturnType]
 
 
 def _lasting(fault: Exception) -> bool:

@@ -34,6 +34,7 @@ from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardOutcome
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import DEFAULT_BATCH, search_batch_size, worth_trying
+from flextok.tokenize.fitness import proof_of_access
 from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message, run_tasks
 from flextok.tokenize.tasks import (
     CHECK_THREADS,
@@ -101,7 +102,7 @@ def _tokenize(
         # A manifest must never be there beside shards that are about to change.
         storage.remove(storage.join(dest, MANIFEST))
     batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
-    outcomes = _run(todo, spec, config, compute, batch_size, progress, corpus.num_samples)
+    outcomes = _run(todo, spec, dest, config, compute, batch_size, progress, corpus.num_samples)
     _clear_leftovers(dest)
     _tell_warnings(outcomes)
     failed = [outcome for outcome in outcomes if outcome.record is None]
@@ -138,6 +139,7 @@ def _tokenize(
 def _run(
     tasks: list[ShardTask],
     spec: TokenizerSpec,
+    dest: str,
     config: TokenizeConfig,
     compute: ComputeConfig,
     batch_size: int | None,
@@ -159,7 +161,8 @@ def _run(
                 shown.update(skipped + images, f"{failed} shards failed" if failed else "")
 
         show(0, 0)
-        return run_tasks(tasks, spec, config, batch_size, workers, show)
+        with proof_of_access(storage.join(tasks[0].corpus, MANIFEST), dest) as proof:
+            return run_tasks(tasks, spec, config, batch_size, workers, proof, show)
 
 
 def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:

@@ -10,11 +10,12 @@ import dataclasses
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flextok import storage
-from flextok.errors import FlextokError
+from flextok.errors import FlextokError, UsageError
 from flextok.model.load import TokenizerSpec
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_members
@@ -23,6 +24,7 @@ from flextok.runtime.nodes import ClusterNodes
 from flextok.runtime.watch import ClusterWatch
 from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.fitness import Proof
 from flextok.tokenize.straggler import StragglerMonitor
 from flextok.tokenize.tasks import ShardTask, task_to_json
 
@@ -31,6 +33,9 @@ STRAGGLER_S = 60.0
 """See StragglerMonitor. A shard on a slow or hanging node costs this much at the end of a job."""
 ENDING_S = 5.0
 IMAGES_FOR_AN_ACTOR = 5000
+OTHERS_WITHIN_S = 30.0
+"""Time for a first actor on another node, where those that came cannot do the work."""
+logger = logging.getLogger(__name__)
 WAITING_HINT = (
     "what else runs there may have to end first, or lower compute.threads or compute.gpus_per_worker (--gpus)"
 )
@@ -88,19 +93,21 @@ def run_tasks(
     config: TokenizeConfig,
     batch_size: int,
     workers: Workers,
+    proof: Proof,
     show: Callable[[int, int], None],
 ) -> list[ShardOutcome]:
     """The first outcome of each task. `show` gets the images done and the shards failed by now, every second.
 
-    Raises FlextokError when Ray cannot go on. Ray is connected.
+    Raises UsageError where no node can give the `proof`; FlextokError when Ray cannot go on. Ray is connected.
     """
     import ray
     from ray.exceptions import RayError
 
     monitor = _start_monitor(tasks)
-    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor))
+    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor, proof))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
+    fitness = _Fitness(monitor, workers)
     watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
     try:
         while len(outcomes) < len(tasks):
@@ -109,6 +116,7 @@ def run_tasks(
                 monitor.settle.remote(outcome.shard)
             counted, counted_begun = ray.get([monitor.images.remote(), monitor.shards_begun.remote()])
             images = max(images, counted)  # a monitor that started anew begins at 0
+            fitness.look()
             watch.look(begun=counted_begun > 0)
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
     except RayError as error:
@@ -119,6 +127,29 @@ def run_tasks(
     finally:
         _end(rows, monitor, ENDING_S if len(outcomes) == len(tasks) else 0)
     return list(outcomes.values())
+
+
+class _Fitness:
+    """Names nodes that cannot do the work, and ends the job where none can."""
+
+    def __init__(self, monitor: Any, workers: Workers):
+        self._monitor, self._workers = monitor, workers
+        self._told: list[str] = []
+        self._changed = time.monotonic()
+
+    def look(self) -> None:
+        """Raises UsageError where all actors that there may be are unfit, or no other came for a while."""
+        import ray
+
+        fit, lines = ray.get(self._monitor.fitness.remote())
+        for line in lines:
+            if line not in self._told:
+                logger.warning(line)
+                self._told.append(line)
+                self._changed = time.monotonic()
+        alone = len(lines) >= self._workers.most or time.monotonic() - self._changed > OTHERS_WITHIN_S
+        if lines and not fit and alone:
+            raise UsageError(lines[0])
 
 
 def _start_monitor(tasks: list[ShardTask]) -> Any:
@@ -153,7 +184,13 @@ def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
 
 
 def _mapped(
-    tasks: list[ShardTask], spec: TokenizerSpec, config: TokenizeConfig, batch_size: int, workers: Workers, monitor: Any
+    tasks: list[ShardTask],
+    spec: TokenizerSpec,
+    config: TokenizeConfig,
+    batch_size: int,
+    workers: Workers,
+    monitor: Any,
+    proof: Proof,
 ) -> Any:
     """The dataset of outcomes: a row for each task, and behind them one for each time that an actor may help out."""
     import ray.data
@@ -170,6 +207,7 @@ def _mapped(
         "device": workers.device,
         "monitor": monitor,
         "members": pack_members(),
+        "proof": proof,
     }
     # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
     # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.

@@ -38,6 +38,27 @@ class StragglerMonitor:
         self._images = 0
         self._all_given_out: float | None = None
         self._open = True
+        self._set_aside: set[str] = set()
+        self._fit: set[str] = set()
+        self._unfit: dict[str, str] = {}
+
+    def fit(self, actor_id: str) -> None:
+        """An actor can do the work where it is."""
+        self._fit.add(actor_id)
+
+    def unfit(self, actor_id: str, line: str) -> None:
+        """An actor cannot do the work where it is, for the reason that `line` tells."""
+        self._unfit[actor_id] = line
+
+    def fitness(self) -> tuple[int, list[str]]:
+        """How many actors can do the work, and the lines of those that cannot."""
+        return len(self._fit), list(self._unfit.values())
+
+    def set_aside(self, shard: str) -> bool:
+        """An actor that cannot do the work has a shard ("" for none); whether it should go on holding it."""
+        if shard and shard in self._left:
+            self._set_aside.add(shard)
+        return self._open and (not shard or shard in self._left)
 
     def begin(self, shard: str, actor_id: str, handle: bytes) -> int:
         """An actor (its id, and its pickled handle) takes up a shard; gives how often this happened before, that is how many actors it has killed."""
@@ -73,6 +94,9 @@ class StragglerMonitor:
             return None
         if self._all_given_out is None:
             self._all_given_out = self._clock()
+        if aside := sorted(self._set_aside & self._left.keys() - self._helped):
+            self._helped.add(aside[0])
+            return self._left[aside[0]]
         usual = statistics.median(self._seconds) if self._seconds else float("inf")
         for shard in self._left.keys() - self._helped:
             work = self._at_work.get(shard)

@@ -33,9 +33,9 @@ class RayNodes:
         self.address = f"127.0.0.2:{port}"
         return self.address
 
-    def add(self, cpus: float) -> int:
-        """Another node; its number, to `kill` it by."""
-        self._start([f"--address={self.address}"], cpus)
+    def add(self, cpus: float, hidden: str = "") -> int:
+        """Another node; its number, to `kill` it by. It does not see the folder `hidden`, in whose place is an empty one."""
+        self._start([f"--address={self.address}"], cpus, hidden)
         return self._count
 
     def kill(self, number: int) -> None:
@@ -46,10 +46,12 @@ class RayNodes:
         """Nothing is left."""
         self._kill(self._folder)
 
-    def _start(self, options: list[str], cpus: float) -> None:
+    def _start(self, options: list[str], cpus: float, hidden: str = "") -> None:
         self._count += 1
         size = [f"--num-cpus={cpus:g}", f"--object-store-memory={150 * 2**20}"]
         command = [RAY, "start", f"--node-ip-address=127.0.0.{self._count}", *size, *options]
+        if hidden:
+            command = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh", *command]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -58,6 +60,11 @@ class RayNodes:
             with contextlib.suppress(psutil.Error):
                 if self._folder in " ".join(process.cmdline()) and mark in " ".join(process.cmdline()):
                     process.kill()
+
+
+def may_hide() -> bool:
+    """Whether this user may start a node that does not see a folder."""
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager

@@ -96,3 +96,12 @@ def test_the_image_copies_only_what_is_there():
     named = re.findall(r"-c (\S+\.txt)", text)
     assert named == ["constraints.txt"]
     assert os.path.basename(str(INFRA / "docker" / "Dockerfile.dockerignore")) in os.listdir(INFRA / "docker")
+
+
+def test_every_cluster_is_joined_with_its_token():
+    assert load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    (deployment,) = load("helm/values.yaml")["dagster-user-deployments"]["deployments"]
+    assert "RAY_AUTH_TOKEN" in [variable["name"] for variable in deployment["env"]]
+    services = load("docker/compose.yaml")["services"]
+    assert all("RAY_AUTH_TOKEN" in services[name]["environment"] for name in ("code", "webserver", "daemon"))
+    assert "~/.ray/auth_token" in load("ray/cluster.yaml")["file_mounts"]
