@@ -34,8 +34,8 @@ MEMBER_FAULTS = "member_faults"
 
 HELPERS = ("base", "config", "__main__")
 """Modules of a home that are no members."""
-REGISTERS: dict[str, "Register[Any]"] = {}
-"""All registers of this process, by what their members are called."""
+REGISTERS: dict[tuple[str, str], "Register[Any]"] = {}
+"""All registers of this process, by the module that defines them and what their members are called."""
 
 
 class Register(Generic[T]):
@@ -47,7 +47,7 @@ class Register(Generic[T]):
         self.module = sys._getframe(1).f_globals["__name__"]
         """Where it is defined."""
         self._members: dict[str, T] = {}
-        REGISTERS[what] = self
+        REGISTERS[self.module, what] = self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         """Pickled by name: another process has its own."""
@@ -103,7 +103,7 @@ class Register(Generic[T]):
 
 def _find_register(module: str, what: str) -> "Register[Any]":
     importlib.import_module(module)
-    return REGISTERS[what]
+    return REGISTERS[module, what]
 
 
 class RoomRegister(Register[T]):

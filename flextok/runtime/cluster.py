@@ -6,11 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import FlextokError
 from flextok.runtime import interrupts, ray_token
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
@@ -56,7 +55,6 @@ for process in family:
 
 
 _reapers: list["subprocess.Popen[bytes]"] = []
-_has_own_token = False
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -81,8 +79,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
 
 
 def _start_here(num_cpus: int | None) -> None:
-    global _has_own_token
-    _has_own_token = ray_token.use_own_token()
+    ray_token.use_own_token()
     try:
         _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
     except Exception as error:
@@ -91,36 +88,27 @@ def _start_here(num_cpus: int | None) -> None:
 
 
 def _join(address: str) -> None:
-    if ":" in address and "://" not in address:
-        _require_listener(address)
-    ray_token.use_token_that_is_there()
-    told = ""
+    head = _head_address(address)
+    if head:
+        _require_listener(head)
+        ray_token.use_wanted_token(head)
     try:
-        with tempfile.TemporaryFile() as noise, _errors_into(noise):
-            try:
-                _start(address, {}, START_ATTEMPTS)
-            finally:
-                noise.seek(0)
-                told = noise.read().decode(errors="replace")
+        _start(address, {}, START_ATTEMPTS)
     except Exception as error:
-        if ray_token.REFUSED in told or type(error).__name__ == "AuthenticationError":
-            raise UsageError(ray_token.refusal(address)) from error
         raise FlextokError(
             f"expected to reach Ray at {address}, found: {_first_line(error)}; check `ray status` and compute.address"
         ) from error
 
 
-@contextlib.contextmanager
-def _errors_into(file: IO[bytes]) -> Iterator[None]:
-    """What Ray's core writes to the standard error while the block runs goes to `file`: only there is a reason told."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
+def _head_address(address: str) -> str | None:
+    """host:port of the head, of which "auto" is the one that Ray's own commands would take; None where Ray must say."""
+    if address == "auto":
+        # Ray has no public way to ask which one that is.
+        from ray._private.services import find_bootstrap_address
+
+        found = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+        return found if found and "://" not in found and ":" in found else None
+    return address if ":" in address and "://" not in address else None
 
 
 def _first_line(error: Exception) -> str:
@@ -161,10 +149,7 @@ def stop_ray() -> None:
     _kill(family)
     while _reapers:
         _reapers.pop().communicate()
-    global _has_own_token
-    if _has_own_token:
-        ray_token.forget_own_token()
-    _has_own_token = False
+    ray_token.forget_token()
 
 
 def kill_ray() -> None:

@@ -19,7 +19,8 @@ try:
 except FlextokError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 import ray
-print(ray.get(ray.remote(lambda: 42).remote()))
+import os
+print(ray.get(ray.remote(lambda: 42).remote()), os.environ.get("RAY_AUTH_MODE"))
 stop_ray()
 """
 NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -52,7 +53,7 @@ def test_a_token_that_is_there_is_used_and_another_is_told(address: str, tmp_pat
     users = {name: start(home, address, **settings.get(name, {})) for name, home in homes.items()}
     ended = {name: (*user.communicate(timeout=240), user.returncode) for name, user in users.items()}
     for name in ("variable", "path", "file"):
-        assert ended[name][0] == "42\n", ended[name]
+        assert ended[name][0] == "42 token\n", ended[name]
     for name, found in (("none", "none is here"), ("wrong", "it refused the one in ~/.ray/auth_token")):
         out, told, code = ended[name]
         assert (out, code, told.count("\n")) == ("", 1, 1), told
@@ -60,17 +61,27 @@ def test_a_token_that_is_there_is_used_and_another_is_told(address: str, tmp_pat
         assert f"found that {found}; give the one of its head" in told
 
 
-def test_a_file_that_is_named_and_not_there(tmp_path: Path) -> None:
-    user = start(tmp_path, "auto", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+def test_a_file_that_is_named_and_not_there(address: str, tmp_path: Path) -> None:
+    user = start(tmp_path, address, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     _, told = user.communicate(timeout=240)
     assert told == (
         f"UsageError: expected a file with Ray's authentication token at {tmp_path}/token (RAY_AUTH_TOKEN_PATH), "
-        "found none\n"
+        "found: No such file or directory\n"
     )
+
+
+def test_a_token_of_another_cluster_is_not_used_where_none_is_wanted(tmp_path: Path) -> None:
+    """A process that asked for tokens would refuse the calls of such a cluster, which then takes it for gone."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of another")
+    with ray_nodes(RAY_AUTH_MODE="disabled") as nodes:
+        user = start(tmp_path, nodes.start_head(cpus=1))
+        out, told = user.communicate(timeout=240)
+    assert out == "42 None\n", told
 
 
 def test_a_session_on_this_machine_leaves_nothing_at_home(tmp_path: Path) -> None:
     user = start(tmp_path, "local")
     out, told = user.communicate(timeout=240)
-    assert out == "42\n", told
+    assert out == "42 token\n", told
     assert list(tmp_path.rglob("*")) == []
