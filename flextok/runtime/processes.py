@@ -8,6 +8,7 @@ and the files that they had open. With a watch of our own on the parent it would
 import contextlib
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -37,6 +38,14 @@ def end_processes(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
         process.terminate()
     pool.shutdown(wait=True, cancel_futures=True)
+
+
+def release_semaphores() -> None:
+    """Do with the semaphores of all pools what a usual end of Python does, for a process that is about to `os._exit`.
+
+    Otherwise multiprocessing's tracker warns of those that an interrupted pool still had, after the command's last line.
+    """
+    multiprocessing.util._run_finalizers(0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager

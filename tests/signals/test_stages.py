@@ -50,3 +50,14 @@ def test_a_killed_run_leaves_nothing_running_and_the_next_resumes(tmp_path: Path
     reached = steps_done(workspace, "vae")
     again = Command(*arguments, sets=sets)
     assert cut_off(again, "vae", workspace, signal.SIGTERM, reached) > reached
+
+
+def test_sharding_in_two_processes_ends_by_a_signal(tmp_path: Path) -> None:
+    command = Command(
+        "run", "--select", "+image_shards", "--workspace", str(tmp_path / "w"),
+        sets=(*SMALL, "corpus.scenes.train_samples=1000000"),
+    )  # fmt: skip
+    command.wait_for("sharding: ")
+    assert command.end_by(signal.SIGTERM) <= END_S
+    assert command.told[-1].startswith("error: interrupted"), command.told
+    assert not command.left()
