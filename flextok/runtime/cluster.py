@@ -11,6 +11,7 @@ from typing import Any
 
 from flextok.errors import FlextokError
 from flextok.runtime import interrupts, ray_token
+from flextok.runtime.process_group import start_reaper
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
 # a thread that outlives its job from connecting to whatever cluster it finds. The last one gives workers the priority of
@@ -32,27 +33,6 @@ SLOW_START = "timed out during startup"
 REACH_TIMEOUT_S = 10.0
 RAY_FOLDER = "/ray/"
 """In the command line of every process that Ray starts."""
-# Waits for the end of its standard input, which the kernel closes when the process that holds the other side is gone. By
-# themselves some of Ray's agents look for its store for a minute before they end. The processes are held by descriptors:
-# a number may be another's by then.
-REAPER = """
-import os, signal, sys
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-family = []
-for pid in sys.argv[1:]:
-    try:
-        family.append(os.pidfd_open(int(pid)))
-    except ProcessLookupError:
-        pass
-sys.stdin.buffer.read()
-for process in family:
-    try:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-"""
-
 
 _reapers: list["subprocess.Popen[bytes]"] = []
 
@@ -84,7 +64,8 @@ def _start_here(num_cpus: int | None) -> None:
         _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
     except Exception as error:
         raise FlextokError(f"expected to start Ray on this machine, found: {_first_line(error)}") from error
-    _end_with_this_process()
+    # By themselves some of Ray's agents look for its store for a minute before they end.
+    _reapers.append(start_reaper([process.pid for process in _started_here()]))
 
 
 def _join(address: str) -> None:
@@ -155,14 +136,6 @@ def stop_ray() -> None:
 def kill_ray() -> None:
     """End what `ensure_ray` started here at once, for a process that is about to be ended."""
     _kill(_started_here())
-
-
-def _end_with_this_process() -> None:
-    """Let nothing of the Ray that was started here outlive this process, however it ends."""
-    if hasattr(os, "pidfd_open"):
-        family = [str(process.pid) for process in _started_here()]
-        python = [sys.executable, "-I", "-S", "-c", REAPER, *family]
-        _reapers.append(subprocess.Popen(python, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def _started_here() -> list[Any]:

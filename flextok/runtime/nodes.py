@@ -22,10 +22,10 @@ class Node:
     gpus: float = 0
     count: int = 1
 
-    def places(self, cpus: float, gpus: float = 0) -> int:
-        """Workers of a size that all of these nodes hold together."""
+    def holds(self, cpus: float, gpus: float = 0) -> int:
+        """Workers of a size that fit on one of these nodes."""
         wanted = [(self.cpus, cpus), (self.gpus, gpus)]
-        return self.count * min(math.floor(has / needs + 1e-9) for has, needs in wanted if needs > 0)
+        return min(math.floor(has / needs + 1e-9) for has, needs in wanted if needs > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ClusterNodes:
 
     def places(self, cpus: float, gpus: float = 0) -> int:
         """Workers of a size that fit, on all nodes together."""
-        return sum(node.places(cpus, gpus) for node in self.all)
+        return sum(node.count * node.holds(cpus, gpus) for node in self.all)
 
     def largest_share(self, workers: int) -> int:
         """CPUs for each of `workers`, as many as all of them can have at once; 1 where not even that fits."""

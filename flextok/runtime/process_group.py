@@ -1,4 +1,4 @@
-"""A command in a process group of its own, of which nothing outlives this process, however it ends."""
+"""Processes that do not outlive this one, however it ends: a command's whole group, or some by their numbers."""
 
 import contextlib
 import os
@@ -17,11 +17,13 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-# Waits for the end of its standard input, which the kernel closes when the process that holds the other side is gone.
-REAPER = f"""
+# What ends others when this process is gone: its standard input ends then, as the kernel closes the other side.
+IGNORES_SIGNALS = """
 import os, signal, sys, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
+"""
+ENDS_GROUP = f"""
 sys.stdin.buffer.read()
 for number in (signal.SIGTERM, signal.SIGKILL):
     until = time.monotonic() + {PATIENCE_S}
@@ -33,6 +35,35 @@ for number in (signal.SIGTERM, signal.SIGKILL):
     except ProcessLookupError:
         break
 """
+# By descriptors, where the system has them: a number may be another's by then.
+ENDS_PROCESSES = """
+family = []
+for pid in sys.argv[1:]:
+    try:
+        family.append(os.pidfd_open(int(pid)))
+    except ProcessLookupError:
+        pass
+sys.stdin.buffer.read()
+for process in family:
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+
+
+def start_reaper(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """A process that ends those with `pids` when this one is gone, however it ends, or when its `communicate` is called.
+
+    On a system without descriptors of processes it ends at once and does nothing.
+    """
+    return _start_watching(ENDS_PROCESSES if hasattr(os, "pidfd_open") else "", pids)
+
+
+def _start_watching(program: str, pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    command = [*PYTHON, IGNORES_SIGNALS + program, *map(str, pids)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 @contextlib.contextmanager
@@ -41,10 +72,8 @@ def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterat
 
     The leader gets SIGINT first and may end its own processes; what is left of the group after 5 s is ended.
     """
-    python = [sys.executable, "-I", "-S", "-c"]
-    process = subprocess.Popen([*python, USUAL_SIGNALS, *command], env=environment, start_new_session=True)
-    reaper = [*python, REAPER, str(process.pid)]
-    with subprocess.Popen(reaper, stdin=subprocess.PIPE, start_new_session=True) as watching:
+    process = subprocess.Popen([*PYTHON, USUAL_SIGNALS, *command], env=environment, start_new_session=True)
+    with _start_watching(ENDS_GROUP, [process.pid]) as watching:
         try:
             yield process
         finally:

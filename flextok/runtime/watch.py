@@ -29,7 +29,7 @@ class ClusterWatch:
         self._next = now + LOOK_EVERY_S
         self._tell_changes()
         nodes = cluster_nodes()
-        if begun and any(node.places(self._cpus, self._gpus) for node in nodes.there):
+        if begun and any(node.holds(self._cpus, self._gpus) for node in nodes.there):
             self._idle_since, self._told = None, False
         elif self._idle_since is None:
             self._idle_since = now

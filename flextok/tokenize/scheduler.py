@@ -83,7 +83,7 @@ def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: C
 
 def _decoders_beside_gpus(nodes: ClusterNodes, gpus: float, most: int) -> int:
     """CPUs of a node for each actor on it, on the node that has the fewest of them."""
-    shares = [node.cpus // min(most, places) for node in nodes.all if (places := node.places(1, gpus) // node.count)]
+    shares = [node.cpus // min(most, places) for node in nodes.all if (places := node.holds(1, gpus))]
     return max(1, int(min(shares, default=1)))
 
 
@@ -107,17 +107,18 @@ def run_tasks(
     rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor, proof))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
-    fitness = _Fitness(monitor, workers)
+    fitness = _Fitness(workers.most)
     watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
     try:
         while len(outcomes) < len(tasks):
             for outcome in rows.arrived(SHOW_EVERY_S):
                 outcomes.setdefault(outcome.shard, outcome)
                 monitor.settle.remote(outcome.shard)
-            counted, counted_begun = ray.get([monitor.images.remote(), monitor.shards_begun.remote()])
+            looks = [monitor.images.remote(), monitor.shards_begun.remote(), monitor.fitness.remote()]
+            counted, begun, (fit, unfit) = ray.get(looks)
             images = max(images, counted)  # a monitor that started anew begins at 0
-            fitness.look()
-            watch.look(begun=counted_begun > 0)
+            fitness.look(fit, unfit)
+            watch.look(begun > 0)
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
     except RayError as error:
         raise FlextokError(
@@ -132,22 +133,22 @@ def run_tasks(
 class _Fitness:
     """Names nodes that cannot do the work, and ends the job where none can."""
 
-    def __init__(self, monitor: Any, workers: Workers):
-        self._monitor, self._workers = monitor, workers
+    def __init__(self, most: int):
+        self._most = most
         self._told: list[str] = []
         self._changed = time.monotonic()
 
-    def look(self) -> None:
-        """Raises UsageError where all actors that there may be are unfit, or no other came for a while."""
-        import ray
+    def look(self, fit: int, lines: list[str]) -> None:
+        """`fit` actors can do the work, the others not, as their `lines` say.
 
-        fit, lines = ray.get(self._monitor.fitness.remote())
+        Raises UsageError where all actors that there may be are unfit, or no other came for a while.
+        """
         for line in lines:
             if line not in self._told:
                 logger.warning(line)
                 self._told.append(line)
                 self._changed = time.monotonic()
-        alone = len(lines) >= self._workers.most or time.monotonic() - self._changed > OTHERS_WITHIN_S
+        alone = len(lines) >= self._most or time.monotonic() - self._changed > OTHERS_WITHIN_S
         if lines and not fit and alone:
             raise UsageError(lines[0])
 
