@@ -65,10 +65,6 @@ def _end_at_once(code: int) -> None:
         from flextok.runtime.cluster import stop_ray
 
         stop_ray()
-    if "flextok.runtime.processes" in sys.modules:
-        from flextok.runtime.processes import release_semaphores
-
-        release_semaphores()
     sys.stderr.flush()
     os._exit(code)
 

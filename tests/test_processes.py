@@ -6,11 +6,15 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from flextok.runtime.memory import ONE_HEAP
+from flextok.runtime.processes import ProcessPool
 
 FAULTS_OF_A_THREAD = """
 import resource, threading
@@ -46,16 +50,16 @@ def test_large_tensors_of_a_thread_use_memory_that_was_freed():
 
 PARENT_OF_WORKERS = """
 import os, sys, threading
-from flextok.runtime.processes import start_processes
+from flextok.runtime.processes import ProcessPool
 
-pool = start_processes(2, os.nice, (0,))
-pids = set()
-while len(pids) < 2:
-    pids |= {future.result() for future in [pool.submit(os.getpid) for _ in range(4)]}
+pool = ProcessPool(2, os.nice, (0,))
 if sys.argv[1] == "busy":
-    for _ in pids:
+    for _ in pool.pids:
         pool.submit(exec, "while True: pass")
-print(*pids, flush=True)
+else:
+    for future in [pool.submit(os.getpid) for _ in range(8)]:
+        future.result()
+print(*pool.pids, flush=True)
 threading.Event().wait()
 """
 
@@ -77,3 +81,58 @@ def test_workers_die_with_a_parent_that_is_killed(state):
             assert select.select([worker], [], [], 30)[0], "a worker outlived its parent"
         finally:
             os.close(worker)
+
+
+@pytest.fixture
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool(2, os.nice, (0,)) as pool:
+        yield pool
+
+
+def test_results_and_exceptions_come_back(pool):
+    futures = [pool.submit(divmod, number, 3) for number in range(50)]
+    assert [future.result() for future in futures] == [divmod(number, 3) for number in range(50)]
+    assert len(pool.submit(bytes, 3 * 2**20).result()) == len(pool.submit(bytes, bytes(3 * 2**20)).result())
+    with pytest.raises(ZeroDivisionError) as raised:
+        pool.submit(divmod, 1, 0).result()
+    assert "in a worker process" in raised.value.__notes__[0]
+    with pytest.raises(Exception, match="pickle"):
+        pool.submit(open, os.devnull).result()
+    assert pool.submit(abs, -1).result() == 1
+
+
+def test_no_call_waits_behind_a_long_one_while_a_process_is_idle(pool, tmp_path):
+    os.mkfifo(tmp_path / "long")
+    long = pool.submit(os.open, tmp_path / "long", os.O_WRONLY)  # until somebody reads
+    assert [pool.submit(abs, -number).result(timeout=60) for number in range(8)] == list(range(8))
+    assert not long.done()
+    os.close(os.open(tmp_path / "long", os.O_RDONLY))
+    assert isinstance(long.result(timeout=60), int)
+
+
+@pytest.mark.parametrize("size", [1000, 20_000, 3_000_000])
+def test_pool_ends_where_a_process_is_killed_while_it_answers(size):
+    """Half an answer must not be waited for."""
+    pool = ProcessPool(2, os.nice, (0,), at_once=2)
+    first, *others = [pool.submit(bytes, size) for _ in range(2000)]
+    first.result()
+    os.kill(pool.pids[0], signal.SIGKILL)
+    assert not wait(others, timeout=60).not_done
+    assert any(isinstance(future.exception(), BrokenProcessPool) for future in others)
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(abs, -1)
+    pool.end()
+
+
+def test_pool_is_ended_while_its_processes_answer():
+    pool = ProcessPool(2, os.nice, (0,), at_once=2)
+    first, *others = [pool.submit(bytes, 300_000) for _ in range(2000)]
+    first.result()
+    pool.end()
+    assert not wait(others, timeout=0).not_done
+
+
+def test_process_that_cannot_be_made_ready_breaks_its_pool():
+    pool = ProcessPool(1, divmod, (1, 0))
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(abs, -1).result(timeout=60)

@@ -1,63 +1,160 @@
 """Pools of worker processes that start fast, leave the interrupts to their parent, and never outlive it.
 
-Made of the standard library's executor. loky 3.7 was tried in its place: it does not import the program's main module
-either, but when its parent was killed (SIGKILL), its workers, idle or busy, were there 20 s later, and with them the memory
-and the files that they had open. With a watch of our own on the parent it would save no line here.
+Each process has pipes of its own. Those of the standard library's executor, and of loky 3.7, answer through one pipe: of a
+process that is killed while it answers, half an answer is left there, and the reader waits for the rest for ever, as do
+shutdown and all calls (answers of 300 kB: 7 of 8 pools hung, loky's 3 of 5). A pipe of its own ends with its process.
 """
 
 import contextlib
 import multiprocessing
 import multiprocessing.context
-import multiprocessing.util
 import os
+import pickle
+import queue
 import signal
 import sys
 import threading
+import traceback
 import types
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import wait as wait_for
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn, Self, TypeVar
 
 from flextok.runtime.memory import keep_freed_memory
 
+T = TypeVar("T")
 
-def start_processes(workers: int, initialize: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
-    """An executor of `workers` processes, each made ready by `initialize(*arguments)`; end it with `end_processes`.
+
+class ProcessPool:
+    """`workers` processes, each made ready by `initialize(*arguments)`, which make the calls that are submitted.
+
+    They start at once. Each is given `at_once` calls: with two, the next one waits in the process, and no time is lost
+    between them; with one, no call waits behind a long one while another process is idle. As a context it ends them.
 
     They are spawned: a fork would copy the locks of Arrow's, Polars' and torch's threads in whatever state they are.
     Functions sent to them must come from a module that can be imported, not from the program's main file.
     """
-    return ProcessPoolExecutor(
-        workers, mp_context=_SpawnWithoutMain(), initializer=_start_worker, initargs=(initialize, arguments)
-    )
+
+    def __init__(
+        self, workers: int, initialize: Callable[..., object], arguments: tuple[Any, ...] = (), at_once: int = 1
+    ):
+        self._at_once = at_once
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Any], bytes]] = deque()
+        self._broken = False
+        self._workers = [_Worker(initialize, arguments) for _ in range(workers)]
+        self._thread = threading.Thread(target=self._collect, name="processes", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes."""
+        return [worker.process.pid or 0 for worker in self._workers]
+
+    def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
+        """The result of `function(*arguments)`, some time, or what it raised.
+
+        When a process is lost (killed, or crashed), all calls that have not ended raise BrokenProcessPool, the other
+        processes are ended, and so are later calls refused.
+        """
+        future: Future[T] = Future()
+        call = pickle.dumps((function, arguments))
+        with self._lock:
+            if self._broken:
+                raise BrokenProcessPool("a process of this pool was lost, or it was ended")
+            self._waiting.append((future, call))
+            self._give_out()
+        return future
+
+    def end(self) -> None:
+        """End the processes now; one in the middle of its work need not finish it."""
+        self._kill()
+        self._thread.join()
+
+    def _give_out(self) -> None:
+        """Send what waits to the processes with the fewest calls; the lock is held."""
+        while self._waiting and len((worker := min(self._workers, key=_load)).calls) < self._at_once:
+            future, call = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                worker.calls.append(future)
+                with contextlib.suppress(OSError):  # a process that is gone is found to be so by `_collect`
+                    worker.tasks.send_bytes(call)
+
+    def _collect(self) -> None:
+        """Take results as they come, until a process ends."""
+        of = {worker.results: worker for worker in self._workers}
+        try:
+            while True:
+                for ready in wait(list(of)):
+                    self._take(of[ready])  # pyright: ignore[reportArgumentType]
+        except (EOFError, OSError):
+            self._break()
+
+    def _take(self, worker: "_Worker") -> None:
+        """Raises EOFError or OSError where the process has ended."""
+        answer = worker.results.recv_bytes()
+        with self._lock:
+            future = worker.calls.popleft()
+            self._give_out()
+        try:
+            succeeded, value = pickle.loads(answer)
+        except Exception as error:  # noqa: BLE001 - it belongs to the call
+            succeeded, value = False, error
+        if succeeded:
+            future.set_result(value)
+        else:
+            future.set_exception(value)
+
+    def _break(self) -> None:
+        with self._lock:
+            self._broken = True
+            waiting = [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+            lost = [*(future for worker in self._workers for future in worker.calls), *waiting]
+            self._waiting.clear()
+        self._kill()
+        for worker in self._workers:
+            worker.close()
+        for future in lost:
+            future.set_exception(BrokenProcessPool("a worker process ended before its call did"))
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            with contextlib.suppress(ValueError):  # closed before
+                worker.process.kill()
 
 
-def end_processes(pool: ProcessPoolExecutor) -> None:
-    """End the pool's processes now; one in the middle of its work need not finish it."""
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+class _Worker:
+    """A process with the two ends of its pipes that are here, and the calls that it has, the one at work first."""
+
+    def __init__(self, initialize: Callable[..., object], arguments: tuple[Any, ...]):
+        theirs, self.tasks = multiprocessing.Pipe(duplex=False)
+        self.results, answers = multiprocessing.Pipe(duplex=False)
+        self.calls: deque[Future[Any]] = deque()
+        # At the end of Python multiprocessing waits for all but daemons.
+        self.process = _ProcessWithoutMain(target=_work, args=(theirs, answers, initialize, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        answers.close()  # else the end of the process would not be the end of its pipe
+
+    def close(self) -> None:
+        """After the process was killed."""
+        self.process.join()
+        self.process.close()
+        self.tasks.close()
+        self.results.close()
 
 
-def release_semaphores() -> None:
-    """Do with the semaphores of all pools what a usual end of Python does, for a process that is about to `os._exit`.
-
-    Otherwise multiprocessing's tracker warns of those that an interrupted pool still had, after the command's last line.
-    """
-    multiprocessing.util._run_finalizers(0)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextlib.contextmanager
-def process_pool(
-    workers: int, initialize: Callable[..., None], arguments: tuple[Any, ...]
-) -> Iterator[ProcessPoolExecutor]:
-    """`start_processes` for the block."""
-    pool = start_processes(workers, initialize, arguments)
-    try:
-        yield pool
-    finally:
-        end_processes(pool)
+def _load(worker: _Worker) -> int:
+    return len(worker.calls)
 
 
 class _ProcessWithoutMain(multiprocessing.context.SpawnProcess):
@@ -75,19 +172,39 @@ class _ProcessWithoutMain(multiprocessing.context.SpawnProcess):
             sys.modules["__main__"] = main
 
 
-class _SpawnWithoutMain(multiprocessing.context.SpawnContext):
-    Process = _ProcessWithoutMain
-
-
-def _start_worker(initialize: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _work(
+    tasks: Connection, results: Connection, initialize: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(tasks, calls), daemon=True).start()
     keep_freed_memory()
     initialize(*arguments)
+    while True:
+        answer = _answer(calls.get())
+        try:
+            results.send_bytes(answer)
+        except OSError:
+            os._exit(1)
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(1)
+def _receive(tasks: Connection, calls: "queue.SimpleQueue[bytes]") -> NoReturn:
+    """Take calls out of the pipe, so that whoever sends them need not wait; end this process with its parent."""
+    try:
+        while True:
+            calls.put(tasks.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _answer(call: bytes) -> bytes:
+    """The pickled (True, result) or (False, exception) of a pickled (function, arguments)."""
+    try:
+        function, arguments = pickle.loads(call)
+        return pickle.dumps((True, function(*arguments)))
+    except Exception as error:  # noqa: BLE001 - raised again, to the caller
+        error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+        try:
+            return pickle.dumps((False, error))
+        except Exception:  # noqa: BLE001 - an exception that cannot travel
+            return pickle.dumps((False, RuntimeError(traceback.format_exc())))

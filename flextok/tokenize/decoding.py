@@ -6,12 +6,11 @@ Light to import: processes start fast.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, Self, TypeVar
 
-from flextok.data.corpus.crops import crop_span
-from flextok.runtime.processes import end_processes, start_processes
+from flextok.runtime.processes import ProcessPool
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ class DecodeProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end_processes(self._pool)
+        self._pool.end()
 
     def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
         """The function's result, some time; raises BrokenProcessPool when new processes end at once too."""
@@ -60,17 +59,15 @@ class DecodeProcesses:
             try:
                 return self._pool.submit(function, *arguments)
             except BrokenProcessPool:
-                end_processes(self._pool)
+                self._pool.end()
                 self._pool = self._start()
                 return self._pool.submit(function, *arguments)
 
-    def _start(self) -> ProcessPoolExecutor:
-        pool = start_processes(self.count, _step_back, ())
-        for _ in range(self.count):  # each call to a pool that has no idle process starts one
-            pool.submit(crop_span, b"", (), 1, ())
-        return pool
+    def _start(self) -> ProcessPool:
+        return ProcessPool(self.count, _step_back, at_once=2)
 
 
 def _step_back() -> None:
     """Where cores are shared the model goes first: decoders work ahead of it and wait for it in the end."""
     os.nice(NICENESS)
+    import flextok.data.corpus.crops  # noqa: F401  # pyright: ignore[reportUnusedImport] - before there is a picture

@@ -1,12 +1,12 @@
 """What a worker proves before it takes a shard: that its node sees the same corpus, tokenizer and destination."""
 
-import contextlib
 import dataclasses
+import tempfile
 import uuid
-from collections.abc import Iterator
 
 from flextok import storage
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import UsageError
+from flextok.runtime.lock import holder_token
 from flextok.runtime.storage_errors import telling_storage_errors
 
 ADVICE = "every node must see the same files: use a shared file system or s3:// URLs"
@@ -14,37 +14,38 @@ ADVICE = "every node must see the same files: use a shared file system or s3:// 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What a node must be able to do: read `source`, see `mark` beside the token files, and write there."""
+    """What a node must be able to do: read `source`, and write into the very `dest` whose lock the driver holds."""
 
     source: str
     source_bytes: int
-    mark: str
+    dest: str
+    lock_token: str
+
+    @classmethod
+    def wanted(cls, source: str, dest: str) -> "Proof":
+        """As the driver sees both, which holds the lock of `dest`."""
+        return cls(source, storage.size(source), dest, holder_token(dest))
 
     def give(self) -> None:
         """Raises FlextokError naming the path where this node cannot."""
         with telling_storage_errors(f"read {self.source}"):
             if (found := storage.size(self.source)) != self.source_bytes:
                 raise UsageError(f"expected {self.source_bytes} bytes in {self.source}, found {found}")
-        folder, _, name = self.mark.rpartition("/")
-        with telling_storage_errors(f"write into {folder}"):
-            # Without the mark, a folder of that name would be the node's own, and what is written there lost.
-            if not storage.exists(self.mark):
-                raise UsageError(f"expected the destination {folder} as the driver sees it, found another or none")
-            own = storage.join(folder, f"{name}-{uuid.uuid4().hex}")
-            storage.write_bytes(own, b"")
-            storage.remove(own)
+        with telling_storage_errors(f"write into {self.dest}"):
+            # Without the lock, a folder of that name would be the node's own, and what is written there lost.
+            if holder_token(self.dest) != self.lock_token:
+                raise UsageError(f"expected the destination {self.dest} as the driver sees it, found another or none")
+            _write_into(self.dest)
 
 
-@contextlib.contextmanager
-def proof_of_access(source: str, dest: str) -> Iterator[Proof]:
-    """The proof that workers give while the block runs: that they see the file `source`, and a mark in `dest`."""
-    mark = storage.join(dest, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    storage.write_bytes(mark, b"")
-    try:
-        yield Proof(source, storage.size(source), mark)
-    finally:
-        with contextlib.suppress(OSError, FlextokError):
-            storage.remove(mark)
+def _write_into(folder: str) -> None:
+    """Write and leave nothing: on a disk a file without a name, which not even a kill leaves behind."""
+    if storage.is_local(folder):
+        tempfile.TemporaryFile(dir=storage.local_path(folder)).close()
+    else:
+        own = storage.join(folder, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        storage.write_bytes(own, b"")
+        storage.remove(own)
 
 
 def unfit_line(fault: Exception) -> str:

@@ -34,7 +34,7 @@ from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardOutcome
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import DEFAULT_BATCH, search_batch_size, worth_trying
-from flextok.tokenize.fitness import proof_of_access
+from flextok.tokenize.fitness import Proof
 from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message, run_tasks
 from flextok.tokenize.tasks import (
     CHECK_THREADS,
@@ -161,8 +161,8 @@ def _run(
                 shown.update(skipped + images, f"{failed} shards failed" if failed else "")
 
         show(0, 0)
-        with proof_of_access(storage.join(tasks[0].corpus, MANIFEST), dest) as proof:
-            return run_tasks(tasks, spec, config, batch_size, workers, proof, show)
+        proof = Proof.wanted(storage.join(tasks[0].corpus, MANIFEST), dest)
+        return run_tasks(tasks, spec, config, batch_size, workers, proof, show)
 
 
 def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:

@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder
 from flextok.errors import FlextokError
 from flextok.runtime.ahead import as_finished
-from flextok.runtime.processes import process_pool
+from flextok.runtime.processes import ProcessPool
 
 ShardJob = tuple[str, str, list[PlannedInput]]
 """Shard, fingerprint, inputs."""
@@ -22,7 +22,7 @@ def build_shards(
         yield from ((job[0], builder.build(*job)) for job in jobs)
         return
     try:
-        with process_pool(workers, _start_worker, (builder,)) as pool:
+        with ProcessPool(workers, _start_worker, (builder,)) as pool:
             for (shard, _, _), record in as_finished(lambda job: pool.submit(_build, *job), jobs, 2 * workers):
                 yield shard, record
     except BrokenProcessPool:

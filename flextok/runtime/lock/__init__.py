@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Iterator
 
 from flextok import storage
-from flextok.runtime.lock.holder import LOCK_FILE, LockedError
+from flextok.runtime.lock.holder import LOCK_FILE, Holder, LockedError
 from flextok.runtime.lock.local import locally_locked
 from flextok.runtime.lock.remote import remotely_locked
 
-__all__ = ["LOCK_FILE", "LockedError", "locked"]
+__all__ = ["LOCK_FILE", "LockedError", "holder_token", "locked"]
 
 
 @contextlib.contextmanager
@@ -24,3 +24,10 @@ def locked(dest: str) -> Iterator[None]:
     """
     with locally_locked(dest) if storage.is_local(dest) else remotely_locked(dest):
         yield
+
+
+def holder_token(dest: str) -> str:
+    """What tells the run that holds `dest` from all others; "" where none does, or not yet."""
+    url = storage.join(dest, LOCK_FILE)
+    holder = Holder.from_json(storage.read_bytes(url)) if storage.exists(url) else None
+    return holder.token if holder is not None else ""
