@@ -12,24 +12,24 @@ logger = logging.getLogger(__name__)
 
 
 class ClusterWatch:
-    """Looks at the cluster's nodes beside a job whose workers each ask for `cpus` and `gpus`."""
+    """Looks at the cluster's nodes beside a job whose workers each ask for `cpus` and `gpus`, and which needs `fewest`."""
 
-    def __init__(self, what: str, cpus: float, gpus: float, hint: str):
-        self._what, self._cpus, self._gpus, self._hint = what, cpus, gpus, hint
+    def __init__(self, what: str, cpus: float, gpus: float, hint: str, fewest: int = 1):
+        self._what, self._cpus, self._gpus, self._hint, self._fewest = what, cpus, gpus, hint, fewest
         self._nodes: dict[str, str] = {}
         self._next = 0.0
         self._idle_since: float | None = None
         self._told = False
 
     def look(self, begun: bool) -> None:
-        """Tell what changed since the last look, at most every 2 s; `begun` says whether any worker has begun by now."""
+        """Tell what changed since the last look, at most every 2 s; `begun` says whether workers have begun by now."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + LOOK_EVERY_S
         self._tell_changes()
         nodes = cluster_nodes()
-        if begun and any(node.holds(self._cpus, self._gpus) for node in nodes.there):
+        if begun and sum(node.holds(self._cpus, self._gpus) for node in nodes.there) >= self._fewest:
             self._idle_since, self._told = None, False
         elif self._idle_since is None:
             self._idle_since = now

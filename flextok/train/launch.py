@@ -25,12 +25,13 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_job, unpack_job
 from flextok.runtime.nodes import cluster_nodes, size_text
 from flextok.runtime.progress import track
+from flextok.runtime.watch import ClusterWatch
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
 from flextok.train.loop import OnProgress, StopTraining
 from flextok.train.parallel import DistContext
 from flextok.train.state import clear_run, latest_step, locked_run
 
-PROGRESS, ERROR = "progress.json", "error.json"
+BEGUN, PROGRESS, ERROR = "begun", "progress.json", "error.json"
 STOP, STOPPED = "stop", "stopped"
 POLL_S = 1.0
 STOP_S = 4.0  # longest wait for the first worker's state, well within interrupts.GRACE_S
@@ -125,11 +126,11 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     run = run_url(job)
-    for name in (PROGRESS, ERROR, STOP, STOPPED):
+    for name in (BEGUN, PROGRESS, ERROR, STOP, STOPPED):
         storage.remove(storage.join(run, name))
     interrupt = signal.getsignal(signal.SIGINT)
     # Ray keeps records of its own, which nothing here reads: the states under `run` are what a run resumes from.
-    with tempfile.TemporaryDirectory(prefix="flextok-ray-train-") as scratch, _shown_from(job, run):
+    with tempfile.TemporaryDirectory(prefix="flextok-ray-train-") as scratch, _shown_from(job, run, _watch(compute)):
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={"job": pack_job(job), "compute": compute},
@@ -195,6 +196,7 @@ def _ray_worker(spec: dict) -> TrainResult | None:
         return None
     here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(compute.threads or max(1, (compute.num_cpus or os.cpu_count() or 1) // here))
+    storage.write_bytes(storage.join(run_url(job), BEGUN), b"")
     world = DistContext.joined(compute.gpus_per_worker > 0)
     try:
         return run_member(job, world, _ProgressFile(run_url(job)) if world.is_first else _quiet)
@@ -208,6 +210,13 @@ def _ray_worker(spec: dict) -> TrainResult | None:
 
 def _worker_resources(compute: ComputeConfig) -> dict[str, float]:
     return {"CPU": 1, "GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {"CPU": 1}
+
+
+def _watch(compute: ComputeConfig) -> ClusterWatch:
+    workers = compute.train_workers
+    what = "a training worker" if workers == 1 else f"each of {workers} training workers"
+    hint = "what else runs there may have to end first, or lower compute.train_workers"
+    return ClusterWatch(what, 1, compute.gpus_per_worker, hint, workers)
 
 
 def _require_room(compute: ComputeConfig) -> None:
@@ -265,8 +274,8 @@ def _shown(job: TrainJob) -> Iterator[OnProgress]:
 
 
 @contextlib.contextmanager
-def _shown_from(job: TrainJob, run: str) -> Iterator[None]:
-    """The same for workers elsewhere, from their progress file."""
+def _shown_from(job: TrainJob, run: str, watch: ClusterWatch) -> Iterator[None]:
+    """The same for workers elsewhere, from their progress file, and what they wait for."""
     ended = threading.Event()
 
     def poll(show: OnProgress) -> None:
@@ -274,6 +283,7 @@ def _shown_from(job: TrainJob, run: str) -> Iterator[None]:
         while not ended.wait(POLL_S):
             # Progress is a courtesy: what goes wrong with it must not end a training.
             with contextlib.suppress(Exception):
+                watch.look(storage.exists(storage.join(run, BEGUN)))
                 if storage.exists(url):
                     found = storage.read_json(url)
                     show(found["step"], found["note"])

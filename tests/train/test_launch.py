@@ -1,10 +1,12 @@
 """Running jobs in this process and on Ray Train: kills, errors, requests that cannot be met."""
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import flextok
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.model.checkpoint import read_checkpoint
+from flextok.runtime import watch
 from flextok.runtime.cluster import ensure_ray, stop_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
@@ -139,6 +142,31 @@ def test_an_error_on_one_ray_worker_is_raised_here_as_it_is(ray_session: None, t
     # Place 44 belongs to the second worker; the first waits for it in an all-reduce.
     with pytest.raises(FlextokError, match=r"^expected no place 44, found it$"):
         run_training(ToyJob(CONFIG, str(tmp_path), ToyConfig(fail_at=44)), ON_RAY)
+
+
+@pytest.mark.slow
+def test_a_training_says_what_it_waits_for(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "WAIT_S", 1.0)
+    other = ray.remote(num_cpus=1)(type("Actor", (), {"ready": lambda self: None})).remote()
+    ray.get(other.ready.remote())
+    told = threading.Event()
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ray.kill(other)
+            told.set()
+
+    handler = Told(logging.WARNING)
+    watch.logger.addHandler(handler)
+    try:
+        run_training(ToyJob(CONFIG, str(tmp_path)), ON_RAY)
+    finally:
+        watch.logger.removeHandler(handler)
+    assert told.is_set()
+    (line,) = [record.message for record in caplog.records if record.name == watch.logger.name]
+    assert line.startswith("waiting for 1 CPU on one node for each of 2 training workers: the cluster has 1 node,")
 
 
 @pytest.mark.parametrize("request_", [{"train_workers": 3}, {"train_workers": 1, "gpus_per_worker": 1.0}])
