@@ -68,9 +68,9 @@ class ShardOutcome:
 
 
 class ShardTokenizer:
-    """Callable for Ray Data: a row `{task}` in, a row `{outcome}` out. A fault of one shard is told, not raised.
+    """Callable for Ray Data: a row `{task}` in, a row `{outcome}` out, each a line of JSON for each of its shards.
 
-    Ray calls it for two shards at once: while one has the model, the other's pictures are read and decoded ahead. A row
+    A fault of one shard is told, not raised. Ray calls it for two rows at once: while one has the model, the other's pictures are read and decoded ahead. A row
     with the task HELP asks for a straggler of another actor, and its outcome is "" when there was none to the end.
     """
 
@@ -110,18 +110,20 @@ class ShardTokenizer:
             return {"outcome": self._stand_aside(row["task"])}
         if row["task"] == HELP:
             return {"outcome": self._help()}
-        task = task_from_json(row["task"])
+        return {"outcome": "\n".join(self._made(task_from_json(line)) for line in row["task"].split("\n"))}
+
+    def _made(self, task: ShardTask) -> str:
         outcome = self._outcome(task, helping=False)
         if self._monitor is not None:
             self._monitor.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
-        return {"outcome": outcome.to_json()}
+        return outcome.to_json()
 
-    def _stand_aside(self, task: str) -> str:
-        """On a node that cannot do the work: leave a task to others, and take no more of them by ending early."""
+    def _stand_aside(self, row: str) -> str:
+        """On a node that cannot do the work: leave a row's tasks to others, and take no more of them by ending early."""
         import ray
 
-        shard = "" if task == HELP else task_from_json(task).name
-        while ray.get(self._monitor.set_aside.remote(shard)):
+        shards = [""] if row == HELP else [task_from_json(line).name for line in row.split("\n")]
+        while any(ray.get([self._monitor.set_aside.remote(shard) for shard in shards])):
             time.sleep(HELP_EVERY_S)
         return ""
 
@@ -146,9 +148,13 @@ class ShardTokenizer:
         started = time.time()
         record, rejects, error, warning = None, list[Reject](), "", ""
         try:
-            if not helping:
-                self._begin(task)
-            record, rejects, warning = self._tokenize(task)
+            # An actor may die between committing a shard and saying so, perhaps through another shard of its row.
+            if (finished := finished_record(task)) is not None:
+                record, rejects = finished
+            else:
+                if not helping:
+                    self._begin(task)
+                record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -172,9 +178,6 @@ class ShardTokenizer:
             raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
 
     def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
-        # An actor may die between committing a shard and saying so.
-        if (finished := finished_record(task)) is not None:
-            return *finished, ""
         far = not (storage.is_local(task.source.url) and storage.is_local(task.dest))
         for _ in range(ATTEMPTS - 1):
             try:

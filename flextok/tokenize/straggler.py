@@ -32,6 +32,7 @@ class StragglerMonitor:
         self._straggler_s = straggler_s
         self._actors: dict[str, bytes] = {}
         self._begun: dict[str, int] = {}
+        self._ended: set[str] = set()
         self._at_work: dict[str, _AtWork] = {}
         self._helped: set[str] = set()
         self._seconds: list[float] = []
@@ -75,10 +76,12 @@ class StragglerMonitor:
 
     def end(self, shard: str, images: int) -> None:
         """A shard is finished with so many images, or has failed with none."""
-        ended = self._at_work.pop(shard, None)
-        if ended is not None and images:
-            self._seconds.append(self._clock() - ended.since)
+        work = self._at_work.pop(shard, None)
+        if images and shard not in self._ended:
+            self._ended.add(shard)
             self._images += images
+            if work is not None:
+                self._seconds.append(self._clock() - work.since)
 
     def settle(self, shard: str) -> None:
         """The driver has the outcome of a shard. Until then its actor may hang, even with the shard finished."""

@@ -78,8 +78,13 @@ def corrupt_picture(tar: Path, member: int) -> None:
     tar.write_bytes(content)
 
 
-@pytest.mark.parametrize("names", [("ShardTokenizer",), ("ShardTokenizer", "StragglerMonitor")], ids="+".join)
-def test_actor_killed_in_mid_shard(names, inputs, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [(("ShardTokenizer",), 1), (("ShardTokenizer", "StragglerMonitor"), SHARDS)],
+    ids=["actor, all shards in a row", "both, a row for each shard"],
+)
+def test_actor_killed_in_mid_shard(names, rows, inputs, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "ROWS_FOR_AN_ACTOR", rows)
     dest, results = tmp_path / "t", []
     job = threading.Thread(target=lambda: results.append(run(inputs, dest)))
     job.start()

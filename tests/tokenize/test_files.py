@@ -1,5 +1,6 @@
 """Single pictures to tokens and back, checks against a fresh encoding, views, length policies, plans. Without Ray."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import (
     TokenMeta,
     TokenStore,
-    read_shard_footer,
     summarize_tokens,
     token_schema,
     token_table,
@@ -37,6 +37,7 @@ from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import find_batch_size, plan_tokenization
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.lengths.threshold import ThresholdLength
+from flextok.tokenize.scheduler import task_rows
 from flextok.tokenize.straggler import StragglerMonitor
 from flextok.tokenize.tasks import shard_tasks, task_to_json
 from flextok.tokenize.verify import verify_encoding
@@ -248,6 +249,7 @@ def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
     actor = ray.remote(ShardTokenizer).options(num_cpus=0).remote(*arguments)
 
     def call() -> ShardOutcome:
+        Path(task.dest).unlink(missing_ok=True)
         row = ray.get(actor.__call__.remote({"task": task_to_json(task)}))
         return ShardOutcome.from_json(row["outcome"])
 
@@ -255,7 +257,19 @@ def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
     outcomes = [call() for _ in range(MOST_CRASHES + 2)]
     assert [outcome.error == "" for outcome in outcomes] == [True] * (MOST_CRASHES + 1) + [False]
     assert "its actor died 6 times" in outcomes[-1].error
-    assert read_shard_footer(task.dest).rows == 20
+
+
+def test_small_shards_share_rows_while_every_actor_has_many(inputs):
+    corpus, spec = Corpus.open(inputs.corpus), tokenizer_spec(inputs.tokenizer)
+    tasks = shard_tasks(corpus, spec, "t", inputs.config) * 32  # 192 shards of 20 images
+    lines = [task_to_json(task) for task in tasks]
+    for actors, in_a_row in ((1, 12), (4, 3), (12, 1), (64, 1)):
+        rows = [row.split("\n") for row in task_rows(tasks, actors)]
+        assert [line for row in rows for line in row] == lines
+        assert {len(row) for row in rows} == {in_a_row}
+    large = [dataclasses.replace(task, source=dataclasses.replace(task.source, samples=400)) for task in tasks]
+    assert {row.count("\n") + 1 for row in task_rows(large, 1)} == {2}
+    assert task_rows([], 1) == []
 
 
 def test_monitor_finds_stragglers_and_counts_images():
