@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Self, TypeVar
 
+from flextok.runtime import interrupts
 from flextok.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -45,7 +46,14 @@ class ProcessPool:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
         self._broken = False
-        self._workers = [_Worker(initialize, arguments) for _ in range(workers)]
+        self._workers: list[_Worker] = []
+        try:
+            with interrupts.held():  # a process that is cut off in its start says so in many lines
+                for _ in range(workers):
+                    self._workers.append(_Worker(initialize, arguments))
+        except BaseException:
+            self._kill()
+            raise
         self._thread = threading.Thread(target=self._collect, name="processes", daemon=True)
         self._thread.start()
 
