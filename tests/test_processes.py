@@ -136,3 +136,28 @@ def test_process_that_cannot_be_made_ready_breaks_its_pool():
     pool = ProcessPool(1, divmod, (1, 0))
     with pytest.raises(BrokenProcessPool):
         pool.submit(abs, -1).result(timeout=60)
+
+
+BUSY_AT_THE_END = """
+import os
+from flextok.runtime.processes import ProcessPool
+
+pools = [ProcessPool(2, os.nice, (0,), at_once=2) for _ in range(6)]
+for pool in pools:
+    pool.submit(abs, -1).result()
+    for _ in range(100):
+        pool.submit(bytes, 300_000)
+"""
+
+
+def test_pools_that_nobody_ended_end_with_python_and_say_nothing():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY_AT_THE_END],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -136,8 +136,7 @@ class ProcessPool:
 
     def _kill(self) -> None:
         for worker in self._workers:
-            with contextlib.suppress(ValueError):  # closed before
-                worker.process.kill()
+            worker.process.kill()
 
 
 class _Worker:
@@ -156,7 +155,6 @@ class _Worker:
     def close(self) -> None:
         """After the process was killed."""
         self.process.join()
-        self.process.close()
         self.tasks.close()
         self.results.close()
 
