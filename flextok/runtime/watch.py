@@ -3,7 +3,7 @@
 import logging
 import time
 
-from flextok.runtime.nodes import cluster_nodes, size_text
+from flextok.runtime.nodes import ClusterNodes, cluster_nodes, size_text
 
 LOOK_EVERY_S = 2.0
 WAIT_S = 30.0
@@ -29,7 +29,7 @@ class ClusterWatch:
         self._next = now + LOOK_EVERY_S
         self._tell_changes()
         nodes = cluster_nodes()
-        if begun and sum(node.holds(self._cpus, self._gpus) for node in nodes.there) >= self._fewest:
+        if begun and ClusterNodes(nodes.there).places(self._cpus, self._gpus) >= self._fewest:
             self._idle_since, self._told = None, False
         elif self._idle_since is None:
             self._idle_since = now

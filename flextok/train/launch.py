@@ -196,8 +196,9 @@ def _ray_worker(spec: dict) -> TrainResult | None:
         return None
     here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(compute.threads or max(1, (compute.num_cpus or os.cpu_count() or 1) // here))
-    storage.write_bytes(storage.join(run_url(job), BEGUN), b"")
     world = DistContext.joined(compute.gpus_per_worker > 0)
+    if world.is_first:
+        storage.write_bytes(storage.join(run_url(job), BEGUN), b"")
     try:
         return run_member(job, world, _ProgressFile(run_url(job)) if world.is_first else _quiet)
     except StopTraining:

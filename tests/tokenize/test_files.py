@@ -20,6 +20,7 @@ from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import (
     TokenMeta,
     TokenStore,
+    read_shard_footer,
     summarize_tokens,
     token_schema,
     token_table,
@@ -249,9 +250,11 @@ def test_shard_that_kills_its_actor_is_given_up(inputs, ray_session, tmp_path):
     actor = ray.remote(ShardTokenizer).options(num_cpus=0).remote(*arguments)
 
     def call() -> ShardOutcome:
-        Path(task.dest).unlink(missing_ok=True)
+        Path(task.dest).unlink(missing_ok=True)  # it would be found finished
         row = ray.get(actor.__call__.remote({"task": task_to_json(task)}))
-        return ShardOutcome.from_json(row["outcome"])
+        outcome = ShardOutcome.from_json(row["outcome"])
+        assert outcome.error or read_shard_footer(task.dest).rows == 20
+        return outcome
 
     # Each call but the last stands for one whose actor died.
     outcomes = [call() for _ in range(MOST_CRASHES + 2)]
