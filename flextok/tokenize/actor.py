@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import json
 import resource
 import threading
 import time
@@ -26,52 +25,21 @@ from flextok.runtime.storage_errors import FULL, telling_storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoding import Damaged, Encoder
-from flextok.tokenize.fitness import Proof, unfit_line
-from flextok.tokenize.tasks import ShardTask, finished_record, task_from_json
+from flextok.tokenize.fitness import Proof
+from flextok.tokenize.outcome import ShardOutcome
+from flextok.tokenize.tasks import ShardTask, finished_record
+from flextok.tokenize.team import Team, row_tasks
 
 ATTEMPTS = 4
 LASTING_FAULTS = (*FULL, errno.EROFS)
-SHARDS_AT_ONCE = 2
-MOST_CRASHES = 5
-HELP = "help"
-HELP_EVERY_S = 0.5
 TELL_EVERY_S = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardOutcome:
-    """What became of one task: a record, or an error in one line. Times are seconds since the epoch."""
-
-    shard: str
-    record: ShardRecord | None
-    rejects: list[Reject]
-    error: str
-    warning: str
-    started: float
-    ended: float
-    peak_bytes: int
-    """Most memory its actor had in use so far."""
-
-    def to_json(self) -> str:
-        """As it travels through Ray Data."""
-        values = dataclasses.asdict(self)
-        values["rejects"] = [reject._asdict() for reject in self.rejects]
-        return json.dumps(values)
-
-    @classmethod
-    def from_json(cls, text: str) -> "ShardOutcome":
-        """What `to_json` wrote."""
-        values: dict[str, Any] = json.loads(text)
-        values["record"] = ShardRecord(**values["record"]) if values["record"] else None
-        values["rejects"] = [Reject(**reject) for reject in values["rejects"]]
-        return cls(**values)
 
 
 class ShardTokenizer:
     """Callable for Ray Data: a row `{task}` in, a row `{outcome}` out, each a line of JSON for each of its shards.
 
-    A fault of one shard is told, not raised. Ray calls it for two rows at once: while one has the model, the other's pictures are read and decoded ahead. A row
-    with the task HELP asks for a straggler of another actor, and its outcome is "" when there was none to the end.
+    A fault of one shard is told, not raised. Ray calls it for two rows at once: while one has the model, the other's
+    pictures are read and decoded ahead. With a `monitor` the actor is one of a `Team`.
     """
 
     def __init__(
@@ -90,59 +58,28 @@ class ShardTokenizer:
         unpack_members(members)
         settings = TokenizeConfig(**config)
         self._views = len(settings.views)
-        self._monitor = monitor
+        self._team = Team(monitor) if monitor is not None else None
         self._model_turn = threading.Lock()
+        self._encoder: Encoder | None = None
         try:
             if proof is not None:
                 proof.give()
-            self._encoder: Encoder | None = _ready_encoder(tokenizer_url, digest, settings, batch_size, threads, device)
+            self._encoder = _ready_encoder(tokenizer_url, digest, settings, batch_size, threads, device)
         except FlextokError as fault:
-            if monitor is None:
+            if self._team is None:
                 raise
-            self._encoder = None
-            monitor.unfit.remote(_own_id(), unfit_line(fault))
+            self._team.unfit(fault)
         else:
-            if monitor is not None:
-                monitor.fit.remote(_own_id())
+            if self._team is not None:
+                self._team.fit()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        if self._encoder is None:
-            return {"outcome": self._stand_aside(row["task"])}
-        if row["task"] == HELP:
-            return {"outcome": self._help()}
-        return {"outcome": "\n".join(self._made(task_from_json(line)) for line in row["task"].split("\n"))}
-
-    def _made(self, task: ShardTask) -> str:
-        outcome = self._outcome(task, helping=False)
-        if self._monitor is not None:
-            self._monitor.end.remote(task.name, outcome.record.rows // self._views if outcome.record else 0)
-        return outcome.to_json()
-
-    def _stand_aside(self, row: str) -> str:
-        """On a node that cannot do the work: leave a row's tasks to others, and take no more of them by ending early."""
-        import ray
-
-        shards = [""] if row == HELP else [task_from_json(line).name for line in row.split("\n")]
-        while any(ray.get([self._monitor.set_aside.remote(shard) for shard in shards])):
-            time.sleep(HELP_EVERY_S)
-        return ""
-
-    def _help(self) -> str:
-        """The outcome of a straggler made here too; "" when there is none, or it could not be made here either."""
-        import ray
-
-        while True:
-            found: Any = ray.get(self._monitor.straggler.remote(_own_id()))
-            if found is None:
-                return ""
-            if found:
-                task = task_from_json(found)
-                outcome = self._outcome(task, helping=True)
-                if outcome.record is None:
-                    return ""
-                warning = f"shard {task.name} was slow where it was begun; another actor made it too"
-                return dataclasses.replace(outcome, warning=warning).to_json()
-            time.sleep(HELP_EVERY_S)
+        tasks = row_tasks(row["task"])
+        if self._team is None:
+            outcomes = [self._outcome(task, helping=False) for task in tasks]
+        else:
+            outcomes = self._team.work(tasks, self._outcome)
+        return {"outcome": "\n".join(outcome.to_json() for outcome in outcomes)}
 
     def _outcome(self, task: ShardTask, helping: bool) -> ShardOutcome:
         started = time.time()
@@ -152,30 +89,13 @@ class ShardTokenizer:
             if (finished := finished_record(task)) is not None:
                 record, rejects = finished
             else:
-                if not helping:
-                    self._begin(task)
+                if self._team is not None and not helping:
+                    self._team.begin(task)
                 record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak)
-
-    def _begin(self, task: ShardTask) -> None:
-        """Raises FlextokError when this job has begun the shard too often: each time but the last its actor died.
-
-        Without this a shard which needs more memory than there is would kill actors for ever.
-        """
-        if self._monitor is None:
-            return
-        import ray
-        from ray.cloudpickle import dumps  # pyright: ignore
-
-        context = ray.get_runtime_context()
-        handle = dumps(context.current_actor)  # as bytes: the monitor need not load what an actor needs
-        began = self._monitor.begin.remote(task.name, context.get_actor_id(), handle)
-        died: Any = ray.get(began)
-        if died > MOST_CRASHES:
-            raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
 
     def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
         far = not (storage.is_local(task.source.url) and storage.is_local(task.dest))
@@ -225,8 +145,8 @@ class ShardTokenizer:
         with self._model_turn:
             for table in self._encoder.tables(batches, task.schema):
                 rows += table.num_rows
-                if self._monitor is not None and time.monotonic() - told > TELL_EVERY_S:
-                    self._monitor.advance.remote(task.name, rows // self._views)
+                if self._team is not None and time.monotonic() - told > TELL_EVERY_S:
+                    self._team.advance(task, rows // self._views)
                     told = time.monotonic()
                 yield table
 
@@ -244,12 +164,6 @@ def _ready_encoder(
     encoder = Encoder(tokenizer, config, batch_size, decoders)
     encoder.warm_up()
     return encoder
-
-
-def _own_id() -> str:
-    import ray
-
-    return ray.get_runtime_context().get_actor_id()  # pyright: ignore[reportReturnType]
 
 
 def _lasting(fault: Exception) -> bool:

@@ -31,10 +31,11 @@ from flextok.runtime.members import pack_members
 from flextok.runtime.nodes import cluster_nodes
 from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
-from flextok.tokenize.actor import ShardOutcome
+from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import DEFAULT_BATCH, search_batch_size, worth_trying
 from flextok.tokenize.fitness import Proof
+from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message, run_tasks
 from flextok.tokenize.tasks import (
     CHECK_THREADS,
@@ -104,7 +105,6 @@ def _tokenize(
     batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
     outcomes = _run(todo, spec, dest, config, compute, batch_size, progress, corpus.num_samples)
     _clear_leftovers(dest)
-    _tell_warnings(outcomes)
     failed = [outcome for outcome in outcomes if outcome.record is None]
     if failed:
         listed = "; ".join(f"{outcome.shard}: {outcome.error}" for outcome in failed[:LISTED_FAULTS])
@@ -161,8 +161,17 @@ def _run(
                 shown.update(skipped + images, f"{failed} shards failed" if failed else "")
 
         show(0, 0)
-        proof = Proof.wanted(storage.join(tasks[0].corpus, MANIFEST), dest)
-        return run_tasks(tasks, spec, config, batch_size, workers, proof, show)
+        arguments = {
+            "tokenizer_url": spec.url,
+            "digest": spec.digest,
+            "config": config.model_dump(mode="json"),
+            "batch_size": batch_size,
+            "threads": workers.threads,
+            "device": workers.device,
+            "members": pack_members(),
+            "proof": Proof.wanted(storage.join(tasks[0].corpus, MANIFEST), dest),
+        }
+        return run_tasks(tasks, ShardTokenizer, arguments, workers, show)
 
 
 def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:
@@ -191,12 +200,6 @@ def _clear_leftovers(dest: str) -> None:
     if storage.is_local(dest):
         for path in Path(storage.local_path(dest)).glob(f"{storage.TEMPORARY_PREFIX}*"):
             path.unlink(missing_ok=True)
-
-
-def _tell_warnings(outcomes: list[ShardOutcome]) -> None:
-    for outcome in outcomes:
-        if outcome.warning:
-            logger.warning(outcome.warning)
 
 
 def _judge_rejects(config: TokenizeConfig, corpus: Corpus, rejects: list[Reject]) -> None:

@@ -2,7 +2,8 @@
 
 Ray Data keeps the actors: it asks for as many as there is room for, starts lost ones anew and repeats what they had. What
 it does not do is speculative execution (backup tasks): a shard on a node that hangs would keep the job for ever. So rows
-behind the tasks let idle actors make such a shard too; `StragglerMonitor` says which.
+behind the tasks let idle actors make such a shard too; `StragglerMonitor` says which. Nor does it tell a node that fails
+every shard from shards that fail everywhere: see `NodeFaults`.
 """
 
 import contextlib
@@ -11,22 +12,19 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
-from flextok.model.load import TokenizerSpec
 from flextok.runtime.compute import ComputeConfig
-from flextok.runtime.members import pack_members
 from flextok.runtime.memory import ONE_HEAP
 from flextok.runtime.nodes import ClusterNodes
 from flextok.runtime.watch import ClusterWatch
-from flextok.tokenize.actor import HELP, SHARDS_AT_ONCE, ShardOutcome, ShardTokenizer
-from flextok.tokenize.config import TokenizeConfig
-from flextok.tokenize.fitness import Proof
+from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.straggler import StragglerMonitor
 from flextok.tokenize.tasks import ShardTask, task_to_json
+from flextok.tokenize.team import HELP, SHARDS_AT_ONCE
 
 SHOW_EVERY_S = 1.0
 STRAGGLER_S = 60.0
@@ -37,6 +35,8 @@ ROWS_FOR_AN_ACTOR = 16
 """Fewest rows of an actor where shards share rows: enough for actors to end at much the same time."""
 IMAGES_IN_A_ROW = 1000
 """Of several shards: as many as one of usual size has."""
+NAMED = 5
+"""Shards that a line names."""
 OTHERS_WITHIN_S = 30.0
 """Time for a first actor on another node, where those that came cannot do the work."""
 logger = logging.getLogger(__name__)
@@ -93,33 +93,37 @@ def _decoders_beside_gpus(nodes: ClusterNodes, gpus: float, most: int) -> int:
 
 def run_tasks(
     tasks: list[ShardTask],
-    spec: TokenizerSpec,
-    config: TokenizeConfig,
-    batch_size: int,
+    actor: type,
+    arguments: dict[str, Any],
     workers: Workers,
-    proof: Proof,
     show: Callable[[int, int], None],
 ) -> list[ShardOutcome]:
-    """The first outcome of each task. `show` gets the images done and the shards failed by now, every second.
+    """The first outcome of each task, made by actors of the class `actor` with `arguments` and a monitor.
 
-    Raises UsageError where no node can give the `proof`; FlextokError when Ray cannot go on. Ray is connected.
+    `show` gets the images done and the shards failed by now, every second. Raises UsageError where no node can do the
+    work; FlextokError when Ray cannot go on. Ray is connected.
     """
     import ray
     from ray.exceptions import RayError
 
     monitor = _start_monitor(tasks)
-    rows = _Rows(_mapped(tasks, spec, config, batch_size, workers, monitor, proof))
+    rows = _Rows(_mapped(tasks, actor, {**arguments, "monitor": monitor}, workers))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
     fitness = _Fitness(workers.most)
     watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
+
+    def settle(found: Iterable[ShardOutcome]) -> None:
+        for outcome in found:
+            outcomes.setdefault(outcome.shard, outcome)
+            monitor.settle.remote(outcome.shard)
+
     try:
         while len(outcomes) < len(tasks):
-            for outcome in rows.arrived(SHOW_EVERY_S):
-                outcomes.setdefault(outcome.shard, outcome)
-                monitor.settle.remote(outcome.shard)
+            settle(rows.arrived(SHOW_EVERY_S))
             looks = [monitor.images.remote(), monitor.shards_begun.remote(), monitor.fitness.remote()]
-            counted, begun, (fit, unfit) = ray.get(looks)
+            counted, begun, (fit, unfit), told = ray.get([*looks, monitor.told.remote()])
+            settle(map(ShardOutcome.from_json, told))
             images = max(images, counted)  # a monitor that started anew begins at 0
             fitness.look(fit, unfit)
             watch.look(begun > 0)
@@ -131,7 +135,19 @@ def run_tasks(
         ) from error
     finally:
         _end(rows, monitor, ENDING_S if len(outcomes) == len(tasks) else 0)
+    _tell_warnings(list(outcomes.values()))
+    fitness.tell_at_end()
     return list(outcomes.values())
+
+
+def _tell_warnings(outcomes: list[ShardOutcome]) -> None:
+    for outcome in outcomes:
+        if outcome.warning:
+            logger.warning(outcome.warning)
+    for why in sorted({outcome.made_for for outcome in outcomes} - {""}):
+        names = sorted(outcome.shard for outcome in outcomes if outcome.made_for == why)
+        more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        logger.warning("made by another actor, since %s: shards %s%s", why, ", ".join(names[:NAMED]), more)
 
 
 class _Fitness:
@@ -155,6 +171,11 @@ class _Fitness:
         alone = len(lines) >= self._most or time.monotonic() - self._changed > OTHERS_WITHIN_S
         if lines and not fit and alone:
             raise UsageError(lines[0])
+
+    def tell_at_end(self) -> None:
+        """Name once more, where a long job ends, what it went without."""
+        if self._told:
+            logger.warning("made without: %s", " | ".join(self._told))
 
 
 def _start_monitor(tasks: list[ShardTask]) -> Any:
@@ -188,32 +209,13 @@ def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
         ray.kill(monitor)
 
 
-def _mapped(
-    tasks: list[ShardTask],
-    spec: TokenizerSpec,
-    config: TokenizeConfig,
-    batch_size: int,
-    workers: Workers,
-    monitor: Any,
-    proof: Proof,
-) -> Any:
+def _mapped(tasks: list[ShardTask], actor: type, arguments: dict[str, Any], workers: Workers) -> Any:
     """The dataset of outcomes: rows of tasks, and behind them one for each time that an actor may help out."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data.dataset"):  # its import sets the level anew
         logging.getLogger(name).setLevel(logging.ERROR)
-    constructor: dict[str, Any] = {
-        "tokenizer_url": spec.url,
-        "digest": spec.digest,
-        "config": config.model_dump(mode="json"),
-        "batch_size": batch_size,
-        "threads": workers.threads,
-        "device": workers.device,
-        "monitor": monitor,
-        "members": pack_members(),
-        "proof": proof,
-    }
     # Two calls at once let an actor read and decode the next shard while the model is at work on this one; a third
     # waits there, so that no time is lost until the driver sends another. As many may hang with an actor.
     in_flight = SHARDS_AT_ONCE + 1
@@ -227,10 +229,10 @@ def _mapped(
     texts = task_rows(tasks, workers.most) + [HELP] * (in_flight * workers.most if workers.most > 1 else 0)
     rows = ray.data.from_items([{"task": text} for text in texts], override_num_blocks=len(texts))
     # Ray Data starts a lost actor again and repeats its calls without limit, as nodes that come and go require; the
-    # actors themselves give up a shard which kills them time and again (see actor.MOST_CRASHES).
+    # actors themselves give up a shard which kills them time and again (see team.MOST_CRASHES).
     return rows.map(
-        ShardTokenizer,  # pyright: ignore[reportArgumentType]
-        fn_constructor_kwargs=constructor,
+        actor,  # pyright: ignore[reportArgumentType]
+        fn_constructor_kwargs=arguments,
         compute=pool,
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,

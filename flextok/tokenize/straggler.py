@@ -5,7 +5,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+from flextok.tokenize.node_faults import NODES_FAULT, NodeFaults
+
 SLOW_BY = 3.0
+UNKNOWN_BY = 10.0
+"""As long as nobody knows how long a shard takes."""
 
 
 @dataclasses.dataclass
@@ -23,7 +27,7 @@ class StragglerMonitor:
 
     A shard is a straggler when it has been at work for `straggler_s` seconds and three times as long as shards take
     (the median of those that are finished). Another actor then makes it too; whichever is first counts, as both
-    write the same rows.
+    write the same rows. A shard that fails is judged by `NodeFaults`.
     """
 
     def __init__(self, tasks: dict[str, str], straggler_s: float, clock: Callable[[], float] = time.monotonic):
@@ -39,30 +43,30 @@ class StragglerMonitor:
         self._images = 0
         self._all_given_out: float | None = None
         self._open = True
-        self._set_aside: set[str] = set()
         self._fit: set[str] = set()
         self._unfit: dict[str, str] = {}
+        self._faults = NodeFaults(self._patience, clock)
+        self._told: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
 
-    def fit(self, actor_id: str) -> None:
-        """An actor can do the work where it is."""
+    def fit(self, actor_id: str, node: str) -> None:
+        """An actor can do the work where it is, on `node`."""
         self._fit.add(actor_id)
+        self._faults.fit(node)
 
-    def unfit(self, actor_id: str, line: str) -> None:
+    def unfit(self, actor_id: str, node: str, line: str) -> None:
         """An actor cannot do the work where it is, for the reason that `line` tells."""
         self._unfit[actor_id] = line
+        self._faults.unfit(node)
 
     def fitness(self) -> tuple[int, list[str]]:
-        """How many actors can do the work, and the lines of those that cannot."""
-        return len(self._fit), list(self._unfit.values())
+        """How many actors could do the work when they started, and the lines of those that cannot or no longer."""
+        return len(self._fit), [*self._unfit.values(), *self._faults.lines()]
 
-    def set_aside(self, shard: str) -> bool:
-        """An actor that cannot do the work has a shard ("" for none); whether it should go on holding it."""
-        if shard and shard in self._left:
-            self._set_aside.add(shard)
-        return self._open and (not shard or shard in self._left)
-
-    def begin(self, shard: str, actor_id: str, handle: bytes) -> int:
-        """An actor (its id, and its pickled handle) takes up a shard; gives how often this happened before, that is how many actors it has killed."""
+    def begin(self, shard: str, actor_id: str, node: str, handle: bytes) -> int:
+        """An actor (its id and its pickled handle) on `node` takes up a shard; gives how often this happened before, that
+        is how many actors it has killed."""
+        self.fit(actor_id, node)  # a monitor that started anew does not know
         before = self._begun.get(shard, 0)
         self._begun[shard] = before + 1
         self._actors[actor_id] = handle
@@ -74,18 +78,51 @@ class StragglerMonitor:
         if shard in self._at_work:
             self._at_work[shard].images = images
 
-    def end(self, shard: str, images: int) -> None:
-        """A shard is finished with so many images, or has failed with none."""
+    def end(self, shard: str, node: str, made: bool, images: int) -> None:
+        """A shard is finished on `node` with so many images, or has failed there with none."""
         work = self._at_work.pop(shard, None)
-        if images and shard not in self._ended:
+        self._faults.tried(shard, node, made)
+        if made and shard not in self._ended:
             self._ended.add(shard)
             self._images += images
             if work is not None:
                 self._seconds.append(self._clock() - work.since)
 
+    def leave(self, shards: list[str], node: str) -> None:
+        """`node` takes no part, or no longer, and leaves these to others."""
+        self._faults.leave(shards, node)
+
+    def failed(self, shard: str, node: str, nodes: list[str], line: str) -> str:
+        """See NodeFaults: whose fault it is that `node` could not make a shard."""
+        if not self._open or shard not in self._left:
+            return NODES_FAULT  # the driver has it from another, or ends early
+        return self._faults.failed(shard, node, nodes, line)
+
+    def left_by_others(self, node: str) -> str:
+        """The task of a shard that another node could not make or has left, and that `node` shall make; "" for none."""
+        return self._left.get(self._faults.wanted(node), "")
+
+    def tell(self, shard: str, outcome: str, made: bool) -> None:
+        """The outcome of a shard that an actor made, or could not make either, for another one."""
+        if shard in self._left:
+            (self._told if made else self._failures)[shard] = outcome
+
+    def failure(self, shard: str) -> str:
+        """The outcome of the last such attempt that failed; "" for none."""
+        return self._failures.get(shard, "")
+
+    def is_open(self) -> bool:
+        """Whether some shard has no outcome yet."""
+        return self._open
+
+    def told(self) -> list[str]:
+        """The outcomes of such shards that the driver has not settled yet."""
+        return list(self._told.values())
+
     def settle(self, shard: str) -> None:
         """The driver has the outcome of a shard. Until then its actor may hang, even with the shard finished."""
         self._left.pop(shard, None)
+        self._told.pop(shard, None)
 
     def straggler(self, actor_id: str) -> str | None:
         """The task of a shard that `actor_id` should make as well; "" while there is none yet, None when all is done.
@@ -97,14 +134,10 @@ class StragglerMonitor:
             return None
         if self._all_given_out is None:
             self._all_given_out = self._clock()
-        if aside := sorted(self._set_aside & self._left.keys() - self._helped):
-            self._helped.add(aside[0])
-            return self._left[aside[0]]
-        usual = statistics.median(self._seconds) if self._seconds else float("inf")
         for shard in self._left.keys() - self._helped:
             work = self._at_work.get(shard)
             waited = self._clock() - (work.since if work else self._all_given_out)
-            if waited > max(self._straggler_s, SLOW_BY * usual) and (work is None or work.actor_id != actor_id):
+            if waited > self._patience() and (work is None or work.actor_id != actor_id):
                 self._helped.add(shard)
                 return self._left[shard]
         return ""
@@ -116,6 +149,12 @@ class StragglerMonitor:
     def shards_begun(self) -> int:
         """How many shards any actor has taken up by now."""
         return len(self._begun)
+
+    def _patience(self) -> float:
+        """Seconds after which a shard is a straggler."""
+        if not self._seconds:
+            return UNKNOWN_BY * self._straggler_s
+        return max(self._straggler_s, SLOW_BY * statistics.median(self._seconds))
 
     def close(self) -> list[bytes]:
         """Every shard has its outcome: helpers may go. Gives the handles of all actors that began any."""

@@ -1,6 +1,8 @@
 """Real Ray clusters on this machine: `ray start` for each node, with an address of its own."""
 
 import contextlib
+import functools
+import itertools
 import os
 import socket
 import subprocess
@@ -21,7 +23,7 @@ class RayNodes:
     def __init__(self, folder: str, **environment: str):
         self._folder = folder
         self._environment = {**os.environ, **QUIET, **environment}
-        self._count = 1
+        self._numbers = itertools.count(2)
         self.address = ""
 
     def start_head(self, cpus: float) -> str:
@@ -29,14 +31,40 @@ class RayNodes:
         with socket.socket() as found:
             found.bind(("127.0.0.2", 0))
             port = found.getsockname()[1]
-        self._start(["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"], cpus)
+        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+        assert self._start(head, cpus) == 2
         self.address = f"127.0.0.2:{port}"
         return self.address
 
     def add(self, cpus: float, hidden: str = "") -> int:
-        """Another node; its number, to `kill` it by. It does not see the folder `hidden`, in whose place is an empty one."""
-        self._start([f"--address={self.address}"], cpus, hidden)
-        return self._count
+        """Another node; its number, to `kill` it by. It does not see the folder `hidden`, in whose place is an empty one.
+
+        Where this user may, the node has mounts of its own.
+        """
+        return self._start([f"--address={self.address}"], cpus, hidden)
+
+    def hide(self, number: int, folder: str) -> None:
+        """From now on the node does not see `folder`, as where a mount is lost."""
+        nsenter = ["nsenter", f"--target={self._raylet(number)}", "--mount"]
+        subprocess.run([*nsenter, "mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+
+    def writes_into(self, number: int, folder: str) -> bool:
+        """Whether a process of the node, which has mounts of its own, has a file of `folder` open."""
+        own = os.readlink(f"/proc/{self._raylet(number)}/ns/mnt")
+        files = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns" / "mnt") == own:
+                    files += [os.readlink(file) for file in (process / "fd").iterdir()]
+        return any(file.startswith(f"{folder}/") for file in files)
+
+    def _raylet(self, number: int) -> int:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(process.cmdline())
+                if self._folder in command and f"127.0.0.{number}" in command and "/raylet " in command:
+                    return process.pid
+        raise AssertionError(f"expected a raylet of node {number}")
 
     def kill(self, number: int) -> None:
         """SIGKILL to everything of a node."""
@@ -46,14 +74,16 @@ class RayNodes:
         """Nothing is left."""
         self._kill(self._folder)
 
-    def _start(self, options: list[str], cpus: float, hidden: str = "") -> None:
-        self._count += 1
+    def _start(self, options: list[str], cpus: float, hidden: str = "") -> int:
+        number = next(self._numbers)
         size = [f"--num-cpus={cpus:g}", f"--object-store-memory={150 * 2**20}"]
-        command = [RAY, "start", f"--node-ip-address=127.0.0.{self._count}", *size, *options]
-        if hidden:
-            command = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh", *command]
+        command = [RAY, "start", f"--node-ip-address=127.0.0.{number}", *size, *options]
+        if may_hide():
+            mounts = f"mount -t tmpfs tmpfs {hidden} && " if hidden else ""
+            command = ["unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh", *command]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        return number
 
     def _kill(self, mark: str) -> None:
         for process in psutil.process_iter():
@@ -62,6 +92,7 @@ class RayNodes:
                     process.kill()
 
 
+@functools.cache
 def may_hide() -> bool:
     """Whether this user may start a node that does not see a folder."""
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0

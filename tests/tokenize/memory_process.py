@@ -5,8 +5,9 @@ from pathlib import Path
 
 from flextok.data.corpus.reader import Corpus
 from flextok.model.load import tokenizer_spec
-from flextok.tokenize.actor import ShardOutcome, ShardTokenizer
+from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
+from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.tasks import shard_tasks, task_to_json
 
 

@@ -28,8 +28,9 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.load import tokenizer_spec
 from flextok.runtime.lock import locked
 from flextok.tokenize import scheduler
-from flextok.tokenize.actor import ShardOutcome, ShardTokenizer
+from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.job import tokenize_corpus
+from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.tasks import shard_tasks, task_to_json
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,7 @@ def test_actor_that_hangs_is_helped_and_ended(inputs, undisturbed, tmp_path, cap
     os.kill(stopped, signal.SIGSTOP)
     job.join()
     assert results[0].digest == undisturbed[1]
-    assert "another actor made it too" in caplog.text
+    assert "made by another actor, since slow where they were begun: shards 00000" in caplog.text
     assert verify_tokens(str(dest), inputs.corpus) == []
     deadline = time.monotonic() + 30
     while stopped in processes_below(os.getpid()):

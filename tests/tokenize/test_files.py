@@ -33,14 +33,17 @@ from flextok.model.decoders.config import SamplerConfig
 from flextok.model.load import tokenizer_spec
 from flextok.provenance import artifact_input
 from flextok.runtime.ahead import Prefetcher
-from flextok.tokenize.actor import MOST_CRASHES, ShardOutcome, ShardTokenizer
+from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import find_batch_size, plan_tokenization
 from flextok.tokenize.files import decode_tokens, encode_images
 from flextok.tokenize.lengths.threshold import ThresholdLength
+from flextok.tokenize.node_faults import COMING_WITHIN_S, LEFT_OUT, NODES_FAULT, SHARDS_FAULT, UNDECIDED, NodeFaults
+from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.scheduler import task_rows
 from flextok.tokenize.straggler import StragglerMonitor
 from flextok.tokenize.tasks import shard_tasks, task_to_json
+from flextok.tokenize.team import MOST_CRASHES
 from flextok.tokenize.verify import verify_encoding
 
 TWO_STEPS = SamplerConfig(steps=2)
@@ -278,26 +281,72 @@ def test_small_shards_share_rows_while_every_actor_has_many(inputs):
 def test_monitor_finds_stragglers_and_counts_images():
     now = [0.0]
     monitor = StragglerMonitor({shard: f"task {shard}" for shard in "abcd"}, straggler_s=10.0, clock=lambda: now[0])
-    assert [monitor.begin(shard, "slow", b"slow") for shard in "ab"] == [0, 0]
+    assert [monitor.begin(shard, "slow", "node", b"slow") for shard in "ab"] == [0, 0]
     now[0] = 30.0
     assert monitor.straggler("fast") == ""  # nobody knows yet how long a shard takes
-    assert monitor.begin("c", "fast", b"fast") == 0
+    assert monitor.begin("c", "fast", "node", b"fast") == 0
     monitor.advance("c", 8)
     monitor.advance("a", 5)
     assert monitor.images() == 13
     now[0] = 35.0
-    monitor.end("c", 20)
+    monitor.end("c", "node", made=True, images=20)
     assert monitor.images() == 25
     assert monitor.straggler("slow") == ""  # its own
     assert {monitor.straggler("fast"), monitor.straggler("fast")} == {"task a", "task b"}
     assert monitor.straggler("fast") == ""  # d may be on its way to an actor still, and c's outcome to the driver
     now[0] = 46.0
     assert {monitor.straggler("fast"), monitor.straggler("fast")} == {"task c", "task d"}
-    monitor.end("a", 20)
+    monitor.end("a", "node", made=True, images=20)
     monitor.settle("a")
-    assert monitor.begin("b", "another", b"another") == 1
+    assert monitor.begin("b", "another", "node", b"another") == 1
     assert monitor.close() == [b"slow", b"fast", b"another"]
     assert monitor.straggler("fast") is None
+
+
+def test_a_failure_is_the_shards_where_every_node_has_it_and_else_the_nodes():
+    now = [0.0]
+    faults = NodeFaults(patience=lambda: 60.0, clock=lambda: now[0])
+    nodes = ["good", "bad", "gone"]
+    for node in nodes:
+        faults.fit(node)
+
+    # One that all nodes fail.
+    assert faults.failed("b", "bad", ["good", "bad"], "why") == UNDECIDED
+    assert (faults.wanted("bad"), faults.wanted("good"), faults.wanted("good")) == ("", "b", "")
+    faults.tried("b", "good", made=False)
+    assert faults.failed("b", "bad", ["good", "bad"], "why") == SHARDS_FAULT
+
+    # Those that only one fails: at the third in a row it is left out, but a shard that it makes starts the count anew.
+    def fails_alone(shard: str) -> str:
+        assert faults.failed(shard, "bad", ["good", "bad"], "why") == UNDECIDED
+        assert faults.wanted("good") == shard
+        faults.tried(shard, "good", made=True)
+        return faults.failed(shard, "bad", ["good", "bad"], f"why {shard}")
+
+    assert [fails_alone(shard) for shard in "cd"] == [NODES_FAULT] * 2
+    faults.tried("e", "bad", made=True)
+    assert [fails_alone(shard) for shard in "fgh"] == [NODES_FAULT, NODES_FAULT, LEFT_OUT]
+    assert faults.lines() == ["why h"]
+
+    # The last node is never left out, and nobody waits for one that is, or longer than the patience.
+    assert faults.failed("i", "good", ["good", "bad"], "why") == SHARDS_FAULT
+    assert faults.failed("j", "good", nodes, "why") == UNDECIDED
+    assert faults.wanted("bad") == ""
+    now[0] += 61.0
+    assert faults.failed("j", "good", nodes, "why") == SHARDS_FAULT
+
+
+def test_the_first_node_that_is_ready_waits_for_others_before_it_gives_a_shard_up():
+    now = [0.0]
+    faults = NodeFaults(patience=lambda: 10.0, clock=lambda: now[0])
+    faults.fit("bad")
+    assert faults.failed("a", "bad", ["bad"], "why") == SHARDS_FAULT
+    assert faults.failed("a", "bad", ["bad", "starting"], "why") == UNDECIDED
+    now[0] = COMING_WITHIN_S
+    assert faults.failed("a", "bad", ["bad", "starting"], "why") == SHARDS_FAULT
+    faults.unfit("starting")
+    now[0] = 0.0
+    assert faults.failed("a", "bad", ["bad", "starting"], "why") == SHARDS_FAULT
 
 
 def test_prefetcher_passes_errors_and_stops_with_its_consumer():

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from flextok_process import Command
+from flextok_process import Command, wait_until
 from ray_nodes import may_hide, ray_nodes
 
+from flextok.data.config import CorpusConfig
+from flextok.data.corpus.job import shard_corpus
+from flextok.data.scenes import ScenesConfig
 from flextok.data.tokens import TokenStore, verify_tokens
+from flextok.tokenize.job import tokenize_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not may_hide(), reason="may not make a mount namespace here")]
 PROGRAM = """
@@ -25,26 +29,46 @@ except FlextokError as error:
 """
 
 
+def many_shards(inputs, folder: Path) -> tuple[str, str]:
+    """A corpus of 120 shards, and the digest of its tokens as this machine alone makes them."""
+    scenes = CorpusConfig(name="many", scenes=ScenesConfig(train_samples=720), shard_samples=6)
+    corpus = shard_corpus(scenes, "train", f"{folder}/many", workers=1, progress=False).url
+    alone = tokenize_corpus(corpus, inputs.tokenizer, f"{folder}/alone", inputs.config, inputs.compute, progress=False)
+    return corpus, alone.digest
+
+
 def test_nodes_without_the_files_spend_no_shard(inputs, undisturbed, tmp_path: Path) -> None:
-    """Two nodes, one that sees no corpus and one that has another destination; then a third that sees all."""
+    """Two nodes, one that sees no corpus and one that has another destination; a third that sees all; a fourth that
+    loses the corpus' shards in mid-job."""
     dest = tmp_path / "shared" / "tokens"
     dest.parent.mkdir()
     config = json.dumps(inputs.config.model_dump(mode="json"))
     with ray_nodes() as nodes:
         address = nodes.start_head(cpus=0)
-        hidden = {
-            nodes.add(cpus=1, hidden=str(folder)): folder for folder in (Path(inputs.corpus).parents[2], dest.parent)
-        }
+        folders = Path(inputs.corpus).parents[2], dest.parent
+        hidden = {nodes.add(cpus=1, hidden=str(folder)): folder for folder in folders}
 
         command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "2", program=PROGRAM)
         assert command.finish() == 1
         assert command.told[-1].startswith("UsageError: node 127.0.0."), command.told
         assert not list(dest.glob("*.parquet"))
 
-        nodes.add(cpus=1)
-        command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "3", program=PROGRAM)
+        failing, _ = nodes.add(cpus=1), nodes.add(cpus=1)
+        command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "4", program=PROGRAM)
         assert command.finish() == 0, command.told
-    told = [line for line in command.told if "takes no part" in line]
+
+        many, alone = many_shards(inputs, tmp_path)
+        late = dest.with_name("late")
+        command = Command(many, inputs.tokenizer, str(late), config, address, "4", program=PROGRAM)
+        wait_until(lambda: nodes.writes_into(failing, str(late)), every_s=0.01)
+        nodes.hide(failing, f"{many}/shards")
+        assert command.finish() == 0, command.told
+    left_out = f"node 127.0.0.{failing} is left out: 3 shards in a row failed there that other nodes made"
+    assert len([line for line in command.told if line.startswith(left_out)]) == 1, command.told
+    assert left_out in command.told[-1] and command.told[-1].startswith("made without: "), command.told
+    assert TokenStore.open(str(late)).digest == alone
+
+    told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]
     assert len(told) == len(hidden)
     for number, folder in hidden.items():
         (line,) = [line for line in told if f"node 127.0.0.{number} takes no part: " in line]
