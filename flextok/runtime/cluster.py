@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,12 +102,32 @@ def _start(address: str, options: dict[str, Any], attempts: int) -> None:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with _without_the_line_on_levels():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:
         ray.shutdown()
         if attempts == 1 or SLOW_START not in str(error):
             raise
         _start(address, options, attempts - 1)
+
+
+@contextlib.contextmanager
+def _without_the_line_on_levels() -> Iterator[None]:
+    """Keep from stderr what Ray's C++ part tells wherever RAY_BACKEND_LOG_LEVEL is set; all else follows after the block."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as told:
+        os.dup2(told.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            told.seek(0)
+            for line in told:
+                if b"Set ray log level" not in line:
+                    os.write(2, line)
 
 
 def _require_listener(address: str) -> None:
