@@ -30,6 +30,7 @@ type: $(INSTALLED)
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.model $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.cluster >> docs/benchmarks.new
 ifdef PICTURES
 	$(BIN)/python -m flextok.bench.data $(PICTURES) >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.tokenize --source $(PICTURES) --model none --decoders 1 --images 60000 >> docs/benchmarks.new

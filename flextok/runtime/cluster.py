@@ -100,10 +100,14 @@ def _first_line(error: Exception) -> str:
 def _start(address: str, options: dict[str, Any], attempts: int) -> None:
     """`ray.init`, tried again where the machine was only too slow."""
     import ray
+    from ray._private import worker
 
     try:
         with _without_the_line_on_levels():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        # Else a thread of Ray's prints what its nodes tell on stdout, in the midst of a command's own lines, whatever
+        # `log_to_driver` says: lost nodes and what is repeated, which `ClusterWatch` tells in a line each.
+        worker._worker_logs_enabled = False
     except Exception as error:
         ray.shutdown()
         if attempts == 1 or SLOW_START not in str(error):

@@ -28,6 +28,8 @@ class NodeFaults:
         self._first_fit = math.inf
         self._left_out: set[str] = set()
         self._failed: dict[str, set[str]] = {}
+        self._open: dict[str, None] = {}
+        """Failed shards that nobody has made or is making, the first first."""
         self._since: dict[str, float] = {}
         self._taken: set[str] = set()
         self._made: set[str] = set()
@@ -47,7 +49,7 @@ class NodeFaults:
     def leave(self, shards: Iterable[str], node: str) -> None:
         """`node` takes no part, or no longer, and leaves these to others."""
         for shard in shards:
-            self._failed.setdefault(shard, set()).add(node)
+            self._has_tried(shard, node)
 
     def failed(self, shard: str, node: str, nodes: Iterable[str], line: str) -> str:
         """`node` could not make `shard`, and asks until it is decided whose fault that is.
@@ -56,8 +58,7 @@ class NodeFaults:
         One of the four words above. LEFT_OUT stands for NODES_FAULT of a node that shall take no more shards, for the
         reason that `line` tells; a node that has left the shard without trying it gives none.
         """
-        tried = self._failed.setdefault(shard, set())
-        tried.add(node)
+        tried = self._has_tried(shard, node)
         if shard in self._made:
             return self._blame(node, line) if line else NODES_FAULT
         able = (self._fit & set(nodes)) - self._left_out
@@ -76,8 +77,9 @@ class NodeFaults:
         """A shard that failed or was left elsewhere and that `node` shall make; "" for none. One node at a time has it."""
         if node in self._left_out:
             return ""
-        for shard, tried in self._failed.items():
-            if node not in tried and shard not in self._made and shard not in self._taken:
+        for shard in self._open:
+            if node not in self._failed[shard]:
+                del self._open[shard]
                 self._taken.add(shard)
                 return shard
         return ""
@@ -87,13 +89,22 @@ class NodeFaults:
         self._taken.discard(shard)
         if made:
             self._made.add(shard)
+            self._open.pop(shard, None)
             self._in_a_row[node] = 0
         elif shard in self._failed:
-            self._failed[shard].add(node)
+            self._has_tried(shard, node)
 
     def lines(self) -> list[str]:
         """Why nodes were left out, one line for each."""
         return list(self._lines.values())
+
+    def _has_tried(self, shard: str, node: str) -> set[str]:
+        """Note it; gives all nodes that have."""
+        if shard not in self._made and shard not in self._taken:
+            self._open[shard] = None
+        tried = self._failed.setdefault(shard, set())
+        tried.add(node)
+        return tried
 
     def _blame(self, node: str, line: str) -> str:
         self._in_a_row[node] = self._in_a_row.get(node, 0) + 1

@@ -7,6 +7,8 @@ from typing import Any
 from flextok.data.rejects import Reject
 from flextok.data.tokens import ShardRecord
 
+WAS_SLOW, WAS_LEFT = "slow where they were begun", "left or failed where they were begun"
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardOutcome:
@@ -22,7 +24,7 @@ class ShardOutcome:
     peak_bytes: int
     """Most memory its actor had in use so far."""
     made_for: str = ""
-    """Why an actor made it that was not given the task; "" for its own."""
+    """WAS_SLOW or WAS_LEFT where another actor made it than the one that was given the task, else ""."""
 
     def to_json(self) -> str:
         """As it travels through Ray."""

@@ -32,9 +32,10 @@ STRAGGLER_S = 60.0
 ENDING_S = 5.0
 IMAGES_FOR_AN_ACTOR = 5000
 ROWS_FOR_AN_ACTOR = 16
-"""Fewest rows of an actor where shards share rows: enough for actors to end at much the same time."""
+"""Fewest rows of an actor where small shards share rows: enough for actors to end at much the same time."""
+LARGE_ROWS_FOR_AN_ACTOR = 64
 IMAGES_IN_A_ROW = 1000
-"""Of several shards: as many as one of usual size has."""
+"""Above this a row of several shards is large: an actor has several rows waiting, and others none at the end."""
 NAMED = 5
 """Shards that a line names."""
 OTHERS_WITHIN_S = 30.0
@@ -114,9 +115,9 @@ def run_tasks(
     watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
 
     def settle(found: Iterable[ShardOutcome]) -> None:
-        for outcome in found:
-            outcomes.setdefault(outcome.shard, outcome)
-            monitor.settle.remote(outcome.shard)
+        if new := {outcome.shard: outcome for outcome in found if outcome.shard not in outcomes}:
+            outcomes.update(new)
+            monitor.settle.remote(list(new))
 
     try:
         while len(outcomes) < len(tasks):
@@ -126,7 +127,7 @@ def run_tasks(
             settle(map(ShardOutcome.from_json, told))
             images = max(images, counted)  # a monitor that started anew begins at 0
             fitness.look(fit, unfit)
-            watch.look(begun > 0)
+            watch.look(begun + fit > 0)
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
     except RayError as error:
         raise FlextokError(
@@ -245,11 +246,14 @@ def task_rows(tasks: Sequence[ShardTask], actors: int) -> list[str]:
 
     A row costs the driver and Ray some milliseconds (measured: 11 ms on 2 busy cores), whatever is in it.
     """
-    most = max(1, len(tasks) // (ROWS_FOR_AN_ACTOR * actors))
+    most_small, most_large = (
+        max(1, len(tasks) // (rows * actors)) for rows in (ROWS_FOR_AN_ACTOR, LARGE_ROWS_FOR_AN_ACTOR)
+    )
     rows: list[list[str]] = []
     images = 0
     for task in tasks:
-        if not rows or len(rows[-1]) == most or images + task.source.samples > IMAGES_IN_A_ROW:
+        most = most_small if images + task.source.samples <= IMAGES_IN_A_ROW else most_large
+        if not rows or len(rows[-1]) >= most:
             rows.append([])
             images = 0
         rows[-1].append(task_to_json(task))

@@ -1,11 +1,12 @@
 """Speculative execution: which shard of a job hangs, so that another actor makes it too."""
 
+import bisect
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
 
 from flextok.tokenize.node_faults import NODES_FAULT, NodeFaults
+from flextok.tokenize.outcome import WAS_LEFT, WAS_SLOW
 
 SLOW_BY = 3.0
 UNKNOWN_BY = 10.0
@@ -40,6 +41,7 @@ class StragglerMonitor:
         self._at_work: dict[str, _AtWork] = {}
         self._helped: set[str] = set()
         self._seconds: list[float] = []
+        """What finished shards took, sorted."""
         self._images = 0
         self._all_given_out: float | None = None
         self._open = True
@@ -78,15 +80,19 @@ class StragglerMonitor:
         if shard in self._at_work:
             self._at_work[shard].images = images
 
-    def end(self, shard: str, node: str, made: bool, images: int) -> None:
-        """A shard is finished on `node` with so many images, or has failed there with none."""
+    def end(self, shard: str, node: str, made: bool, images: int) -> str:
+        """A shard is finished on `node` with so many images, or has failed there with none.
+
+        Gives what `left_by_others` does: one call for both, as this actor serves all others and so is what may limit them.
+        """
         work = self._at_work.pop(shard, None)
         self._faults.tried(shard, node, made)
         if made and shard not in self._ended:
             self._ended.add(shard)
             self._images += images
             if work is not None:
-                self._seconds.append(self._clock() - work.since)
+                bisect.insort(self._seconds, self._clock() - work.since)
+        return self.left_by_others(node)
 
     def leave(self, shards: list[str], node: str) -> None:
         """`node` takes no part, or no longer, and leaves these to others."""
@@ -119,10 +125,18 @@ class StragglerMonitor:
         """The outcomes of such shards that the driver has not settled yet."""
         return list(self._told.values())
 
-    def settle(self, shard: str) -> None:
-        """The driver has the outcome of a shard. Until then its actor may hang, even with the shard finished."""
-        self._left.pop(shard, None)
-        self._told.pop(shard, None)
+    def settle(self, shards: list[str]) -> None:
+        """The driver has the outcomes of these. Until then their actors may hang, even with the shards finished."""
+        for shard in shards:
+            self._left.pop(shard, None)
+            self._told.pop(shard, None)
+
+    def to_help(self, actor_id: str, node: str) -> tuple[str, str] | None:
+        """A task that `actor_id` on `node` should make for another, and why; an empty one for none, None when all is done."""
+        if left := self.left_by_others(node):
+            return left, WAS_LEFT
+        slow = self.straggler(actor_id)
+        return None if slow is None else (slow, WAS_SLOW)
 
     def straggler(self, actor_id: str) -> str | None:
         """The task of a shard that `actor_id` should make as well; "" while there is none yet, None when all is done.
@@ -134,10 +148,11 @@ class StragglerMonitor:
             return None
         if self._all_given_out is None:
             self._all_given_out = self._clock()
+        patience = self._patience()
         for shard in self._left.keys() - self._helped:
             work = self._at_work.get(shard)
             waited = self._clock() - (work.since if work else self._all_given_out)
-            if waited > self._patience() and (work is None or work.actor_id != actor_id):
+            if waited > patience and (work is None or work.actor_id != actor_id):
                 self._helped.add(shard)
                 return self._left[shard]
         return ""
@@ -154,7 +169,7 @@ class StragglerMonitor:
         """Seconds after which a shard is a straggler."""
         if not self._seconds:
             return UNKNOWN_BY * self._straggler_s
-        return max(self._straggler_s, SLOW_BY * statistics.median(self._seconds))
+        return max(self._straggler_s, SLOW_BY * self._seconds[len(self._seconds) // 2])
 
     def close(self) -> list[bytes]:
         """Every shard has its outcome: helpers may go. Gives the handles of all actors that began any."""

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,9 +27,11 @@ from flextok.data.tokens.schema import values_of
 from flextok.data.tokens.writer import MANIFEST, REJECTS_KEY
 from flextok.digests import digest_of
 from flextok.errors import IntegrityError, UsageError
-from flextok.model.load import TokenizerSpec
 from flextok.tokenize.config import TokenizeConfig
 from flextok.version import __version__
+
+if TYPE_CHECKING:  # it loads torch, which only those who tokenize need
+    from flextok.model.load import TokenizerSpec
 
 CHECK_THREADS = 8
 
@@ -58,7 +61,7 @@ class ShardTask:
         return token_schema(self.meta, views=self.has_views)
 
 
-def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig) -> list[ShardTask]:
+def shard_tasks(corpus: Corpus, spec: "TokenizerSpec", dest: str, config: TokenizeConfig) -> list[ShardTask]:
     """A task for each shard of the corpus."""
     if config.keep is not None and config.keep > spec.num_tokens:
         raise UsageError(
@@ -95,7 +98,7 @@ def shard_tasks(corpus: Corpus, spec: TokenizerSpec, dest: str, config: Tokenize
     return tasks
 
 
-def check_destination(dest: str, spec: TokenizerSpec) -> None:
+def check_destination(dest: str, spec: "TokenizerSpec") -> None:
     """Raises UsageError when `dest` holds anything that this job must not write over."""
     manifest_url = storage.join(dest, MANIFEST)
     if storage.exists(manifest_url):
@@ -108,7 +111,7 @@ def check_destination(dest: str, spec: TokenizerSpec) -> None:
         list(pool.map(lambda name: _refuse_foreign(storage.join(dest, name), spec), names))
 
 
-def _refuse_foreign(url: str, spec: TokenizerSpec) -> None:
+def _refuse_foreign(url: str, spec: "TokenizerSpec") -> None:
     try:
         shard = read_shard_footer(url)
     except DamagedFile:

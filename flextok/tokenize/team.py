@@ -9,7 +9,7 @@ from flextok import storage
 from flextok.errors import FlextokError
 from flextok.tokenize.fitness import ADVICE, unfit_line
 from flextok.tokenize.node_faults import LEFT_OUT, MOST_OWN_FAULTS, SHARDS_FAULT, UNDECIDED
-from flextok.tokenize.outcome import ShardOutcome
+from flextok.tokenize.outcome import WAS_LEFT, ShardOutcome
 from flextok.tokenize.tasks import ShardTask, task_from_json
 
 SHARDS_AT_ONCE = 2
@@ -17,7 +17,8 @@ MOST_CRASHES = 5
 HELP = "help"
 """A row in place of tasks, for an actor that finds nothing else to do: let it help the others to the end of the job."""
 ASK_EVERY_S = 0.5
-WAS_SLOW, NOT_MADE = "slow where they were begun", "left or failed where they were begun"
+ASK_SELDOM_S = 4.0
+"""Of one that has asked in vain for a while: a thousand that wait must not keep the monitor busy."""
 
 Make = Callable[[ShardTask, bool], ShardOutcome]
 """Makes a shard; whether it does so for another actor."""
@@ -39,6 +40,7 @@ class Team:
         self._actor = context.get_actor_id()
         self._node = context.get_node_id()
         self._address = ray.util.get_node_ip_address()
+        self._handle = b""
         self._takes_part = True
         self._crashing: set[str] = set()
 
@@ -61,7 +63,6 @@ class Team:
                 break
             if (outcome := self._own(task, make)) is not None:
                 outcomes.append(outcome)
-            self._help_with_what_is_left(make)
         if not tasks:
             self._help(make)
         return outcomes
@@ -74,9 +75,9 @@ class Team:
         import ray
         from ray.cloudpickle import dumps  # pyright: ignore
 
-        # As bytes, for the monitor need not load what an actor needs.
-        handle = dumps(ray.get_runtime_context().current_actor)
-        died: Any = ray.get(self._monitor.begin.remote(task.name, self._actor, self._node, handle))
+        if not self._handle:  # as bytes, for the monitor need not load what an actor needs
+            self._handle = dumps(ray.get_runtime_context().current_actor)
+        died: Any = ray.get(self._monitor.begin.remote(task.name, self._actor, self._node, self._handle))
         if died > MOST_CRASHES:
             self._crashing.add(task.name)
             raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
@@ -88,7 +89,7 @@ class Team:
     def _own(self, task: ShardTask, make: Make) -> ShardOutcome | None:
         """The outcome of a task, None where another node made what could not be made here."""
         outcome = make(task, False)
-        self._end(task, outcome)
+        self._make_for_another(self._end(task, outcome), make, WAS_LEFT)
         if outcome.record is not None or task.name in self._crashing:
             return outcome
         return self._left(task, outcome, make)
@@ -134,33 +135,46 @@ class Team:
         """Make stragglers and what failed on other nodes, until the job is done."""
         import ray
 
+        pause_s = ASK_EVERY_S
         while self._takes_part:
-            found: Any = ray.get(self._monitor.straggler.remote(self._actor))
+            found: Any = ray.get(self._monitor.to_help.remote(self._actor, self._node))
             if found is None:
                 return
-            if found:
-                self._make_for_another(task_from_json(found), make, WAS_SLOW)
-            elif not self._help_with_what_is_left(make):
-                time.sleep(ASK_EVERY_S)
+            task, why = found
+            if task:
+                self._make_for_another(task, make, why)
+                pause_s = ASK_EVERY_S
+            else:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, ASK_SELDOM_S)
         while ray.get(self._monitor.is_open.remote()):  # a row that ended would make room for another
-            time.sleep(ASK_EVERY_S)
+            time.sleep(pause_s)
 
     def _help_with_what_is_left(self, make: Make) -> bool:
         """Make one shard that another node cannot, if there is any; whether there was."""
         import ray
 
         found: Any = ray.get(self._monitor.left_by_others.remote(self._node))
-        if found:
-            self._make_for_another(task_from_json(found), make, NOT_MADE)
+        self._make_for_another(found, make, WAS_LEFT)
         return bool(found)
 
-    def _make_for_another(self, task: ShardTask, make: Make, why: str) -> None:
-        """Its outcome goes to the driver through the monitor, as the row with the task is another's."""
-        outcome = make(task, True)
-        self._end(task, outcome)
-        told = dataclasses.replace(outcome, made_for=why).to_json()
-        self._monitor.tell.remote(task.name, told, outcome.record is not None)
+    def _make_for_another(self, text: str, make: Make, why: str) -> None:
+        """The task `text`, if there is one, and what others have left by then.
 
-    def _end(self, task: ShardTask, outcome: ShardOutcome) -> None:
+        The outcome goes to the driver through the monitor, as the row with the task is another's.
+        """
+        while text:
+            task = task_from_json(text)
+            outcome = make(task, True)
+            told = dataclasses.replace(outcome, made_for=why).to_json()
+            self._monitor.tell.remote(task.name, told, outcome.record is not None)
+            text, why = self._end(task, outcome), WAS_LEFT
+
+    def _end(self, task: ShardTask, outcome: ShardOutcome) -> str:
+        """Tell the outcome; gives a task that another node could not make or has left, "" for none."""
+        import ray
+
         made = outcome.record is not None
-        self._monitor.end.remote(task.name, self._node, made, task.source.samples - len(outcome.rejects) if made else 0)
+        images = task.source.samples - len(outcome.rejects) if made else 0
+        left: Any = ray.get(self._monitor.end.remote(task.name, self._node, made, images))
+        return left

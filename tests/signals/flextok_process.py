@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -48,9 +49,10 @@ class Command:
     def __init__(self, *arguments: str, sets: tuple[str, ...] = (), program: str = AS_IN_A_TERMINAL):
         self.mark = f"flextok-test-{uuid.uuid4().hex}"
         options = [part for item in sets for part in ("--set", item)]
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the command
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments, *options],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "MARK": self.mark},
+            stdout=self._stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "MARK": self.mark},
         )  # fmt: skip
         self.told: list[str] = []
         self._known: dict[int, float] = {}
@@ -83,6 +85,11 @@ class Command:
         _, told = self.process.communicate(timeout=within_s)
         self.told += told.splitlines()
         return self.process.returncode
+
+    def printed(self) -> list[str]:
+        """Lines of its stdout by now."""
+        self._stdout.seek(0)
+        return self._stdout.read().decode().splitlines()
 
     def left(self, within_s: float = END_S) -> list[str]:
         """Command lines of its descendants that are there after `within_s`."""

@@ -273,8 +273,9 @@ def test_small_shards_share_rows_while_every_actor_has_many(inputs):
         rows = [row.split("\n") for row in task_rows(tasks, actors)]
         assert [line for row in rows for line in row] == lines
         assert {len(row) for row in rows} == {in_a_row}
-    large = [dataclasses.replace(task, source=dataclasses.replace(task.source, samples=400)) for task in tasks]
-    assert {row.count("\n") + 1 for row in task_rows(large, 1)} == {2}
+    large = [dataclasses.replace(task, source=dataclasses.replace(task.source, samples=1000)) for task in tasks]
+    for actors, in_a_row in ((1, 3), (4, 1)):
+        assert {row.count("\n") + 1 for row in task_rows(large, actors)} == {in_a_row}
     assert task_rows([], 1) == []
 
 
@@ -297,7 +298,7 @@ def test_monitor_finds_stragglers_and_counts_images():
     now[0] = 46.0
     assert {monitor.straggler("fast"), monitor.straggler("fast")} == {"task c", "task d"}
     monitor.end("a", "node", made=True, images=20)
-    monitor.settle("a")
+    monitor.settle(["a"])
     assert monitor.begin("b", "another", "node", b"another") == 1
     assert monitor.close() == [b"slow", b"fast", b"another"]
     assert monitor.straggler("fast") is None

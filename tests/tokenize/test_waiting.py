@@ -50,6 +50,7 @@ def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) ->
         command.wait_for("joined")
         assert command.finish() == 0, command.told
     assert TokenStore.open(str(dest)).digest == undisturbed[1]
+    assert len(command.printed()) == 1, command.printed()
     assert not [
         line for line in command.told if "infinite retries" in line or "ray." in line or "logging.cc" in line
     ], command.told
