@@ -2,8 +2,9 @@
 
 import pytest
 
+from flextok.config import parse_config
 from flextok.errors import UsageError
-from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.compute import ComputeConfig, parse_resources
 from flextok.runtime.nodes import UNLIMITED, ClusterNodes, Node
 from flextok.tokenize.scheduler import choose_workers
 
@@ -77,3 +78,23 @@ def test_what_can_never_fit_is_refused_at_once(changes: dict, nodes: list[Node],
 def test_threads_may_be_more_than_the_cores_of_this_machine() -> None:
     workers = choose_workers(MANY, ComputeConfig(threads=8), ClusterNodes([Node(2)]))
     assert (workers.cpus, workers.threads) == (2, 8)
+
+
+def test_what_workers_ask_for_beside_cpus_bounds_them() -> None:
+    nodes = ClusterNodes([Node(16, most=0), Node(4, most=2)])
+    workers = choose_workers(MANY, ComputeConfig(address="auto", tokenize_actors=(1, 2), resources={"seat": 1}), nodes)
+    assert (workers.cpus, workers.beside, nodes.places(workers.cpus)) == (2, {"seat": 1}, 2)
+    with pytest.raises(UsageError, match="expected a node with 1 CPU, pool=fast and seat=2 for an actor"):
+        compute = ComputeConfig(address="auto", resources={"pool": "fast", "seat": 2})
+        choose_workers(MANY, compute, ClusterNodes([Node(16, most=0)]))
+
+
+def test_resources_as_texts() -> None:
+    assert parse_resources(["seat=0.5", "ray.io/accelerator-type=H100"]) == {
+        "seat": 0.5,
+        "ray.io/accelerator-type": "H100",
+    }
+    with pytest.raises(UsageError, match="expected --resource NAME=VALUE, found --resource seat"):
+        parse_resources(["seat"])
+    with pytest.raises(UsageError, match="expected custom resources and labels, found CPU"):
+        parse_config(ComputeConfig, {"resources": {"CPU": 2}}, "here")

@@ -1,10 +1,13 @@
 """Where work runs: Ray's address, workers, devices. Never decides a result."""
 
 import os
+from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from flextok.config import Config
+from flextok.errors import UsageError
 
 
 class ComputeConfig(Config):
@@ -21,14 +24,45 @@ class ComputeConfig(Config):
     max_failures: int = Field(
         default=2, ge=0, description="Times a training group is restarted after a worker was lost."
     )
-    start_timeout_s: float = Field(default=120.0, gt=0, description="Longest wait for the training workers to start.")
+    start_timeout_s: float | None = Field(
+        default=None, gt=0, description="Longest wait for room for the training workers; null waits until there is."
+    )
     tokenize_actors: tuple[int, int] = Field(
         default=(1, 2), description="Fewest and most actors that tokenize a corpus."
     )
     threads: int | None = Field(
         default=None, gt=0, description="Threads of each worker; null shares the machine's cores out."
     )
+    resources: dict[str, Annotated[float, Field(gt=0)] | str] = Field(
+        default={},
+        description="What training workers and tokenizing actors ask a cluster's nodes for beside CPUs and GPUs: an amount of "
+        "a custom resource, or the value of a label.",
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _own_settings(cls, value: dict[str, float | str]) -> dict[str, float | str]:
+        for name in value.keys() & {"CPU", "GPU", "memory", "object_store_memory"}:
+            raise ValueError(f"expected custom resources and labels, found {name}; see threads and gpus_per_worker")
+        return value
 
     def cpus(self) -> int:
         """CPUs of this machine that work may use."""
         return self.num_cpus or os.cpu_count() or 1
+
+
+def parse_resources(items: Sequence[str]) -> dict[str, float | str]:
+    """`name=value` texts as `ComputeConfig.resources`: a number is an amount, all else a label's value.
+
+    Raises UsageError for anything else.
+    """
+    found: dict[str, float | str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"expected --resource NAME=VALUE, found --resource {item}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from flextok.runtime.nodes import ClusterNodes, cluster_nodes, size_text
+from flextok.runtime.nodes import NOTHING, Beside, ClusterNodes, cluster_nodes, size_text
 
 LOOK_EVERY_S = 2.0
 WAIT_S = 30.0
@@ -12,10 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class ClusterWatch:
-    """Looks at the cluster's nodes beside a job whose workers each ask for `cpus` and `gpus`, and which needs `fewest`."""
+    """Looks at the cluster's nodes beside a job whose workers each ask for `cpus`, `gpus` and `beside`.
 
-    def __init__(self, what: str, cpus: float, gpus: float, hint: str, fewest: int = 1):
+    It needs `fewest` of them.
+    """
+
+    def __init__(self, what: str, cpus: float, gpus: float, hint: str, fewest: int = 1, beside: Beside = NOTHING):
         self._what, self._cpus, self._gpus, self._hint, self._fewest = what, cpus, gpus, hint, fewest
+        self._beside = beside
         self._nodes: dict[str, str] = {}
         self._next = 0.0
         self._idle_since: float | None = None
@@ -28,7 +32,7 @@ class ClusterWatch:
             return
         self._next = now + LOOK_EVERY_S
         self._tell_changes()
-        nodes = cluster_nodes()
+        nodes = cluster_nodes(self._beside)
         if begun and ClusterNodes(nodes.there).places(self._cpus, self._gpus) >= self._fewest:
             self._idle_since, self._told = None, False
         elif self._idle_since is None:
@@ -36,8 +40,8 @@ class ClusterWatch:
         elif now - self._idle_since >= WAIT_S and not self._told:
             self._told = True
             logger.warning(
-                "waiting for %s on one node for %s: the cluster has %s, and %s are free in all; %s",
-                size_text(self._cpus, self._gpus), self._what, nodes.described(), _free(self._gpus > 0), self._hint,
+                "waiting for %s on one node for %s: the cluster has %s; free in all: %s; %s",
+                size_text(self._cpus, self._gpus, self._beside), self._what, nodes.described(), _free(self._gpus > 0), self._hint,
             )  # fmt: skip
 
     def _tell_changes(self) -> None:

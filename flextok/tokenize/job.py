@@ -28,7 +28,7 @@ from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.members import pack_members
-from flextok.runtime.nodes import cluster_nodes
+from flextok.runtime.nodes import beside_options, cluster_nodes
 from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardTokenizer
@@ -150,7 +150,7 @@ def _run(
     if not tasks:
         return []
     ensure_ray(compute.address, compute.num_cpus)
-    workers = choose_workers([task.source.samples for task in tasks], compute, cluster_nodes())
+    workers = choose_workers([task.source.samples for task in tasks], compute, cluster_nodes(compute.resources))
     batch_size = batch_size or _find_batch_size(tasks, spec, config, workers)
     tasks = [dataclasses.replace(task, meta=dataclasses.replace(task.meta, batch_size=batch_size)) for task in tasks]
     skipped = total - sum(task.source.samples for task in tasks)
@@ -186,7 +186,8 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
     import ray
     from ray.exceptions import RayError
 
-    search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(search_batch_size)
+    options = beside_options(workers.beside)
+    search = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, **options)(search_batch_size)
     try:
         return ray.get(search.remote(spec.url, config.dtype, workers, pack_members()))
     except RayError as error:

@@ -19,7 +19,7 @@ from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.memory import ONE_HEAP
-from flextok.runtime.nodes import ClusterNodes
+from flextok.runtime.nodes import Beside, ClusterNodes, beside_options
 from flextok.runtime.watch import ClusterWatch
 from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.straggler import StragglerMonitor
@@ -41,9 +41,8 @@ NAMED = 5
 OTHERS_WITHIN_S = 30.0
 """Time for a first actor on another node, where those that came cannot do the work."""
 logger = logging.getLogger(__name__)
-WAITING_HINT = (
-    "what else runs there may have to end first, or lower compute.threads or compute.gpus_per_worker (--gpus)"
-)
+PLACE_HINT = "lower compute.threads or compute.gpus_per_worker (--gpus)"
+WAITING_HINT = f"what else runs there may have to end first, or {PLACE_HINT}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Workers:
     cpus: float
     gpus: float
     threads: int
+    beside: Beside = dataclasses.field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -82,8 +82,8 @@ def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: C
         cpus = float(threads)
     if compute.address == "local":  # all there is: threads may be more than cores
         cpus = min(cpus, max([1.0, *(node.cpus for node in nodes.all)]))
-    nodes.require_place("an actor", cpus, gpus, "lower compute.threads or compute.gpus_per_worker (--gpus)")
-    return Workers(fewest, most, cpus, gpus, threads)
+    nodes.require_place("an actor", cpus, gpus, PLACE_HINT, compute.resources)
+    return Workers(fewest, most, cpus, gpus, threads, compute.resources)
 
 
 def _decoders_beside_gpus(nodes: ClusterNodes, gpus: float, most: int) -> int:
@@ -112,7 +112,7 @@ def run_tasks(
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
     fitness = _Fitness(workers.most)
-    watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT)
+    watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT, beside=workers.beside)
 
     def settle(found: Iterable[ShardOutcome]) -> None:
         if new := {outcome.shard: outcome for outcome in found if outcome.shard not in outcomes}:
@@ -238,6 +238,7 @@ def _mapped(tasks: list[ShardTask], actor: type, arguments: dict[str, Any], work
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         runtime_env={"env_vars": ONE_HEAP},
+        **beside_options(workers.beside),
     )
 
 

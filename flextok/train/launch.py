@@ -23,7 +23,7 @@ from flextok.runtime import interrupts
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import pack_job, unpack_job
-from flextok.runtime.nodes import cluster_nodes, size_text
+from flextok.runtime.nodes import beside_options, cluster_nodes, size_text
 from flextok.runtime.progress import track
 from flextok.runtime.watch import ClusterWatch
 from flextok.train.job import TrainJob, TrainResult, run_member, run_url
@@ -37,6 +37,7 @@ POLL_S = 1.0
 STOP_S = 4.0  # longest wait for the first worker's state, well within interrupts.GRACE_S
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Invalid)\w*(:|$)")  # in a traceback
 STALL_TIMEOUT_S = 1800  # longest wait for another worker, as when it encodes its part of a corpus
+WITHOUT_END_S = 3e8  # ten years: meanwhile an autoscaler sees what is wanted, and `ClusterWatch` says so
 CONTROLLER_FAILURES = 1  # times that Ray Train may fail to start its workers before it gives up
 
 
@@ -118,7 +119,7 @@ def _locked_by_first(url: str, world: DistContext) -> Iterator[None]:
 
 
 def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(compute.start_timeout_s))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(compute.start_timeout_s or WITHOUT_END_S))
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     ensure_ray(compute.address, compute.num_cpus)
     _require_room(compute)
@@ -139,6 +140,7 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
                 num_workers=compute.train_workers,
                 use_gpu=compute.gpus_per_worker > 0,
                 resources_per_worker=_worker_resources(compute),
+                label_selector=beside_options(compute.resources).get("label_selector"),
             ),
             run_config=ray.train.RunConfig(
                 name=job.label,
@@ -210,21 +212,22 @@ def _ray_worker(spec: dict) -> TrainResult | None:
 
 
 def _worker_resources(compute: ComputeConfig) -> dict[str, float]:
-    return {"CPU": 1, "GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {"CPU": 1}
+    amounts = beside_options(compute.resources).get("resources", {})
+    return {"CPU": 1, **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {}), **amounts}
 
 
 def _watch(compute: ComputeConfig) -> ClusterWatch:
     workers = compute.train_workers
     what = "a training worker" if workers == 1 else f"each of {workers} training workers"
     hint = "what else runs there may have to end first, or lower compute.train_workers"
-    return ClusterWatch(what, 1, compute.gpus_per_worker, hint, workers)
+    return ClusterWatch(what, 1, compute.gpus_per_worker, hint, workers, compute.resources)
 
 
 def _require_room(compute: ComputeConfig) -> None:
     """Refuse at once what Ray would wait for without end: more workers than the cluster can ever hold."""
-    room = cluster_nodes().places(1, compute.gpus_per_worker)
+    room = cluster_nodes(compute.resources).places(1, compute.gpus_per_worker)
     if room < compute.train_workers:
-        each = size_text(1, compute.gpus_per_worker)
+        each = size_text(1, compute.gpus_per_worker, compute.resources)
         raise UsageError(
             f"expected a cluster with room for {compute.train_workers} training workers of {each} each, found room "
             f"for {room}; lower compute.train_workers or compute.gpus_per_worker, or raise compute.num_cpus"

@@ -45,11 +45,17 @@ def tokenize(
     ] = MOST_ACTORS,
     address: Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")] = "local",
     gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs for each actor; 0 computes on CPUs.")] = 0,
+    resource: Annotated[
+        list[str],
+        typer.Option(
+            "--resource", metavar="NAME=VALUE", help="A node's custom resource or label for each actor; repeat it."
+        ),
+    ] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Bulk tokenization of shards into Parquet token shards."""
-    from flextok.runtime.compute import ComputeConfig
+    from flextok.runtime.compute import ComputeConfig, parse_resources
     from flextok.tokenize.config import TokenizeConfig
     from flextok.tokenize.lengths.base import parse_length
 
@@ -59,7 +65,8 @@ def tokenize(
     if max_reject_fraction is not None:
         values["max_reject_fraction"] = max_reject_fraction
     config = parse_config(TokenizeConfig, values, "flextok tokenize")
-    compute = ComputeConfig(address=address, gpus_per_worker=gpus, tokenize_actors=(1, actors))
+    places = {"address": address, "gpus_per_worker": gpus, "resources": parse_resources(resource)}
+    compute = parse_config(ComputeConfig, {**places, "tokenize_actors": (1, actors)}, "flextok tokenize")
     if dry_run:
         from flextok.tokenize.estimate import plan_tokenization
 

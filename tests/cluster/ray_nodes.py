@@ -22,26 +22,26 @@ class RayNodes:
 
     def __init__(self, folder: str, **environment: str):
         self._folder = folder
-        self._environment = {**os.environ, **QUIET, **environment}
+        self.environment = {**os.environ, **QUIET, **environment}
         self._numbers = itertools.count(2)
         self.address = ""
 
-    def start_head(self, cpus: float) -> str:
+    def start_head(self, cpus: float, *options: str) -> str:
         """Its address, host:port."""
         with socket.socket() as found:
             found.bind(("127.0.0.2", 0))
             port = found.getsockname()[1]
-        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+        head = ["--head", f"--port={port}", f"--temp-dir={self._folder}", *(options or ["--include-dashboard=false"])]
         assert self._start(head, cpus) == 2
         self.address = f"127.0.0.2:{port}"
         return self.address
 
-    def add(self, cpus: float, hidden: str = "") -> int:
+    def add(self, cpus: float, *options: str, hidden: str = "") -> int:
         """Another node; its number, to `kill` it by. It does not see the folder `hidden`, in whose place is an empty one.
 
         Where this user may, the node has mounts of its own.
         """
-        return self._start([f"--address={self.address}"], cpus, hidden)
+        return self._start([f"--address={self.address}", *options], cpus, hidden)
 
     def hide(self, number: int, folder: str) -> None:
         """From now on the node does not see `folder`, as where a mount is lost."""
@@ -81,7 +81,7 @@ class RayNodes:
         if may_hide():
             mounts = f"mount -t tmpfs tmpfs {hidden} && " if hidden else ""
             command = ["unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh", *command]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return number
 

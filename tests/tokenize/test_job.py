@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flextok
+from flextok.bench.cluster import measure_scheduling
 from flextok.data import images
 from flextok.data.corpus.reader import Corpus, iter_shard
 from flextok.data.tokens import TokenStore, verify_tokens
@@ -143,3 +144,9 @@ def test_keep_views_and_length(inputs, undisturbed, tmp_path):
 def test_more_actors_give_the_same_store(inputs, undisturbed, tmp_path):
     compute = inputs.compute.model_copy(update={"tokenize_actors": (2, 2), "threads": 1})
     assert run(inputs, tmp_path / "t", compute=compute).digest == undisturbed[1]
+
+
+def test_a_job_without_work_has_an_outcome_of_each_shard(ray_session):
+    speed = measure_scheduling(actors=2, shards=200, images=10)
+    assert speed.shards == 200
+    assert 0 < speed.first_s < speed.start_s

@@ -20,7 +20,7 @@ main()
 HOLDS_A_CPU = """
 import ray, sys
 ray.init(address=sys.argv[1], log_to_driver=False)
-actor = ray.remote(num_cpus=1)(type("Actor", (), {"ready": lambda self: None})).remote()
+actor = ray.remote(num_cpus=1, label_selector={"pool": "fast"})(type("Actor", (), {"ready": lambda self: None})).remote()
 ray.get(actor.ready.remote())
 print("held", flush=True)
 sys.stdin.read()
@@ -28,25 +28,27 @@ sys.stdin.read()
 
 
 def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) -> None:
+    """The head has a CPU too, but is not what the job asks for."""
     dest = tmp_path / "tokens"
+    options = "--labels=pool=fast", '--resources={"seat": 1}'
     with ray_nodes() as nodes:
-        address = nodes.start_head(cpus=0)
-        first = nodes.add(cpus=1)
+        address = nodes.start_head(cpus=1)
+        first = nodes.add(1, *options)
         other = subprocess.Popen(
             [sys.executable, "-c", HOLDS_A_CPU, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         command = Command(
             "tokenize", inputs.corpus, str(dest), "--tokenizer", inputs.tokenizer, "--batch-size", "8",
-            "--address", address, program=IMPATIENT,
+            "--address", address, "--resource", "pool=fast", "--resource", "seat=1", program=IMPATIENT,
         )  # fmt: skip
-        command.wait_for("waiting for 1 CPU on one node for an actor: the cluster has 2 nodes")
-        assert "the largest has 1 CPU, and 0 CPUs are free in all" in command.told[-1]
+        command.wait_for("waiting for 1 CPU, pool=fast and seat=1 on one node for an actor: the cluster has 2 nodes")
+        assert "the largest has 1 CPU; free in all: 1 CPU; " in command.told[-1]
         other.communicate()
         wait_until(lambda: any(dest.glob("*.parquet")), every_s=0.005)
         nodes.kill(first)
         command.wait_for(f"lost node 127.0.0.{first}: ")
-        nodes.add(cpus=1)
+        nodes.add(1, *options)
         command.wait_for("joined")
         assert command.finish() == 0, command.told
     assert TokenStore.open(str(dest)).digest == undisturbed[1]
