@@ -16,11 +16,12 @@ from flextok.data.corpus.reader import Corpus, Shard
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
+from flextok.model.load import TokenizerSpec
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.job import tokenize_corpus
 from flextok.tokenize.lengths.base import LENGTHS, LengthPolicy, parse_length
 from flextok.tokenize.lengths.threshold import ThresholdLength, shortest_good
-from flextok.tokenize.tasks import TokenizerSpec, shard_tasks
+from flextok.tokenize.tasks import shard_tasks
 
 
 def brightness_of(pixels: np.ndarray) -> np.ndarray:
