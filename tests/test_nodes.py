@@ -5,7 +5,7 @@ import pytest
 from flextok.config import parse_config
 from flextok.errors import UsageError
 from flextok.runtime.compute import ComputeConfig, parse_resources
-from flextok.runtime.nodes import UNLIMITED, ClusterNodes, Node
+from flextok.runtime.nodes import ASKED_OF_AUTOSCALER, UNLIMITED, ClusterNodes, Node
 from flextok.tokenize.scheduler import choose_workers
 
 MANY = [10_000] * 100
@@ -24,6 +24,8 @@ CPU_CASES = {
     "more actors than CPUs": (ClusterNodes([Node(2)]), 64, 1, 2),
     "nothing there, one of 8 to come": (ClusterNodes([], [Node(8)]), 2, 4, 2),
     "a head with 0 CPUs, 8 of 4 to come": (ClusterNodes([Node(0)], [Node(4, count=8)]), 16, 2, 16),
+    "a head with 0 CPUs and an autoscaler that says nothing": (ClusterNodes([Node(0)], grows=True), 4, 1, UNLIMITED),
+    "3+5 and an autoscaler that says nothing": (ClusterNodes([Node(3), Node(5)], grows=True), 2, 3, UNLIMITED),
     "any number to come": (ClusterNodes([Node(1)], [Node(8, count=UNLIMITED)]), 64, 8, UNLIMITED),
 }
 
@@ -98,3 +100,14 @@ def test_resources_as_texts() -> None:
         parse_resources(["seat"])
     with pytest.raises(UsageError, match="expected custom resources and labels, found CPU"):
         parse_config(ComputeConfig, {"resources": {"CPU": 2}}, "here")
+
+
+def test_workers_that_nobody_numbered_are_as_many_as_fit_or_some_of_an_autoscaler() -> None:
+    assert ClusterNodes([Node(3), Node(5)]).workers_to_ask_for(2) == 3
+    assert ClusterNodes([Node(0)], [Node(4, count=8)]).workers_to_ask_for(1) == 32
+    assert ClusterNodes([Node(0)], grows=True).workers_to_ask_for(1) == ASKED_OF_AUTOSCALER
+    assert ClusterNodes([Node(128)], grows=True).workers_to_ask_for(1) == 128
+
+
+def test_an_autoscaler_that_says_nothing_is_named() -> None:
+    assert ClusterNodes([Node(0)], grows=True).described().endswith("the largest has 0 CPUs and an autoscaler")

@@ -1,4 +1,4 @@
-"""The tokenizer of an evaluation: opening it, and tokens to 8-bit images with the settings of an evaluation."""
+"""The precision of an evaluation's tokenizer, and tokens to 8-bit images with the settings of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,20 @@ import torch
 from flextok.data.images import to_uint8
 from flextok.evaluate.config import DecodingConfig
 from flextok.model.decoders.config import SamplerConfig
-from flextok.model.load import load_tokenizer
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.tokenizer import Tokenizer
 
 
-def open_tokenizer(url: str, device: str, config: DecodingConfig) -> tuple[Tokenizer, str]:
-    """The tokenizer at `url` in the precision of `config`, and the name of that precision for the protocol."""
-    dtype = autocast_dtype(config.precision, torch.device(device)) or torch.float32
-    return load_tokenizer(url, device, dtype), str(dtype).removeprefix("torch.")
+def decoding_dtype(config: DecodingConfig, device: str) -> torch.dtype:
+    """float32 or bfloat16, as `config` says for `device`, which may be a GPU of other machines."""
+    if config.precision == "auto" and device == "cuda" and not torch.cuda.is_available():
+        return torch.bfloat16
+    return autocast_dtype(config.precision, torch.device(device)) or torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As protocols have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()

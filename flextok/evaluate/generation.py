@@ -1,6 +1,7 @@
 """How near sampled images come to held-out ones as a set, beside images of random tokens as the baseline."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +11,19 @@ from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.evaluate.config import GenerationConfig
-from flextok.evaluate.decoding import decode_ids, open_tokenizer
-from flextok.evaluate.grid import GRID, ORIGINAL, PictureGrid
-from flextok.evaluate.images import choose_keys, stream_images
-from flextok.evaluate.measure import ImageSets, Pictures, measure
+from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
+from flextok.evaluate.grid import GRID, ORIGINAL, PictureGrid, Shown, shown
+from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
+from flextok.evaluate.measure import ImageSets, Measure, Measured, Pictures
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
 from flextok.evaluate.results import EvaluationResult, write_evaluation
 from flextok.evaluate.sampling import open_samples, read_images
+from flextok.model.load import load_tokenizer, tokenizer_outline
 from flextok.model.rng import uniform_for
-from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import read_provenance
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
+from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
 HELD_OUT = "held-out images, after the tokenizer's crop"
@@ -32,18 +35,26 @@ RANDOM_PICTURES = 8
 
 @storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}")
 def evaluate_generation(
-    samples_url: str, corpus_url: str, tokenizer_url: str, parent_url: str, config: GenerationConfig
+    samples_url: str,
+    corpus_url: str,
+    tokenizer_url: str,
+    parent_url: str,
+    config: GenerationConfig,
+    compute: ComputeConfig | None = None,
 ) -> EvaluationResult:
     """Compare sets of samples with the images of a corpus split; stored in `parent_url/<digest>/`.
+
+    Here or, where `compute` has the address of a cluster, by workers on its nodes.
 
     For each of `config.set_metrics`: `<number>_samples` by K, and `<number>_random_tokens` at the largest K: as many
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
     score as they do. File: `grid.parquet`, some of the latter as pictures.
     """
     config = config.part(GenerationConfig)
-    device = evaluation_device()
-    sets = ImageSets(config, device)
-    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
+    device = evaluation_device(compute)
+    dtype = decoding_dtype(config, device)
+    sets = ImageSets(config, evaluation_device())
+    tokenizer = tokenizer_outline(tokenizer_url)
     samples, recipe = open_samples(samples_url)
     store = TokenStore.open(samples_url)
     if store.tokenizer != tokenizer.digest:
@@ -59,20 +70,27 @@ def evaluate_generation(
 
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
     total = len(reference_keys) + len(keys) * (len(samples.keep) + 1)
-    with track("sample distances", total, "images") as task:
-        originals = stream_images(corpus, reference_keys, tokenizer.config.image_size, config.batch_size)
-        measure(_counted((Pictures(ORIGINAL, batch.images_BHWC) for batch in originals), task.advance), sets)
-        for keep in samples.keep:
-            drawn = (Pictures(keep, read_images(samples_url, keep, part)) for part in _parts(keys, config.batch_size))
-            measure(_counted(drawn, task.advance), sets)
-        measure(_counted(_random_images(tokenizer, store, keys, widest, config, grid), task.advance), sets)
+    originals = stream_images(corpus, reference_keys, tokenizer.config.image_size, config.batch_size)
+    items = itertools.chain(
+        ((ORIGINAL, batch) for batch in originals),
+        ((k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in _parts(keys, config.batch_size)),
+    )
+    arguments = (tokenizer_url, samples_url, config, widest, frozenset(grid.keys), device, dtype)
+    with (
+        track("sample distances", total, "images") as task,
+        spread("a comparing worker", SetMeasurer, arguments, compute) as measure,
+    ):
+        for measured, pictures in measure(items):
+            sets.add(measured)
+            grid.take(widest, pictures)
+            task.advance(measured.in_sets)
 
     reference = {"kind": HELD_OUT, **corpus_record(corpus, reference_keys, len(available))}
     protocol = {
         "preprocess": preprocess(tokenizer.config.image_size),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
-        "environment": environment_record(device, dtype),
+        "environment": environment_record(device, dtype_name(dtype)),
     }
     drawn_protocol = {
         **protocol,
@@ -85,7 +103,7 @@ def evaluate_generation(
     random_protocol: dict[str, Any] = {
         **protocol,
         "tokens": f"each id uniform in 0..{store.vocab_size - 1}, seed {config.seed}",
-        "decoder": decoder_record(tokenizer, config, dtype),
+        "decoder": decoder_record(tokenizer, config, dtype_name(dtype)),
         "keep": widest,
     }
     metrics = []
@@ -105,19 +123,35 @@ def random_ids(store: TokenStore, keys: Sequence[str], seed: int) -> torch.Tenso
     return (uniform.double() * store.vocab_size).long().clamp(max=store.vocab_size - 1)
 
 
-def _random_images(
-    tokenizer: Tokenizer, store: TokenStore, keys: Sequence[str], keep: int, config: GenerationConfig, grid: PictureGrid
-) -> Iterator[Pictures]:
-    for part in _parts(keys, config.batch_size):
-        images = decode_ids(tokenizer, random_ids(store, part, config.seed), keep, part, config)
-        grid.add(part, [None] * len(part), keep, images)
-        yield Pictures(RANDOM_TOKENS, images)
+class SetMeasurer:
+    """What a worker holds to measure parts of the sets: originals, samples as pictures, and images of random tokens."""
 
+    def __init__(
+        self,
+        tokenizer_url: str,
+        samples_url: str,
+        config: GenerationConfig,
+        widest: int,
+        grid_keys: frozenset[str],
+        device: str,
+        dtype: torch.dtype,
+    ):
+        self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
+        self._samples_url, self._store = samples_url, TokenStore.open(samples_url)
+        self._measure = Measure(ImageSets(config, device))
+        self._config, self._widest, self._grid_keys = config, widest, grid_keys
 
-def _counted(pictures: Iterator[Pictures], advance: Callable[[int], None]) -> Iterator[Pictures]:
-    for part in pictures:
-        yield part
-        advance(len(part.images_BHWC))
+    def __call__(self, item: tuple[int, ImageBatch | Sequence[str]]) -> tuple[Measured, list[Shown]]:
+        """What a batch of a set gives to the numbers, the set being ORIGINAL, RANDOM_TOKENS or a number of tokens, and its
+        pictures for the grid."""
+        k, batch = item
+        if isinstance(batch, ImageBatch):
+            return self._measure(Pictures(k, batch.images_BHWC)), []
+        if k != RANDOM_TOKENS:
+            return self._measure(Pictures(k, read_images(self._samples_url, k, batch))), []
+        ids = random_ids(self._store, batch, self._config.seed)
+        images = decode_ids(self._tokenizer, ids, self._widest, batch, self._config)
+        return self._measure(Pictures(k, images)), shown(self._grid_keys, batch, [None] * len(batch), images)
 
 
 def _parts(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

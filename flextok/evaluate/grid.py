@@ -1,7 +1,7 @@
 """A few pictures kept for people to look at, by key and number of tokens."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,18 @@ ORIGINAL, LATENTS = 0, -1
 GRID = "grid.parquet"
 
 
+Shown = tuple[str, int | None, np.ndarray]
+"""Key, label and picture uint8 [H, W, 3]."""
+
+
+def shown(
+    wanted: Container[str], keys: Sequence[str], labels: Sequence[int | None], images_BHWC: np.ndarray
+) -> list[Shown]:
+    """Those of a batch whose keys are `wanted`."""
+    batch = zip(keys, labels, images_BHWC, strict=True)
+    return [(key, label, image) for key, label, image in batch if key in wanted]
+
+
 class PictureGrid:
     """Pictures of the images `keys`, gathered as batches go by."""
 
@@ -25,12 +37,11 @@ class PictureGrid:
         self._labels: dict[str, int | None] = {}
         self._pictures: dict[tuple[str, int], np.ndarray] = {}
 
-    def add(self, keys: Sequence[str], labels: Sequence[int | None], k: int, images_BHWC: np.ndarray) -> None:
-        """Keep those of a batch at `k` tokens that belong here."""
-        for key, label, image in zip(keys, labels, images_BHWC, strict=True):
-            if key in self.keys:
-                self._labels[key] = label
-                self._pictures[key, k] = image
+    def take(self, k: int, pictures: Sequence[Shown]) -> None:
+        """Keep pictures at `k` tokens, all of images that belong here."""
+        for key, label, image in pictures:
+            self._labels[key] = label
+            self._pictures[key, k] = image
 
     def to_parquet(self) -> bytes:
         """A table of key, label, k, png."""

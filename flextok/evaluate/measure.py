@@ -1,7 +1,7 @@
 """Metrics of pictures as they go by: each against its original, and whole sets against the set of originals."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,41 @@ class Pictures:
     """Which of them enter their set, bool; None: all."""
 
 
-def measure(pictures: Iterable[Pictures], sets: "ImageSets", table: "ImageTable | None" = None) -> None:
-    """Take in all of `pictures`, of any sets in any order; memory holds one batch."""
-    for part in pictures:
-        if table is not None and part.originals is not None:
-            table.add(part.k, part.images_BHWC, part.originals)
-        chosen = part.images_BHWC if part.in_sets_B is None else part.images_BHWC[part.in_sets_B]
-        if len(chosen):
-            sets.add(part.k, chosen)
+@dataclass(frozen=True)
+class Measured:
+    """What a batch of pictures gives to the numbers about the set `k`; small beside the pictures."""
+
+    k: int
+    keys: list[str]
+    labels: list[int | None]
+    values: dict[str, list[float]]
+    """By metric, of each picture that was compared with its original, whose `keys` and `labels` these are."""
+    in_sets: int
+    """Pictures that entered their set."""
+    features: dict[str, np.ndarray]
+    """Of those, float64 [B, width], by what gave them."""
+
+
+class Measure:
+    """Measures batches of pictures, in any worker."""
+
+    def __init__(self, sets: "ImageSets", table: "ImageTable | None" = None):
+        self._sets, self._table = sets, table
+
+    def __call__(self, pictures: Pictures) -> Measured:
+        """What the batch gives."""
+        compared = pictures.originals if self._table is not None else None
+        chosen = pictures.images_BHWC
+        if pictures.in_sets_B is not None:
+            chosen = chosen[pictures.in_sets_B]
+        return Measured(
+            pictures.k,
+            compared.keys if compared else [],
+            compared.labels if compared else [],
+            self._table.measure(pictures.images_BHWC, compared) if self._table is not None and compared else {},
+            len(chosen),
+            self._sets.features(chosen) if len(chosen) else {},
+        )
 
 
 class ImageTable:
@@ -49,13 +76,17 @@ class ImageTable:
         self._k: list[int] = []
         self._values: dict[str, list[float]] = {name: [] for name in names}
 
-    def add(self, k: int, images_BHWC: np.ndarray, originals: ImageBatch) -> None:
-        """Measure a batch of the set `k`."""
-        self._keys += originals.keys
-        self._labels += originals.labels
-        self._k += [k] * len(originals)
-        for metric in self.metrics:
-            self._values[metric.name] += metric(images_BHWC, originals.images_BHWC).tolist()
+    def measure(self, images_BHWC: np.ndarray, originals: ImageBatch) -> dict[str, list[float]]:
+        """The metrics of each picture of a batch."""
+        return {metric.name: metric(images_BHWC, originals.images_BHWC).tolist() for metric in self.metrics}
+
+    def add(self, measured: Measured) -> None:
+        """Take in a batch."""
+        self._keys += measured.keys
+        self._labels += measured.labels
+        self._k += [measured.k] * len(measured.keys)
+        for name, values in measured.values.items():
+            self._values[name] += values
 
     def values(self, name: str, k: int) -> np.ndarray:
         """The metric `name` of the images in the set `k`, float64 [N]."""
@@ -95,16 +126,19 @@ class ImageSets:
         self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
         self._counts: Counter[int] = Counter()
 
-    def add(self, k: int, images_BHWC: np.ndarray) -> None:
-        """Take in uint8 images [B, H, W, 3] of the set `k`."""
-        self._counts[k] += len(images_BHWC)
-        for source, features_of in self._sources.items():
-            features = features_of(images_BHWC)
+    def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+        """Those of uint8 images [B, H, W, 3], by what gives them."""
+        return {source: features_of(images_BHWC) for source, features_of in self._sources.items()}
+
+    def add(self, measured: Measured) -> None:
+        """Take in a batch."""
+        self._counts[measured.k] += measured.in_sets
+        for source, features in measured.features.items():
             width = features.shape[1]
             self._records.setdefault(source, {"name": source, "width": width})
             for needs in sorted({metric.needs for metric in self.metrics if self._source(metric) == source}):
                 empty = FeatureStatistics.empty(width) if needs == "statistics" else FeatureRows()
-                self._gathered.setdefault((k, source, needs), empty).add(features)
+                self._gathered.setdefault((measured.k, source, needs), empty).add(features)
 
     def compare(
         self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""

@@ -14,6 +14,7 @@ from flextok.data.corpus.reader import Corpus
 from flextok.digests import digest_of
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.compute import ComputeConfig
 from flextok.version import __version__
 
 UINT8_RULE = "clamp(round((x + 1) * 127.5), 0, 255) of model output in [-1, 1]"
@@ -54,6 +55,8 @@ def environment_record(device: str, dtype: str = "float32") -> dict[str, str]:
     }
 
 
-def evaluation_device() -> str:
-    """The device evaluations run on: the first GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def evaluation_device(compute: ComputeConfig | None = None) -> str:
+    """The device evaluations run on: the first GPU where there is one; on a cluster a GPU where workers ask for one."""
+    if compute is None or compute.address == "local":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if compute.gpus_per_worker else "cpu"

@@ -1,6 +1,6 @@
 """Reconstructions of held-out images at each number of kept tokens, and how far they are from the originals."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess, to_model, to_uint8
 from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids, open_tokenizer
-from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid
+from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
+from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, shown
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
-from flextok.evaluate.measure import ImageSets, ImageTable, Pictures, measure
+from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
 from flextok.evaluate.protocol import (
     IN_MEMORY,
     SAME_IMAGES,
@@ -24,16 +24,25 @@ from flextok.evaluate.protocol import (
 )
 from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
 from flextok.metrics.pixel import MAE_REDUCTION
+from flextok.model.load import load_tokenizer, tokenizer_outline
 from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
+from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
 
 @storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}")
 def evaluate_reconstruction(
-    tokenizer_url: str, corpus_url: str, parent_url: str, config: ReconstructionConfig
+    tokenizer_url: str,
+    corpus_url: str,
+    parent_url: str,
+    config: ReconstructionConfig,
+    compute: ComputeConfig | None = None,
 ) -> EvaluationResult:
     """Decode images of a corpus split at each K and measure them; stored in `parent_url/<digest>/`.
+
+    Here or, where `compute` has the address of a cluster, by workers on its nodes.
 
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
@@ -42,9 +51,10 @@ def evaluate_reconstruction(
     `figures/reconstructions.png`.
     """
     config = config.part(ReconstructionConfig)
-    device = evaluation_device()
-    sets, table = ImageSets(config, device), ImageTable(config.metrics)
-    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
+    device = evaluation_device(compute)
+    dtype = decoding_dtype(config, device)
+    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
+    tokenizer = tokenizer_outline(tokenizer_url)
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     available = corpus.index("key")["key"].to_list()
@@ -54,9 +64,18 @@ def evaluate_reconstruction(
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
 
     grid = PictureGrid(keys[: config.grid_images])
-    with track("reconstruct", len(keys) * len(keeps), "images") as task:
-        batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
-        measure(_reconstructions(tokenizer, batches, keeps, set_keys, config, grid, task.advance), sets, table)
+    batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
+    arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), device, dtype)
+    with (
+        track("reconstruct", len(keys) * len(keeps), "images") as task,
+        spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
+    ):
+        for parts in reconstruct(batches):
+            for measured, shown in parts:
+                sets.add(measured)
+                table.add(measured)
+                grid.take(measured.k, shown)
+                task.advance(len(measured.keys) if measured.k > ORIGINAL else 0)
 
     protocol = {
         "data": corpus_record(corpus, keys, len(available)),
@@ -64,9 +83,9 @@ def evaluate_reconstruction(
         "preprocess": preprocess(tokenizer.config.image_size),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
-        "environment": environment_record(device, dtype),
+        "environment": environment_record(device, dtype_name(dtype)),
     }
-    decoded = {**protocol, "decoder": decoder_record(tokenizer, config, dtype)}
+    decoded = {**protocol, "decoder": decoder_record(tokenizer, config, dtype_name(dtype))}
     reference = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
     metrics = []
     for metric in table.metrics:
@@ -82,30 +101,39 @@ def evaluate_reconstruction(
     return write_evaluation("reconstructions", parent_url, metrics, [], inputs, config.content(), files)
 
 
-def _reconstructions(
-    tokenizer: Tokenizer,
-    batches: Iterator[ImageBatch],
-    keeps: Sequence[int],
-    set_keys: Sequence[str],
-    config: ReconstructionConfig,
-    grid: PictureGrid,
-    advance: Callable[[int], None],
-) -> Iterator[Pictures]:
-    """Of each batch the originals, its way through the latents alone, and its pictures at each K; some go to `grid`."""
-    in_sets = set(set_keys)
-    for batch in batches:
-        chosen_B = np.array([key in in_sets for key in batch.keys])
-        ids, through_latents = _encode(tokenizer, batch)
-        made = [
-            Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B),
-            Pictures(LATENTS, through_latents, batch, np.zeros_like(chosen_B)),
+class Reconstructor:
+    """What a worker holds to measure batches of originals at each of `keeps` tokens."""
+
+    def __init__(
+        self,
+        tokenizer_url: str,
+        config: ReconstructionConfig,
+        keeps: Sequence[int],
+        set_keys: frozenset[str],
+        grid_keys: frozenset[str],
+        device: str,
+        dtype: torch.dtype,
+    ):
+        self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
+        self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
+        self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
+
+    def __call__(self, batch: ImageBatch) -> list[tuple[Measured, list[Shown]]]:
+        """Of the originals, of their way through the latents alone, and of the pictures at each K: what they give to the
+        numbers, and those for the grid."""
+        return [
+            (self._measure(made), shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC))
+            for made in self._reconstructions(batch)
         ]
-        for keep in keeps:
-            made.append(Pictures(keep, decode_ids(tokenizer, ids, keep, batch.keys, config), batch, chosen_B))
-            advance(len(batch))
-        for pictures in made:
-            grid.add(batch.keys, batch.labels, pictures.k, pictures.images_BHWC)
-            yield pictures
+
+    def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
+        chosen_B = np.array([key in self._set_keys for key in batch.keys])
+        ids, through_latents = _encode(self._tokenizer, batch)
+        yield Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B)
+        yield Pictures(LATENTS, through_latents, batch, np.zeros_like(chosen_B))
+        for keep in self._keeps:
+            images = decode_ids(self._tokenizer, ids, keep, batch.keys, self._config)
+            yield Pictures(keep, images, batch, chosen_B)
 
 
 @torch.inference_mode()

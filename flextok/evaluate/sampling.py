@@ -21,13 +21,14 @@ from flextok.data.tokens import (
 from flextok.digests import digest_rows
 from flextok.errors import UsageError
 from flextok.evaluate.config import SamplingConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids, open_tokenizer
+from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.protocol import decoder_record, evaluation_device
-from flextok.model.load import load_prior
-from flextok.model.priors.base import Prior
-from flextok.model.tokenizer import Tokenizer
+from flextok.model.load import load_prior, load_tokenizer, prior_outline, tokenizer_outline
+from flextok.model.priors.config import PriorConfig
 from flextok.provenance import artifact_input, read_provenance
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
+from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
 SHARD = "000000"
@@ -52,30 +53,34 @@ def sample_images(
     config: SamplingConfig,
     class_names: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
+    compute: ComputeConfig | None = None,
 ) -> SamplesResult:
     """Draw `config.samples.num` token rows and decode each at every K, into `parent_url/<digest>/`.
+
+    Here or, where `compute` has the address of a cluster, by workers on its nodes.
 
     A class-conditional prior gets class i % C for image i, so that classes are equally frequent; a text-conditional
     one gets `texts` in turn. The ids of one draw are decoded at every K: a shorter sequence is a prefix of a longer
     one. The digest covers the ids and all that decides the pictures.
     """
     config = config.part(SamplingConfig)
-    device = evaluation_device()
-    prior = load_prior(prior_url, device)
-    tokenizer, dtype = open_tokenizer(tokenizer_url, device, config)
-    if prior.config.tokenizer not in ("", tokenizer.digest):
+    device = evaluation_device(compute)
+    dtype = decoding_dtype(config, device)
+    prior, prior_digest = prior_outline(prior_url)
+    tokenizer = tokenizer_outline(tokenizer_url)
+    if prior.tokenizer not in ("", tokenizer.digest):
         raise UsageError(
-            f"expected the tokenizer {prior.config.tokenizer[:12]} that prior {prior_url} was trained for, "
+            f"expected the tokenizer {prior.tokenizer[:12]} that prior {prior_url} was trained for, "
             f"found {tokenizer.digest[:12]}; train the prior on this tokenizer's tokens"
         )
     settings = config.samples
-    keeps = keep_counts(settings.keep or config.keep, prior.config.num_tokens)
+    keeps = keep_counts(settings.keep or config.keep, prior.num_tokens)
     condition = _Condition.of(prior, settings.num, class_names, texts)
     keys = [f"{index:06d}" for index in range(settings.num)]
-    ids = _draw(prior, condition, config)
+    ids = _draw(prior_url, condition, config, device, compute)
     recipe = {
         "keep": keeps,
-        "decoder": decoder_record(tokenizer, config, dtype),
+        "decoder": decoder_record(tokenizer, config, dtype_name(dtype)),
         "sampler": {
             **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
             "prior_guidance": settings.guidance,
@@ -85,10 +90,10 @@ def sample_images(
     }
     meta = TokenMeta(
         tokenizer=tokenizer.digest,
-        vocab_size=prior.config.vocab_size,
-        num_tokens=prior.config.num_tokens,
-        codebooks=prior.config.codebooks,
-        preprocess={"size": tokenizer.config.image_size, "sampled": {"prior": prior.digest, **recipe}},
+        vocab_size=prior.vocab_size,
+        num_tokens=prior.num_tokens,
+        codebooks=prior.codebooks,
+        preprocess={"size": tokenizer.config.image_size, "sampled": {"prior": prior_digest, **recipe}},
     )
     sides = [tokenizer.config.image_size] * settings.num
     columns = {"key": keys, "label": condition.labels, "text": condition.texts, "width": sides, "height": sides}
@@ -96,7 +101,8 @@ def sample_images(
     content = ContentHash(meta)
     content.update(table)
     url = storage.join(parent_url, digest_rows([(SHARD, len(keys), content.hexdigest())]))
-    _write_pictures(url, tokenizer, ids, keys, keeps, config)
+    with spread("a decoding worker", SampleDecoder, (tokenizer_url, config, keeps, device, dtype), compute) as decode:
+        _write_pictures(url, keys, keeps, decode(_in_batches(keys, ids, config.batch_size)))
     record = write_token_shard(storage.join(url, f"{SHARD}.parquet"), table.schema, [table])
     inputs = [artifact_input(prior_url), artifact_input(tokenizer_url)]
     digest = write_token_manifest(url, "samples", [record], meta, inputs, recipe)
@@ -132,61 +138,96 @@ class _Condition:
     texts: list[str | None]
 
     @classmethod
-    def of(cls, prior: Prior, num: int, class_names: Sequence[str] | None, texts: Sequence[str] | None) -> "_Condition":
-        if prior.config.condition == "class":
-            labels = [index % prior.config.num_classes for index in range(num)]
+    def of(
+        cls, prior: PriorConfig, num: int, class_names: Sequence[str] | None, texts: Sequence[str] | None
+    ) -> "_Condition":
+        if prior.condition == "class":
+            labels = [index % prior.num_classes for index in range(num)]
             names = list(class_names or [])
             found = [names[label] if label < len(names) else None for label in labels]
             return cls("class i % C for image i: equally frequent", [*labels], found)
-        if prior.config.condition == "text":
+        if prior.condition == "text":
             if not texts:
                 raise UsageError("expected texts for a prior conditioned on captions, found none; give some captions")
             return cls("the given texts in turn", [None] * num, [texts[index % len(texts)] for index in range(num)])
         return cls("no condition", [None] * num, [None] * num)
 
 
-def _draw(prior: Prior, condition: _Condition, config: SamplingConfig) -> np.ndarray:
+def _draw(
+    prior_url: str, condition: _Condition, config: SamplingConfig, device: str, compute: ComputeConfig | None
+) -> np.ndarray:
     """The ids of all samples, int64 [N, L] or [N, L, C]."""
-    with track("sample", config.samples.num, "images") as task:
-        parts = []
-        for rows in _batches(config.samples.num, config.batch_size):
-            parts.append(_generate(prior, condition, rows, config))
-            task.advance(len(rows))
+    parts = []
+    with (
+        track("sample", config.samples.num, "images") as task,
+        spread("a sampling worker", Sampler, (prior_url, condition, config, device), compute) as sample,
+    ):
+        for ids in sample(_batches(config.samples.num, config.batch_size)):
+            parts.append(ids)
+            task.advance(len(ids))
     return np.concatenate(parts)
 
 
+class Sampler:
+    """What a worker holds to draw the ids of some samples."""
+
+    def __init__(self, prior_url: str, condition: _Condition, config: SamplingConfig, device: str):
+        self._prior = load_prior(prior_url, device)
+        self._condition, self._config = condition, config
+
+    @torch.inference_mode()
+    def __call__(self, rows: range) -> np.ndarray:
+        """Those of the samples `rows`, int64 [B, L] or [B, L, C]."""
+        settings = self._config.samples
+        ids = self._prior.generate(
+            labels=[label or 0 for label in self._condition.labels[rows.start : rows.stop]],
+            text=[text or "" for text in self._condition.texts[rows.start : rows.stop]],
+            num=len(rows),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            guidance=settings.guidance,
+            seed=self._config.seed,
+            sample_ids=rows,
+        )
+        return ids.cpu().numpy()
+
+
 def _write_pictures(
-    url: str, tokenizer: Tokenizer, ids: np.ndarray, keys: Sequence[str], keeps: Sequence[int], config: SamplingConfig
+    url: str, keys: Sequence[str], keeps: Sequence[int], decoded: Iterator[tuple[Sequence[str], list[list[bytes]]]]
 ) -> None:
-    """Decode every sample at each K, into `image_url`."""
+    """Write what SampleDecoders give for all of `keys` to `image_url`."""
     with (
         track("decode samples", len(keys) * len(keeps), "images") as task,
         concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool,
     ):
-        for rows in _batches(len(keys), config.batch_size):
-            names = [keys[row] for row in rows]
-            for keep in keeps:
-                images = decode_ids(tokenizer, torch.from_numpy(ids[rows]), keep, names, config)
-                destinations = [image_url(url, keep, name) for name in names]
-                list(pool.map(storage.write_bytes, destinations, map(to_png, images)))
+        for names, pictures in decoded:
+            for keep, files in zip(keeps, pictures, strict=True):
+                list(pool.map(storage.write_bytes, [image_url(url, keep, name) for name in names], files))
                 task.advance(len(names))
 
 
-@torch.inference_mode()
-def _generate(prior: Prior, condition: _Condition, rows: range, config: SamplingConfig) -> np.ndarray:
-    settings = config.samples
-    ids = prior.generate(
-        labels=[label or 0 for label in condition.labels[rows.start : rows.stop]],
-        text=[text or "" for text in condition.texts[rows.start : rows.stop]],
-        num=len(rows),
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        guidance=settings.guidance,
-        seed=config.seed,
-        sample_ids=rows,
-    )
-    return ids.cpu().numpy()
+def _in_batches(keys: Sequence[str], ids: np.ndarray, size: int) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    for rows in _batches(len(keys), size):
+        yield keys[rows.start : rows.stop], ids[rows.start : rows.stop]
+
+
+class SampleDecoder:
+    """What a worker holds to make pictures of samples."""
+
+    def __init__(
+        self, tokenizer_url: str, config: SamplingConfig, keeps: Sequence[int], device: str, dtype: torch.dtype
+    ):
+        self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
+        self._config, self._keeps = config, keeps
+
+    def __call__(self, item: tuple[Sequence[str], np.ndarray]) -> tuple[Sequence[str], list[list[bytes]]]:
+        """Of samples (keys, ids) the keys again and, for each K, their PNG files."""
+        keys, ids = item
+        pictures = (
+            decode_ids(self._tokenizer, torch.from_numpy(ids), keep, keys, self._config) for keep in self._keeps
+        )
+        return keys, [list(map(to_png, images)) for images in pictures]
 
 
 def _batches(count: int, size: int) -> Iterator[range]:

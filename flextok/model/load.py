@@ -69,16 +69,32 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 def tokenizer_spec(url: str) -> TokenizerSpec:
     """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest."""
+    tokenizer = tokenizer_outline(url)
+    return spec_of(url, tokenizer.digest, tokenizer)
+
+
+def tokenizer_outline(url: str) -> Tokenizer:
+    """The tokenizer at `url` for those that do not compute with it: of a checkpoint of ours no weights are read."""
     if not is_checkpoint(url):
-        tokenizer = load_tokenizer(url)
-        return spec_of(url, tokenizer.digest, tokenizer)
-    digest = read_provenance(url)["digest"]
-    kind, values = read_config(url)
-    if kind != "tokenizer":
-        raise UsageError(f"expected a tokenizer checkpoint at {url}, found {kind}; give --tokenizer its folder")
-    with torch.device("meta"):
-        tokenizer = Tokenizer(tokenizer_config(values, storage.join(url, CONFIG)))
-    return spec_of(url, digest, tokenizer)
+        return load_tokenizer(url)
+    values, digest = _config_of(url, "tokenizer")
+    return Tokenizer.outline(tokenizer_config(values, storage.join(url, CONFIG)), digest)
+
+
+def prior_outline(url: str) -> tuple[PriorConfig, str]:
+    """Config and digest of the prior at `url`; no weights are read."""
+    values, digest = _config_of(url, "prior")
+    return _prior_config(values, url), digest
+
+
+def _config_of(url: str, kind: str) -> tuple[dict[str, Any], str]:
+    """Plain values and digest of a checkpoint; UsageError where it is of another kind."""
+    if not is_checkpoint(url):
+        raise UsageError(f"expected a checkpoint folder with {CONFIG} at {url}, found none")
+    found, values = read_config(url)
+    if found != kind:
+        raise UsageError(f"expected a {kind} checkpoint at {url}, found a {found}")
+    return values, read_provenance(url)["digest"]
 
 
 def spec_of(url: str, digest: str, tokenizer: Tokenizer) -> TokenizerSpec:
@@ -101,11 +117,15 @@ def load_autoencoder(path: str, device: str | torch.device = "cpu") -> Autoencod
 def load_prior(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
     """The prior stored at `path`, in evaluation mode; raises UsageError when something else is stored there."""
     checkpoint = read_kind(str(path), "prior")
-    config = parse_config(PriorConfig, _without(checkpoint.config, FORMER_PRIOR_KEYS), storage.join(str(path), CONFIG))
+    config = _prior_config(checkpoint.config, str(path))
     prior = Prior.create(config, seed=0)
     load_state(prior, checkpoint.state, checkpoint.url)
     prior.digest = checkpoint.digest
     return prior.to(device, dtype).eval()
+
+
+def _prior_config(values: Mapping[str, Any], url: str) -> PriorConfig:
+    return parse_config(PriorConfig, _without(values, FORMER_PRIOR_KEYS), storage.join(url, CONFIG))
 
 
 def tokenizer_config(values: Mapping[str, Any], where: str) -> TokenizerConfig:

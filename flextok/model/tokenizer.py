@@ -69,6 +69,14 @@ class Tokenizer(nn.Module):
         tokenizer._digest = digest or state_digest("tokenizer", config.model_dump(mode="json"), state)
         return tokenizer.eval()
 
+    @classmethod
+    def outline(cls, config: TokenizerConfig, digest: str) -> "Tokenizer":
+        """The one with that digest, without weights: it tells what it is, and computes nothing."""
+        with torch.device("meta"):
+            tokenizer = cls(config)
+        tokenizer._digest = digest
+        return tokenizer
+
     def prepare(self, dtype: torch.dtype) -> "Tokenizer":
         """Freeze for use in float32, or in bfloat16 with the trunks' weights rounded once and for all."""
         self.requires_grad_(False)

@@ -5,8 +5,9 @@ no worker of two.
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flextok.errors import UsageError
@@ -16,6 +17,10 @@ Beside = Mapping[str, float | str]
 NOTHING: Beside = {}
 UNLIMITED = 1_000_000
 """Nodes that an autoscaler without a limit may bring."""
+ASKED_OF_AUTOSCALER = 64
+"""Workers that are asked for where nobody said how many, and nobody knows what an autoscaler may bring."""
+FIXED_TYPE = "node_"
+"""What a node's type begins with, its id behind it, where Ray's monitor only looks on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,8 @@ class ClusterNodes:
 
     there: Sequence[Node]
     coming: Sequence[Node] = ()
+    grows: bool = False
+    """Whether an autoscaler may bring others, of sizes that nobody knows."""
 
     @property
     def all(self) -> list[Node]:
@@ -48,12 +55,19 @@ class ClusterNodes:
 
     def places(self, cpus: float, gpus: float = 0) -> int:
         """Workers of a size that fit, on all nodes together."""
-        return sum(node.count * node.holds(cpus, gpus) for node in self.all)
+        known = sum(node.count * node.holds(cpus, gpus) for node in self.all)
+        return max(known, UNLIMITED) if self.grows else known
+
+    def workers_to_ask_for(self, cpus: float, gpus: float = 0) -> int:
+        """Workers of a size where nobody said how many: what there is room for, and some of an autoscaler's."""
+        known = dataclasses.replace(self, grows=False).places(cpus, gpus)
+        return max(known, ASKED_OF_AUTOSCALER) if self.grows else known
 
     def largest_share(self, workers: int) -> int:
         """CPUs for each of `workers`, as many as all of them can have at once; 1 where not even that fits."""
         most = int(max((node.cpus for node in self.all), default=1))
-        return next((cpus for cpus in range(most, 1, -1) if self.places(cpus) >= workers), 1)
+        known = dataclasses.replace(self, grows=False)
+        return next((cpus for cpus in range(most, 1, -1) if known.places(cpus) >= workers), 1)
 
     def require_place(self, what: str, cpus: float, gpus: float, hint: str, beside: Beside = NOTHING) -> None:
         """Raises UsageError where no node, there or to come, holds a worker of that size: Ray would wait for ever."""
@@ -68,7 +82,8 @@ class ClusterNodes:
             return "no node"
         largest = max(self.all, key=lambda node: (node.gpus, node.cpus))
         nodes = "1 node" if len(self.there) == 1 else f"{len(self.there)} nodes"
-        return f"{nodes}, of which the largest has {size_text(largest.cpus, largest.gpus)}"
+        more = " and an autoscaler" if self.grows else ""
+        return f"{nodes}, of which the largest has {size_text(largest.cpus, largest.gpus)}{more}"
 
 
 def size_text(cpus: float, gpus: float, beside: Beside = NOTHING) -> str:
@@ -96,7 +111,8 @@ def cluster_nodes(beside: Beside = NOTHING) -> ClusterNodes:
         if node["Alive"]:
             has = node["Resources"]
             there.append(Node(has.get("CPU", 0), has.get("GPU", 0), 1, _most(has, node["Labels"], beside)))
-    return ClusterNodes(there, _coming(beside))
+    coming = _coming(beside)
+    return ClusterNodes(there, coming, grows=not coming and _autoscaler_runs())
 
 
 def _most(amounts: Mapping[str, float], labels: Mapping[str, str] | None, beside: Beside) -> float:
@@ -115,9 +131,9 @@ def _amounts(has: float, needs: float) -> int:
 
 
 def _coming(beside: Beside) -> list[Node]:
-    """What the autoscaler may bring beside its fewest, by the one record that Ray keeps of it.
+    """What the autoscaler may bring beside its fewest, where it says so.
 
-    Ray has no public way to ask; its own libraries read it here too.
+    Ray has no public way to ask; its own libraries read it here too. Its open autoscalers (of 2.60) say nothing.
     """
     from ray._private.state import state
 
@@ -129,3 +145,27 @@ def _coming(beside: Beside) -> list[Node]:
             has = group.resources
             found.append(Node(has.get("CPU", 0), has.get("GPU", 0), count, _most(has, None, beside)))
     return found
+
+
+def _autoscaler_runs() -> bool:
+    """Whether one may bring nodes; Ray has no public way to ask this either.
+
+    The monitor beside a head tells the types of the nodes: those of an autoscaler's settings, or else made of their ids.
+    """
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if told:
+        types = (json.loads(told).get("autoscaler_report") or {}).get("node_type_mapping") or {}
+        return _are_of_settings(types.values())
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    runs = status.stats.autoscaler_version not in (None, "0")
+    return runs and _are_of_settings(node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes])
+
+
+def _are_of_settings(types: Iterable[str]) -> bool:
+    return any(not name.startswith(FIXED_TYPE) for name in types)

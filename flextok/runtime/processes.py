@@ -109,18 +109,11 @@ class ProcessPool:
 
     def _take(self, worker: "_Worker") -> None:
         """Raises EOFError or OSError where the process has ended."""
-        answer = worker.results.recv_bytes()
+        reply = worker.results.recv_bytes()
         with self._lock:
             future = worker.calls.popleft()
             self._give_out()
-        try:
-            succeeded, value = pickle.loads(answer)
-        except Exception as error:  # noqa: BLE001 - it belongs to the call
-            succeeded, value = False, error
-        if succeeded:
-            future.set_result(value)
-        else:
-            future.set_exception(value)
+        settle(future, reply)
 
     def _break(self) -> None:
         with self._lock:
@@ -159,6 +152,18 @@ class _Worker:
         self.results.close()
 
 
+def settle(future: Future[Any], reply: bytes) -> None:
+    """Give `future` what `answer` replied."""
+    try:
+        succeeded, value = pickle.loads(reply)
+    except Exception as error:  # noqa: BLE001 - it belongs to the call
+        succeeded, value = False, error
+    if succeeded:
+        future.set_result(value)
+    else:
+        future.set_exception(value)
+
+
 def _load(worker: _Worker) -> int:
     return len(worker.calls)
 
@@ -187,9 +192,9 @@ def _work(
     keep_freed_memory()
     initialize(*arguments)
     while True:
-        answer = _answer(calls.get())
+        reply = answer(calls.get())
         try:
-            results.send_bytes(answer)
+            results.send_bytes(reply)
         except OSError:
             os._exit(1)
 
@@ -203,7 +208,7 @@ def _receive(tasks: Connection, calls: "queue.SimpleQueue[bytes]") -> NoReturn:
         os._exit(1)
 
 
-def _answer(call: bytes) -> bytes:
+def answer(call: bytes) -> bytes:
     """The pickled (True, result) or (False, exception) of a pickled (function, arguments)."""
     try:
         function, arguments = pickle.loads(call)

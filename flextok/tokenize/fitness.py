@@ -1,56 +1,29 @@
-"""What a worker proves before it takes a shard: that its node sees the same corpus, tokenizer and destination."""
+"""What an actor proves before it takes a shard: that its node sees the same corpus and destination."""
 
 import dataclasses
-import tempfile
-import uuid
 
 from flextok import storage
 from flextok.errors import UsageError
-from flextok.runtime.lock import holder_token
+from flextok.runtime.fitness import DestinationProof
 from flextok.runtime.storage_errors import telling_storage_errors
-
-ADVICE = "every node must see the same files: use a shared file system or s3:// URLs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What a node must be able to do: read `source`, and write into the very `dest` whose lock the driver holds."""
+    """What a node must be able to do: read `source`, and write into the driver's destination."""
 
     source: str
     source_bytes: int
-    dest: str
-    lock_token: str
+    destination: DestinationProof
 
     @classmethod
     def wanted(cls, source: str, dest: str) -> "Proof":
         """As the driver sees both, which holds the lock of `dest`."""
-        return cls(source, storage.size(source), dest, holder_token(dest))
+        return cls(source, storage.size(source), DestinationProof.wanted(dest))
 
     def give(self) -> None:
         """Raises FlextokError naming the path where this node cannot."""
         with telling_storage_errors(f"read {self.source}"):
             if (found := storage.size(self.source)) != self.source_bytes:
                 raise UsageError(f"expected {self.source_bytes} bytes in {self.source}, found {found}")
-        with telling_storage_errors(f"write into {self.dest}"):
-            # Without the lock, a folder of that name would be the node's own, and what is written there lost.
-            if holder_token(self.dest) != self.lock_token:
-                raise UsageError(f"expected the destination {self.dest} as the driver sees it, found another or none")
-            _write_into(self.dest)
-
-
-def _write_into(folder: str) -> None:
-    """Write and leave nothing: on a disk a file without a name, which not even a kill leaves behind."""
-    if storage.is_local(folder):
-        tempfile.TemporaryFile(dir=storage.local_path(folder)).close()
-    else:
-        own = storage.join(folder, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        storage.write_bytes(own, b"")
-        storage.remove(own)
-
-
-def unfit_line(fault: Exception) -> str:
-    """What to say of this node, which cannot take part because of `fault`."""
-    import ray
-
-    why = " ".join(str(fault).split()) or type(fault).__name__
-    return f"node {ray.util.get_node_ip_address()} takes no part: {storage.redact(why)}; {ADVICE}"
+        self.destination.give()

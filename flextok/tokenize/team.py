@@ -7,7 +7,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.errors import FlextokError
-from flextok.tokenize.fitness import ADVICE, unfit_line
+from flextok.runtime.fitness import ADVICE, unfit_line
 from flextok.tokenize.node_faults import LEFT_OUT, MOST_OWN_FAULTS, SHARDS_FAULT, UNDECIDED
 from flextok.tokenize.outcome import WAS_LEFT, ShardOutcome
 from flextok.tokenize.tasks import ShardTask, task_from_json

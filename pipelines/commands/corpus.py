@@ -1,7 +1,6 @@
 """`flextok shard`: any supported corpus as shards."""
 
 import logging
-import os
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,8 @@ import typer
 from flextok.config import parse_config
 from flextok.data.config import CorpusConfig, SourceConfig, source_name
 from flextok.errors import UsageError
-from pipelines.commands.options import Debug, flags_in_hints
+from flextok.runtime.cluster import ray_ended
+from pipelines.commands.options import Debug, RayAddress, Resources, flags_in_hints
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,12 @@ def shard(
         list[str], typer.Argument(metavar="SOURCE... DEST", help="Folders, tars, tables; then the destination.")
     ],
     split: Annotated[str, typer.Option("--split", help="train, val or all.")] = "all",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same for any.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Processes, or workers on a cluster; default: all cores. No result differs."
+        ),
+    ] = None,
     name: Annotated[
         list[str], typer.Option("--name", help="Name of a source; once for each, in their order; default: of its URL.")
     ] = [],  # noqa: B006
@@ -62,11 +65,14 @@ def shard(
     near_duplicates: Annotated[bool | None, _corpus_option("--near-duplicates", "near_duplicates")] = None,
     resize: Annotated[int | None, _corpus_option("--resize", "resize_short_side")] = None,
     seed: Annotated[int | None, _corpus_option("--seed", "seed")] = None,
+    address: RayAddress = "local",
+    resource: Resources = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Any supported corpus as WebDataset shards with a manifest."""
     from flextok.data.corpus.job import shard_corpus
     from flextok.data.sources.labels import label_csv_url
+    from flextok.runtime.compute import ComputeConfig, parse_resources
 
     if len(places) < 2:
         raise UsageError(f"expected SOURCE... DEST, found only {places[0]}")
@@ -101,8 +107,10 @@ def shard(
     if labels is not None and label_csv_url(config) is None:
         # A profile may name a table that only some sources have; who names one here wants it used.
         raise UsageError(f"expected {labels} beside the pictures, found none; give its path, as ./{labels}")
-    with flags_in_hints(SHARD_FLAGS):
-        made = shard_corpus(config, split, dest, workers)
+    cluster = {"address": address, "resources": parse_resources(resource)}
+    compute = parse_config(ComputeConfig, cluster, "flextok shard")
+    with flags_in_hints(SHARD_FLAGS), ray_ended():
+        made = shard_corpus(config, split, dest, workers, compute=compute)
     logger.info(
         f"{made.members:,} members = {made.samples:,} samples in {made.shards} shards + {made.fields:,} fields + "
         f"{made.rejects:,} rejects "

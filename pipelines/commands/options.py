@@ -19,6 +19,13 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 TokenizerPath = Annotated[
     str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
 ]
+RayAddress = Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")]
+Resources = Annotated[
+    list[str],
+    typer.Option(
+        "--resource", metavar="NAME=VALUE", help="A node's custom resource or label for each worker; repeat it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DEFAULT_WORKSPACE = "./workspace"

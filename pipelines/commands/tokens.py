@@ -8,7 +8,7 @@ import typer
 
 from flextok.config import parse_config
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, TokenizerPath
+from pipelines.commands.options import Debug, RayAddress, Resources, TokenizerPath
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,9 @@ def tokenize(
     actors: Annotated[
         int, typer.Option("--actors", min=1, help="Most actors; fewer work where resources or images are few.")
     ] = MOST_ACTORS,
-    address: Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")] = "local",
+    address: RayAddress = "local",
     gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs for each actor; 0 computes on CPUs.")] = 0,
-    resource: Annotated[
-        list[str],
-        typer.Option(
-            "--resource", metavar="NAME=VALUE", help="A node's custom resource or label for each actor; repeat it."
-        ),
-    ] = [],  # noqa: B006
+    resource: Resources = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -33,7 +33,8 @@ def shard_images(run: StageRun) -> Made:
 
     recipe = run.recipe
     dest = run.workspace.corpus(recipe.corpus.name, run.split)
-    made = shard_corpus(recipe.corpus, run.split, dest, workers=recipe.compute.cpus())
+    workers = recipe.compute.cpus() if recipe.compute.address == "local" else None
+    made = shard_corpus(recipe.corpus, run.split, dest, workers, compute=recipe.compute)
     return Made(
         made.digest,
         made.url,

@@ -25,6 +25,7 @@ def reconstruct(run: StageRun) -> Made:
         run.latest("image_shards", "val"),
         run.workspace.url("evaluation"),
         run.recipe.evaluation,
+        run.recipe.compute,
     )
     metric = IMAGE_METRICS[run.recipe.evaluation.metrics[0]]
     problems = {MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(metric, made.curve(metric.name))}
@@ -46,6 +47,7 @@ def draw_samples(run: StageRun) -> Made:
         run.recipe.evaluation,
         class_names=corpus.classes,
         texts=corpus.index("text")["text"].drop_nulls().to_list() if by_text else None,
+        compute=run.recipe.compute,
     )
     return Made(made.digest, made.url, {"dagster/row_count": made.num})
 
@@ -62,6 +64,7 @@ def measure_samples(run: StageRun) -> Made:
         run.latest("tokenizer"),
         run.workspace.url("evaluation"),
         config,
+        run.recipe.compute,
     )
     metric = SET_METRICS[config.set_metrics[0]]
     name = metric.called(config.extractor)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
 QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# A head asks for the token that another Ray may have left in the home folder, nodes that join do not give it by themselves.
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 
 
 class RayNodes:
@@ -22,17 +25,41 @@ class RayNodes:
 
     def __init__(self, folder: str, **environment: str):
         self._folder = folder
-        self.environment = {**os.environ, **QUIET, **environment}
+        self.environment = {**WITHOUT_TOKEN, **os.environ, **QUIET, **environment}
         self._numbers = itertools.count(2)
         self.address = ""
 
     def start_head(self, cpus: float, *options: str) -> str:
         """Its address, host:port."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.2", 0))
-            port = found.getsockname()[1]
-        head = ["--head", f"--port={port}", f"--temp-dir={self._folder}", *(options or ["--include-dashboard=false"])]
-        assert self._start(head, cpus) == 2
+        return self._start_head(free_port("127.0.0.2"), cpus, *(options or ["--include-dashboard=false"]))
+
+    def start_autoscaling_head(self, *workers: dict[str, float]) -> str:
+        """One without CPUs whose autoscaler starts, on demand, one node with each of these resources."""
+        port = free_port("127.0.0.2")
+        no_commands = {f"{kind}_{what}_commands": [] for kind in ("head", "worker") for what in ("setup", "start_ray")}
+        config = {
+            "cluster_name": "on-demand", "max_workers": len(workers), "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
+            "provider": {
+                "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+                "disable_launch_config_check": True, "gcs_address": f"127.0.0.2:{port}",
+            },
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                **{
+                    f"worker-{number}": {"resources": has, "node_config": {}, "min_workers": 0, "max_workers": 1}
+                    for number, has in enumerate(workers)
+                },
+            },
+            "head_node_type": "ray.head.default", "auth": {}, "docker": {}, "file_mounts": {}, "rsync_exclude": [],
+            "cluster_synced_files": [], "initialization_commands": [], "setup_commands": [], **no_commands,
+        }  # fmt: skip
+        file = Path(self._folder) / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        self.environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        return self._start_head(port, 0, "--include-dashboard=false", f"--autoscaling-config={file}")
+
+    def _start_head(self, port: int, cpus: float, *options: str) -> str:
+        assert self._start(["--head", f"--port={port}", f"--temp-dir={self._folder}", *options], cpus) == 2
         self.address = f"127.0.0.2:{port}"
         return self.address
 
@@ -90,6 +117,13 @@ class RayNodes:
             with contextlib.suppress(psutil.Error):
                 if self._folder in " ".join(process.cmdline()) and mark in " ".join(process.cmdline()):
                     process.kill()
+
+
+def free_port(host: str) -> int:
+    """One that nobody listens at, now."""
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return found.getsockname()[1]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.crops import read_at
 from flextok.data.corpus.job import CorpusSummary, shard_corpus
 from flextok.data.corpus.reader import Corpus, iter_shard
+from flextok.data.corpus.verify import verify_corpus
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.runtime.lock import locked
 
@@ -322,3 +323,11 @@ def test_a_shard_that_lost_samples_is_not_read_quietly(make_folder: Callable[...
         list(iter_shard(corpus.url, corpus.shards[0]))
     with pytest.raises(IntegrityError, match="expected 10 bytes"):
         read_at(corpus.shards[0].url, 10**6, 10)
+
+
+def test_a_corpus_in_a_folder_called_shards_is_found(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder(["a.jpg", "b.jpg"])
+    made = shard_corpus(CorpusConfig(source=str(source)), "all", f"{tmp_path}/shards", progress=False)
+    for url in (f"{tmp_path}/shards", f"{tmp_path}/shards/", f"{tmp_path}/shards/shards"):
+        assert Corpus.open(url).digest == made.digest
+        assert verify_corpus(url) == []

@@ -17,7 +17,7 @@ from flextok.evaluate.features import load_extractor
 from flextok.evaluate.generation import evaluate_generation
 from flextok.evaluate.grid import ORIGINAL
 from flextok.evaluate.images import choose_keys, stream_images
-from flextok.evaluate.measure import ImageSets, Pictures, measure
+from flextok.evaluate.measure import ImageSets, Measure, Pictures
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
 from flextok.evaluate.results import EvaluationResult
@@ -159,7 +159,8 @@ def test_features_are_made_once_for_all_that_need_them(config: EvaluationConfig)
     parts = [
         Pictures(k, images[index, start : start + 15]) for index, k in ((0, ORIGINAL), (1, 3)) for start in (0, 15, 30)
     ]
-    measure(parts[::-1], sets)
+    for measured in map(Measure(ImageSets(config, "cpu")), parts[::-1]):
+        sets.add(measured)
     features = [load_extractor("random_conv")(each) for each in images]
     found = {metric.name: sets.compare(metric, 3, {"keep": 3}, {"images": 40}).value for metric in sets.metrics}
     assert found["covered"] == COVERED.compute(*features)

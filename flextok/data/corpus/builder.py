@@ -141,7 +141,8 @@ class ShardBuilder:
         image.save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
         return file.getvalue(), images.ImageInfo("jpg", *image.size)
 
-    def _read(self, planned: PlannedInput) -> RawInput | InputError:
+    def read(self, planned: PlannedInput) -> RawInput | InputError:
+        """An input, or why it is rejected."""
         try:
             return self.readers[planned.reader].read(planned.name, planned.size, planned.where, self.limits.max_bytes)
         except InputError as error:
@@ -150,10 +151,10 @@ class ShardBuilder:
     def _read_all(self, inputs: Sequence[PlannedInput]) -> Iterator[tuple[PlannedInput, RawInput | InputError]]:
         """Inputs in order; remote ones are read a few ahead, since their latency would starve the decoder."""
         if not any(self.readers[i].remote for i in {planned.reader for planned in inputs}):
-            yield from ((planned, self._read(planned)) for planned in inputs)
+            yield from ((planned, self.read(planned)) for planned in inputs)
             return
         with ThreadPoolExecutor(READ_AHEAD) as pool:
-            yield from ahead(lambda planned: pool.submit(self._read, planned), inputs, READ_AHEAD)
+            yield from ahead(lambda planned: pool.submit(self.read, planned), inputs, READ_AHEAD)
 
 
 def write_index(

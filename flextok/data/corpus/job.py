@@ -12,9 +12,9 @@ A run that is interrupted, however it ends, goes on where it stopped; a run on a
 
 import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import polars as pl
 
@@ -23,8 +23,8 @@ from flextok.data.config import CorpusConfig, InputsConfig, SourceConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan, make_plan, read_plan, shard_fingerprint, write_plan
 from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder, read_record
 from flextok.data.corpus.duplicates import count_duplicates, drop_duplicates, find_duplicates, find_near_duplicates
+from flextok.data.corpus.layout import MANIFEST
 from flextok.data.corpus.manifest import (
-    MANIFEST,
     NEAR_DUPLICATES_TABLE,
     REJECTS_TABLE,
     SHARDS_TABLE,
@@ -34,13 +34,16 @@ from flextok.data.corpus.manifest import (
     write_tables,
 )  # fmt: skip
 from flextok.data.corpus.reader import read_indexes
-from flextok.data.corpus.workers import build_shards
+from flextok.data.corpus.sight import Sight
+from flextok.data.corpus.workers import build_shards, build_shards_on_cluster
 from flextok.data.rejects import EXPECTED_REASONS, Reject, describe_rejects
 from flextok.data.sources.catalog import Catalog, absolute, check_sources, list_sources, shown_sources
 from flextok.data.sources.staging import Staging
 from flextok.data.sources.stems import TEXT_KINDS
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError, UsageError
+from flextok.runtime.cluster import ensure_ray
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import LOCK_FILE, locked
 from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
@@ -50,13 +53,25 @@ __all__ = ["CorpusSummary", "shard_corpus"]
 logger = logging.getLogger(__name__)
 
 STAGING = ".staging"
+LOOKED_AT = 20
+"""Inputs of a source that are tried for one that can be read, which nodes must then read too."""
 CONTENT_VERSION = 1
 """Raised when the same input would give other shards, so that finished ones are made again."""
 
 
 @storage_errors("write {dest}", keeps="finished shards are kept")
-def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, progress: bool = True) -> CorpusSummary:
+def shard_corpus(
+    config: CorpusConfig,
+    split: str,
+    dest: str,
+    workers: int | None = 1,
+    progress: bool = True,
+    compute: ComputeConfig | None = None,
+) -> CorpusSummary:
     """Write the `split` ("train", "val" or "all") of a corpus under `dest`; the result does not depend on `workers`.
+
+    They are processes of this machine or, where `compute` has the address of a cluster, workers on its nodes, as far as
+    there is room; None takes all cores.
 
     Raises UsageError for a source or destination that cannot be used; FlextokError when there is nothing to keep, too
     much was rejected (after writing the rejects and telling their reasons), or another run writes to `dest`.
@@ -65,19 +80,26 @@ def shard_corpus(config: CorpusConfig, split: str, dest: str, workers: int = 1, 
     config = _with_absolute_sources(config)
     check_sources(config)
     _check_place(config, dest)
+    cluster = compute if compute is not None and compute.address != "local" else None
     with locked(dest):
         _check_destination(config, split, dest)
-        staging = Staging(_staging_folder(dest))
+        staging = Staging(_staging_folder(dest, shared=cluster is not None))
         catalog = list_sources(config, split, staging)
         if config.label_csv is not None and catalog.labels.csv_sha256 is None:
             logger.info("labels: no %s beside the pictures; their folders are the classes", config.label_csv)
-        summary = _shard(config, split, dest, workers, progress, catalog)
+        summary = _shard(config, split, dest, workers, progress, catalog, cluster)
         staging.remove()
         return summary
 
 
 def _shard(
-    config: CorpusConfig, split: str, dest: str, workers: int, progress: bool, catalog: Catalog
+    config: CorpusConfig,
+    split: str,
+    dest: str,
+    workers: int | None,
+    progress: bool,
+    catalog: Catalog,
+    cluster: ComputeConfig | None,
 ) -> CorpusSummary:
     if catalog.frame.is_empty() and not catalog.rejects:
         raise FlextokError(
@@ -88,7 +110,7 @@ def _shard(
         dest, catalog.readers, catalog.labels, config.limits(), config.resize_short_side, config.near_duplicates
     )
     _clear_leftovers(dest, plan)
-    records = _build_all(builder, plan, catalog, workers, progress)
+    records = _build_all(builder, plan, catalog, workers, progress, cluster)
     duplicates, near = _compare(config, dest, records)
     rejects = catalog.rejects + _shard_rejects(dest, records)
     storage.remove(storage.join(dest, MANIFEST))
@@ -140,10 +162,11 @@ def _with_absolute_sources(config: CorpusConfig) -> CorpusConfig:
     return config.model_copy(update={"source": single.url, "sources": tuple(map(absolute, config.sources))})
 
 
-def _staging_folder(dest: str) -> Path:
-    if storage.is_local(dest):
-        return storage.local_path(storage.join(dest, STAGING))
-    return Path(tempfile.gettempdir()) / f"flextok-staging-{digest_of(dest)[:16]}"
+def _staging_folder(dest: str, shared: bool) -> str:
+    """On this machine where it can be, for speed; beside the shards where other machines must read it too."""
+    if shared or storage.is_local(dest):
+        return storage.join(dest, STAGING)
+    return storage.join(tempfile.gettempdir(), f"flextok-staging-{digest_of(dest)[:16]}")
 
 
 def _plan(config: CorpusConfig, catalog: Catalog, dest: str) -> Plan:
@@ -182,7 +205,12 @@ def _clear_leftovers(dest: str, plan: Plan) -> None:
 
 
 def _build_all(
-    builder: ShardBuilder, plan: Plan, catalog: Catalog, workers: int, progress: bool
+    builder: ShardBuilder,
+    plan: Plan,
+    catalog: Catalog,
+    workers: int | None,
+    progress: bool,
+    cluster: ComputeConfig | None,
 ) -> dict[str, CorpusShardRecord]:
     """Records of all shards, in order; only shards that are not there yet are made."""
     stored = storage.sizes(storage.join(builder.dest, "shards"))
@@ -205,14 +233,24 @@ def _build_all(
         for shard, fingerprint, first, count in missing
     )
     sizes = {shard: count for shard, _, _, count in missing}
+    if cluster is None or not missing:
+        made = build_shards(builder, jobs, min(workers or os.cpu_count() or 1, len(missing)))
+    else:
+        ensure_ray(cluster.address)
+        sight = Sight.wanted(builder, _inputs(_some_of_each_reader(planned), catalog.prefixes))
+        made = build_shards_on_cluster(builder, jobs, len(missing), workers, cluster, sight)
     with track("sharding", plan.frame.height, "pictures") if progress else contextlib.nullcontext() as task:
         if task:
             task.advance(plan.frame.height - sum(sizes.values()))
-        for shard, record in build_shards(builder, jobs, min(workers, len(missing))):
+        for shard, record in made:
             finished[shard] = record
             if task:
                 task.advance(sizes[shard])
     return {shard: finished[shard] for shard in sorted(finished)}
+
+
+def _some_of_each_reader(planned: pl.DataFrame) -> pl.DataFrame:
+    return planned.drop_nulls("reader").filter(pl.int_range(pl.len()).over("reader") < LOOKED_AT)
 
 
 def _inputs(rows: pl.DataFrame, prefixes: tuple[str, ...]) -> list[PlannedInput]:

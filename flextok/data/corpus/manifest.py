@@ -17,13 +17,13 @@ from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.assignment import PLAN_FILE, Plan
 from flextok.data.corpus.builder import CorpusShardRecord
+from flextok.data.corpus.layout import MANIFEST
 from flextok.data.rejects import Reject, count_reasons, rejects_table
 from flextok.data.sources.catalog import Catalog
 from flextok.digests import digest_of, digest_rows
 from flextok.provenance import make_provenance
 
 FORMAT = "flextok.corpus/1"
-MANIFEST = "manifest.json"
 SHARDS_TABLE = "manifest.parquet"
 REJECTS_TABLE = "rejects.parquet"
 NEAR_DUPLICATES_TABLE = "near_duplicates.parquet"

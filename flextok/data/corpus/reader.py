@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.data.corpus.builder import INDEX_SCHEMA
-from flextok.data.corpus.layout import index_url, shard_url
-from flextok.data.corpus.manifest import FORMAT, MANIFEST, SHARDS_TABLE
+from flextok.data.corpus.layout import MANIFEST, corpus_root, index_url, shard_url
+from flextok.data.corpus.manifest import FORMAT, SHARDS_TABLE
 from flextok.data.corpus.members import shard_members
 from flextok.errors import IntegrityError, UsageError
 
@@ -64,9 +64,7 @@ class Corpus:
     @classmethod
     def open(cls, url: str) -> "Corpus":
         """The corpus whose folder (or whose shards/ folder) is `url`; raises UsageError when there is none."""
-        root = storage.absolute(url)
-        if root.endswith("/shards"):
-            root = root.removesuffix("/shards")
+        root = corpus_root(url)
         if not storage.exists(storage.join(root, MANIFEST)):
             raise UsageError(f"expected a corpus with {MANIFEST} in {root}, found none; make one with `flextok shard`")
         manifest = storage.read_json(storage.join(root, MANIFEST))

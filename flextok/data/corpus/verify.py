@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.data.corpus.crops import Undecodable, check_hash
-from flextok.data.corpus.layout import index_url, shard_url
-from flextok.data.corpus.manifest import FORMAT, MANIFEST, REJECTS_TABLE, SHARDS_TABLE, corpus_digest
+from flextok.data.corpus.layout import MANIFEST, corpus_root, index_url, shard_url
+from flextok.data.corpus.manifest import FORMAT, REJECTS_TABLE, SHARDS_TABLE, corpus_digest
 from flextok.data.corpus.reader import Shard, iter_shard
 from flextok.digests import digest_of
 from flextok.errors import FlextokError, IntegrityError
@@ -23,7 +23,7 @@ def verify_corpus(url: str) -> list[str]:
     Reads every byte: each shard against its hash, each sample against its own hash and the index, each table against
     the manifest, and looks for files that do not belong. Memory: one sample and one shard's index at a time.
     """
-    root = storage.absolute(url).removesuffix("/shards")
+    root = corpus_root(url)
     manifest, problems = _read_manifest(root)
     if manifest is None:
         return problems

@@ -1,22 +1,23 @@
-"""Shards made by several processes, in bounded numbers."""
+"""Shards made by several processes, of this machine or of a cluster, in bounded numbers."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 from flextok.data.corpus.builder import CorpusShardRecord, PlannedInput, ShardBuilder
+from flextok.data.corpus.sight import Sight
 from flextok.errors import FlextokError
 from flextok.runtime.ahead import as_finished
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.processes import ProcessPool
 
 ShardJob = tuple[str, str, list[PlannedInput]]
 """Shard, fingerprint, inputs."""
+Made = tuple[str, CorpusShardRecord]
 
 _builder: ShardBuilder | None = None
 
 
-def build_shards(
-    builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int
-) -> Iterator[tuple[str, CorpusShardRecord]]:
+def build_shards(builder: ShardBuilder, jobs: Iterable[ShardJob], workers: int) -> Iterator[Made]:
     """Makes the shards of `jobs`, in this process for one worker; gives them back as they are finished."""
     if workers <= 1:
         yield from ((job[0], builder.build(*job)) for job in jobs)
@@ -32,9 +33,33 @@ def build_shards(
         ) from None
 
 
+def build_shards_on_cluster(
+    builder: ShardBuilder,
+    jobs: Iterable[ShardJob],
+    count: int,
+    workers: int | None,
+    compute: ComputeConfig,
+    sight: Sight,
+) -> Iterator[Made]:
+    """The same, of `count` jobs, by workers on the nodes of the cluster that this process is connected to.
+
+    Only nodes that have `sight` take part; None takes as many workers as there is room for.
+    """
+    from flextok.runtime.ray_pool import RayPool
+
+    with RayPool("a sharding worker", compute, _start_on_node, (builder, sight), workers, calls=count) as pool:
+        for (shard, _, _), record in as_finished(lambda job: pool.submit(_build, *job), jobs, 2 * pool.workers):
+            yield shard, record
+
+
 def _start_worker(builder: ShardBuilder) -> None:
     global _builder
     _builder = builder
+
+
+def _start_on_node(builder: ShardBuilder, sight: Sight) -> None:
+    sight.prove(builder)
+    _start_worker(builder)
 
 
 def _build(shard: str, fingerprint: str, inputs: list[PlannedInput]) -> CorpusShardRecord:

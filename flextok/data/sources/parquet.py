@@ -5,9 +5,9 @@ column and place in the list, and share the row's caption and class. `corpus.ima
 """
 
 import json
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -87,7 +87,8 @@ def list_parquet(url: str, split: str, config: CorpusConfig, staging: Staging) -
         frames.append(frame)
         rejects += bad
     frame = pl.concat(frames) if frames else pl.DataFrame(schema=VIEWS_SCHEMA)
-    return Listing(frame, StagedReader(str(staging.folder)), rejects, classes, has_splits)
+    reader = StagedReader(staging.folder, remote=not storage.is_local(staging.folder))
+    return Listing(frame, reader, rejects, classes, has_splits)
 
 
 def find_columns(schema: pa.Schema, config: CorpusConfig) -> Columns:
@@ -122,13 +123,14 @@ def _staged(
         raise ValueError("0 bytes: an unfinished download?")
     goal = staging.file(container)
     asked = [LISTING_VERSION, config.image_column, config.text_column, config.label_column, config.max_bytes]
-    listing_file = goal.with_name(f"{goal.name}-{digest_of(asked)[:8]}.parquet")
+    listing_file = f"{goal}-{digest_of(asked)[:8]}.parquet"
     with storage.open_read(readable_at_random(container, staging)) as file:
         table = pq.ParquetFile(file)
         columns = find_columns(table.schema_arrow, config)
-        if not listing_file.exists():
+        if not storage.exists(listing_file):
             _copy(table, container, columns, config.max_bytes, goal, listing_file)
-    stored = pq.read_table(listing_file)
+    with storage.open_read(listing_file) as file:
+        stored = pq.read_table(file)
     rejects = [Reject(*row) for row in json.loads(stored.schema.metadata[REJECTS_KEY])]
     frame = pl.from_arrow(stored.replace_schema_metadata(None))
     assert isinstance(frame, pl.DataFrame)
@@ -136,13 +138,13 @@ def _staged(
 
 
 def _copy(
-    table: pq.ParquetFile, container: Container, columns: Columns, max_bytes: int, goal: Path, listing_file: Path
+    table: pq.ParquetFile, container: Container, columns: Columns, max_bytes: int, goal: str, listing_file: str
 ) -> None:
     """Pictures to `goal`, one behind the other, then the listing of where they are, which commits them."""
     rows: list[tuple[Any, ...]] = []
     rejects: list[Reject] = []
     base = container.name.removesuffix(".parquet")
-    with storage.atomic_write(str(goal)) as file:
+    with storage.atomic_write(goal) as file:
         offset = 0
         for number, row in enumerate(_rows(table, columns)):
             key = f"{number:07d}"
@@ -151,7 +153,13 @@ def _copy(
                 name = f"{container.name}/{key}{place}"
                 try:
                     image, path = _image(value, max_bytes)
-                    note = {"file": goal.name, "offset": offset, "path": path, "view": view, **_texts(row, columns)}
+                    note = {
+                        "file": posixpath.basename(goal),
+                        "offset": offset,
+                        "path": path,
+                        "view": view,
+                        **_texts(row, columns),
+                    }
                 except InputError as error:
                     rejects.append(Reject(name, error.reason, error.detail))
                     continue
@@ -163,7 +171,7 @@ def _copy(
     if not rows and not rejects:
         rejects.append(Reject(container.name, "empty_container", "a table without rows"))
     listing = pl.DataFrame(rows, schema=VIEWS_SCHEMA, orient="row").to_arrow()
-    with storage.atomic_write(str(listing_file)) as file:
+    with storage.atomic_write(listing_file) as file:
         pq.write_table(listing.replace_schema_metadata({REJECTS_KEY: canonical_json(rejects)}), file)
 
 

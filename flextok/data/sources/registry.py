@@ -59,13 +59,12 @@ class SourceFormat(ABC):
     def digest(self, source: "SourceConfig", split: str, config: "CorpusConfig") -> str:
         """Changes when the inputs may have changed; cheap, and by default that of the listing."""
         import tempfile
-        from pathlib import Path
 
         from flextok.data.sources.listing import listing_digest
         from flextok.data.sources.staging import Staging
 
         with tempfile.TemporaryDirectory() as folder:
-            return listing_digest(self.list(source, split, config, Staging(Path(folder))))
+            return listing_digest(self.list(source, split, config, Staging(folder)))
 
 
 SOURCES: Register[SourceFormat] = Register(

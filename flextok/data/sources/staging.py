@@ -1,4 +1,4 @@
-"""Local copies of inputs that cannot be read at random: compressed tars and the pictures inside Parquet.
+"""Copies of inputs that cannot be read at random: compressed tars and the pictures inside Parquet.
 
 They are read once in a stream into the staging folder, which is what lets their samples be mixed over all
 shards; the folder is removed when the corpus is finished, and used again by a run that goes on.
@@ -10,7 +10,6 @@ import lzma
 import shutil
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from fsspec.implementations.http import HTTPFileSystem
 
@@ -26,42 +25,41 @@ OPENERS = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 @dataclass(frozen=True)
 class Staging:
-    """A local folder for copies, made when the first one is needed."""
+    """A folder for copies, on disk or on an object store."""
 
-    folder: Path
+    folder: str
 
-    def file(self, container: Container) -> Path:
+    def file(self, container: Container) -> str:
         """Where the copy of `container` belongs; its name changes when the container does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / digest_of([container.name, container.size, container.stamp])[:24]
+        return storage.join(self.folder, digest_of([container.name, container.size, container.stamp])[:24])
 
     def remove(self) -> None:
         """Delete all copies."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        storage.remove(self.folder)
 
 
 def readable_at_random(container: Container, staging: Staging) -> str:
-    """The URL of `container`, or a local copy of it where its web server gives only whole files. Raises OSError."""
+    """The URL of `container`, or of a copy where its web server gives only whole files. Raises OSError."""
     fs, path = storage.filesystem(container.url)
     if not isinstance(fs, HTTPFileSystem) or fs.info(path).get("partial"):
         return container.url
-    goal = staging.file(container).with_suffix(".whole")
-    if not goal.exists():
-        with storage.open_read(container.url) as source, storage.atomic_write(str(goal)) as file:
+    goal = f"{staging.file(container)}.whole"
+    if not storage.exists(goal):
+        with storage.open_read(container.url) as source, storage.atomic_write(goal) as file:
             shutil.copyfileobj(source, file, storage.CHUNK_BYTES)
-    return str(goal)
+    return goal
 
 
-def decompressed(container: Container, goal: Path) -> Path:
+def decompressed(container: Container, goal: str) -> str:
     """A decompressed copy of `container` at `goal`, written in a stream and once.
 
     Of a damaged file everything before the damage is kept. Raises OSError, or ValueError when nothing could be
     kept or the copy grows beyond what pictures do.
     """
-    if goal.exists():
+    if storage.exists(goal):
         return goal
     most = container.size * LARGEST_EXPANSION + SLACK_BYTES
-    with storage.open_read(container.url) as packed, storage.atomic_write(str(goal)) as file:
+    with storage.open_read(container.url) as packed, storage.atomic_write(goal) as file:
         written = 0
         plain = OPENERS[container.name.rpartition(".")[2].lower()](packed, "rb")
         try:

@@ -87,7 +87,7 @@ def list_webdataset(url: str, split: str, staging: Staging) -> Listing:
 
 
 def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Container | None:
-    """The container itself, or a local copy that can be read at random."""
+    """The container itself, or a copy that can be read at random."""
     if container.size == 0 and not storage.exists(container.url):
         rejects.append(Reject(container.name, "unreadable", "not found"))
         return None
@@ -95,7 +95,7 @@ def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Con
         if container.name.lower().endswith(".tar"):
             return replace(container, url=readable_at_random(container, staging))
         copy = decompressed(container, staging.file(container))
-        return replace(container, url=str(copy), size=copy.stat().st_size)
+        return replace(container, url=copy, size=storage.size(copy))
     except (OSError, ValueError) as error:
         rejects.append(Reject(container.name, "bad_container", storage.redact(str(error))))
         return None
