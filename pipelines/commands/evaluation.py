@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flextok import storage
+from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import Debug, Profile, Sets, TokenizerPath
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
 
@@ -23,16 +24,17 @@ def evaluate(
     sets: Sets = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Numbers with their protocol, by the profile's evaluation settings."""
-    config = load_recipe(profile, sets).evaluation
-    if samples is None:
-        from flextok.evaluate.reconstruction import evaluate_reconstruction
+    """Numbers with their protocol, by the profile's evaluation settings; on a cluster by `--set compute.address=...`."""
+    recipe = load_recipe(profile, sets)
+    with ray_ended():
+        if samples is None:
+            from flextok.evaluate.reconstruction import evaluate_reconstruction
 
-        made = evaluate_reconstruction(tokenizer, shards, out, config)
-    else:
-        from flextok.evaluate.generation import evaluate_generation
+            made = evaluate_reconstruction(tokenizer, shards, out, recipe.evaluation, recipe.compute)
+        else:
+            from flextok.evaluate.generation import evaluate_generation
 
-        made = evaluate_generation(samples, shards, tokenizer, out, config)
+            made = evaluate_generation(samples, shards, tokenizer, out, recipe.evaluation, recipe.compute)
     for item in made.metrics:
         at = "" if item["k"] is None else f" at K={item['k']}"
         logger.info("%s%s: %.6g", item["name"], at, item["value"])
