@@ -20,7 +20,9 @@ class ComputeConfig(Config):
     train_workers: int = Field(
         default=2, ge=0, description="Training processes; 0 trains in this process, without Ray."
     )
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs for each training worker or tokenizing actor.")
+    gpus_per_worker: float = Field(
+        default=0, ge=0, description="GPUs for each worker that trains, tokenizes or decodes."
+    )
     max_failures: int = Field(
         default=2, ge=0, description="Times a training group is restarted after a worker was lost."
     )
@@ -28,15 +30,16 @@ class ComputeConfig(Config):
         default=None, gt=0, description="Longest wait for room for the training workers; null waits until there is."
     )
     tokenize_actors: tuple[int, int] = Field(
-        default=(1, 2), description="Fewest and most actors that tokenize a corpus."
+        default=(1, 2),
+        description="Fewest and most actors that tokenize a corpus; on a cluster as many at most decode in evaluations.",
     )
     threads: int | None = Field(
         default=None, gt=0, description="Threads of each worker; null shares the machine's cores out."
     )
     resources: dict[str, Annotated[float, Field(gt=0)] | str] = Field(
         default={},
-        description="What training workers and tokenizing actors ask a cluster's nodes for beside CPUs and GPUs: an amount of "
-        "a custom resource, or the value of a label.",
+        description="What workers ask a cluster's nodes for beside CPUs and GPUs: an amount of a custom resource, or the "
+        "value of a label.",
     )
 
     @field_validator("resources")

@@ -5,11 +5,15 @@ import tempfile
 import uuid
 
 from flextok import storage
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import holder_token
 from flextok.runtime.storage_errors import telling_storage_errors
 
 ADVICE = "every node must see the same files: use a shared file system or s3:// URLs"
+
+
+class UnfitNodeError(FlextokError):
+    """A node can no longer do what it once could; the work is another's."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,10 @@ no worker of two.
 """
 
 import dataclasses
+import functools
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ UNLIMITED = 1_000_000
 """Nodes that an autoscaler without a limit may bring."""
 ASKED_OF_AUTOSCALER = 64
 """Workers that are asked for where nobody said how many, and nobody knows what an autoscaler may bring."""
+MONITOR_TELLS_WITHIN_S = 15.0
 FIXED_TYPE = "node_"
 """What a node's type begins with, its id behind it, where Ray's monitor only looks on."""
 
@@ -112,6 +115,8 @@ def cluster_nodes(beside: Beside = NOTHING) -> ClusterNodes:
             has = node["Resources"]
             there.append(Node(has.get("CPU", 0), has.get("GPU", 0), 1, _most(has, node["Labels"], beside)))
     coming = _coming(beside)
+    if not any(node.cpus for node in there):
+        _await_monitor()
     return ClusterNodes(there, coming, grows=not coming and _autoscaler_runs())
 
 
@@ -147,16 +152,29 @@ def _coming(beside: Beside) -> list[Node]:
     return found
 
 
+@functools.cache
+def _await_monitor() -> None:
+    """Some seconds pass until the monitor of a head that was just started tells anything; some heads have none."""
+    until = time.monotonic() + MONITOR_TELLS_WITHIN_S
+    while not _told_by_monitor() and time.monotonic() < until:
+        time.sleep(0.5)
+
+
+def _told_by_monitor() -> bytes | None:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+
+
 def _autoscaler_runs() -> bool:
     """Whether one may bring nodes; Ray has no public way to ask this either.
 
     The monitor beside a head tells the types of the nodes: those of an autoscaler's settings, or else made of their ids.
     """
     import ray
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
 
-    told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    told = _told_by_monitor()
     if told:
         types = (json.loads(told).get("autoscaler_report") or {}).get("node_type_mapping") or {}
         return _are_of_settings(types.values())

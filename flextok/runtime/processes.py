@@ -113,7 +113,7 @@ class ProcessPool:
         with self._lock:
             future = worker.calls.popleft()
             self._give_out()
-        settle(future, reply)
+        settle(future, *opened(reply))
 
     def _break(self) -> None:
         with self._lock:
@@ -152,12 +152,16 @@ class _Worker:
         self.results.close()
 
 
-def settle(future: Future[Any], reply: bytes) -> None:
-    """Give `future` what `answer` replied."""
+def opened(reply: bytes) -> tuple[bool, Any]:
+    """What `answer` replied."""
     try:
-        succeeded, value = pickle.loads(reply)
+        return pickle.loads(reply)
     except Exception as error:  # noqa: BLE001 - it belongs to the call
-        succeeded, value = False, error
+        return False, error
+
+
+def settle(future: Future[Any], succeeded: bool, value: Any) -> None:
+    """Give `future` a result or an exception."""
     if succeeded:
         future.set_result(value)
     else:

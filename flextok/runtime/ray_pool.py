@@ -1,7 +1,8 @@
 """Calls made by workers on the nodes of a Ray cluster: ProcessPool's interface, for what may outgrow a machine.
 
 A worker that is lost, with its node or for want of memory, is replaced where there is room, and its call is made again by
-another. One that cannot do the work where it is says so before it gets a call, and its node is left out.
+another. So is one that cannot do the work where it is: it says so before it gets a call, or in the midst of one, and its
+node is left out.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from typing import Any, Self, TypeVar
 
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.compute import ComputeConfig
-from flextok.runtime.fitness import unfit_line
+from flextok.runtime.fitness import UnfitNodeError, unfit_line
 from flextok.runtime.members import pack_job, unpack_job
 from flextok.runtime.memory import keep_freed_memory
 from flextok.runtime.nodes import beside_options, cluster_nodes
-from flextok.runtime.processes import answer, settle
+from flextok.runtime.processes import answer, opened, settle
 from flextok.runtime.watch import ClusterWatch
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ class RayPool:
     """At most `workers` workers (None: as many as there is room for), made ready by `initialize(*arguments)`, make the calls that are submitted.
 
     `what` names one of them, each with so many CPUs and GPUs and with what `compute` asks for beside them; more than
-    `calls` would have no work. `initialize` raises FlextokError where its node cannot do the work. Ray is connected. As a
-    context it ends them.
+    `calls` would have no work. `initialize` raises FlextokError where its node cannot do the work, a call UnfitNodeError
+    where it no longer can. Ray is connected. As a context it ends them.
     Raises UsageError where no node, there or to come, has room for one.
     """
 
@@ -145,26 +146,36 @@ class RayPool:
         if not member.is_ready:
             self._begin(member, *found)
             return
-        assert member.call is not None
         call = member.call
+        assert call is not None
+        succeeded, value = opened(found)
+        if isinstance(value, UnfitNodeError):
+            with self._lock:
+                self._waiting.appendleft(call)
+            self._leave_out(member, str(value))
+            return
         with self._lock:
             member.call = member.coming = None
             self._give_out()
-        settle(call.future, found)
+        settle(call.future, succeeded, value)
 
     def _begin(self, member: "_Member", node: str, line: str) -> None:
+        member.node = node
         if line:
-            if node not in self._unfit:
-                logger.warning(line)
-                self._unfit[node] = line
-            _kill(member.handle)
-            self._require_other_nodes(line)
-            self._replace(member)
+            self._leave_out(member, line)
             return
         self._lost_in_a_row = 0
         with self._lock:
             member.is_ready, member.coming = True, None
             self._give_out()
+
+    def _leave_out(self, member: "_Member", line: str) -> None:
+        if member.node not in self._unfit:
+            logger.warning(line)
+            self._unfit[member.node] = line
+        _kill(member.handle)
+        self._require_other_nodes(line)
+        self._replace(member)
 
     def _require_other_nodes(self, line: str) -> None:
         """Raises UsageError where no node is left that might do the work."""
@@ -231,11 +242,11 @@ class _Call:
 
 
 class _Member:
-    """A worker, what comes from it next, and the call that it is at work on."""
+    """A worker, what comes from it next, the node that it is on, and the call that it is at work on."""
 
     def __init__(self, handle: Any, begins: Any):
         self.handle, self.coming = handle, begins
-        self.is_ready = False
+        self.node, self.is_ready = "", False
         self.call: _Call | None = None
 
     @property

@@ -8,6 +8,7 @@ from flextok.runtime.ahead import ahead
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.nodes import cluster_nodes
+from flextok.runtime.ray_pool import RayPool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,8 +31,6 @@ def spread(
         work = make(*arguments)
         yield lambda items: map(work, items)
         return
-    from flextok.runtime.ray_pool import RayPool
-
     ensure_ray(compute.address)
     most, gpus = compute.tokenize_actors[1], compute.gpus_per_worker
     cpus = compute.threads or (1 if gpus else cluster_nodes(compute.resources).largest_share(most))

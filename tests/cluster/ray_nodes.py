@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +85,12 @@ class RayNodes:
                 if os.readlink(process / "ns" / "mnt") == own:
                     files += [os.readlink(file) for file in (process / "fd").iterdir()]
         return any(file.startswith(f"{folder}/") for file in files)
+
+    def signal_workers(self, number: int, what: signal.Signals) -> None:
+        """Send it to what the node's workers run in."""
+        for process in psutil.Process(self._raylet(number)).children():
+            if " ".join(process.cmdline()).startswith("ray::"):
+                process.send_signal(what)
 
     def _raylet(self, number: int) -> int:
         for process in psutil.process_iter():

@@ -24,7 +24,8 @@ SMALL_SHARDS = {"shard_samples": 8}
 def test_nodes_make_the_shards_of_one_machine(
     make_picture: Callable[..., bytes], s3_folder: str, tmp_path: Path
 ) -> None:
-    """A node without the source, one that is killed in mid-job, one that comes; then all of it on an object store."""
+    """A node without the source, one that loses it in mid-job, one that is killed, one that comes; then all of it on an
+    object store."""
     rows, source = [make_picture(number) for number in range(PICTURES // 8)], tmp_path / "source"
     for number in range(PICTURES):
         path = source / f"{number % 7}" / f"{number}.jpg"
@@ -40,16 +41,25 @@ def test_nodes_make_the_shards_of_one_machine(
     dest = tmp_path / "shards"
     with ray_nodes() as nodes:
         address = nodes.start_head(cpus=0)
-        blind, lost = nodes.add(1, hidden=str(source)), nodes.add(1)
+        blind, failing = nodes.add(1, hidden=str(source)), nodes.add(1)
+        job = "shard", str(source), str(dest), "--shard-samples", "8", "--address", address
 
-        command = Command("shard", str(source), str(dest), "--shard-samples", "8", "--address", address)
-        wait_until(lambda: nodes.writes_into(lost, f"{dest}/shards"), within_s=60, every_s=0.005)
+        command = Command(*job)
+        wait_until(lambda: nodes.writes_into(failing, f"{dest}/shards"), within_s=120, every_s=0.005)
+        nodes.hide(failing, str(source))
+        assert command.finish() == 2, command.told  # no node is left that sees the source
+        assert f"node 127.0.0.{failing} takes no part: expected to read" in command.told[-1], command.told
+
+        lost = nodes.add(1)
+        command = Command(*job)
+        wait_until(lambda: nodes.writes_into(lost, f"{dest}/shards"), within_s=120, every_s=0.005)
         nodes.kill(lost)
         command.wait_for(f"lost node 127.0.0.{lost}: ")
         nodes.add(1)
         assert command.finish() == 0, command.told
-        told = [line for line in command.told if f"node 127.0.0.{blind} takes no part: " in line]
-        assert len(told) == 2 and "use a shared file system or s3:// URLs" in told[0], command.told
+        for number in (blind, failing):
+            told = [line for line in command.told if f"node 127.0.0.{number} takes no part: " in line]
+            assert len(told) == 2 and "use a shared file system or s3:// URLs" in told[0], command.told
         assert command.told[-2].startswith("warning: made without: "), command.told
         assert Corpus.open(str(dest)).digest == alone[str(source)]
         assert verify_corpus(str(dest)) == []

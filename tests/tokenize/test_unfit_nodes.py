@@ -1,6 +1,7 @@
 """A node that does not see the files takes no part and spends no shard; where no node sees them, the job ends at once."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,21 @@ def test_nodes_without_the_files_spend_no_shard(inputs, undisturbed, tmp_path: P
         assert command.told[-1].startswith("UsageError: node 127.0.0."), command.told
         assert not list(dest.glob("*.parquet"))
 
-        failing, _ = nodes.add(cpus=1), nodes.add(cpus=1)
+        failing, good = nodes.add(cpus=1), nodes.add(cpus=1)
         command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "4", program=PROGRAM)
         assert command.finish() == 0, command.told
 
         many, alone = many_shards(inputs, tmp_path)
         late = dest.with_name("late")
         command = Command(many, inputs.tokenizer, str(late), config, address, "4", program=PROGRAM)
-        wait_until(lambda: nodes.writes_into(failing, str(late)), every_s=0.01)
+        wait_until(lambda: nodes.writes_into(good, str(late)), within_s=120, every_s=0.005)
+        nodes.signal_workers(good, signal.SIGSTOP)  # else it may have made all before the other begins
+        wait_until(lambda: nodes.writes_into(failing, str(late)), within_s=120, every_s=0.005)
         nodes.hide(failing, f"{many}/shards")
+        nodes.signal_workers(good, signal.SIGCONT)
         assert command.finish() == 0, command.told
+    left_out = f"node 127.0.0.{failing} is left out: 3 shards in a row failed there that other nodes made"
+    assert left_out in command.told[-1] and "made without: " in command.told[-1], command.told
     assert TokenStore.open(str(late)).digest == alone
 
     told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]
