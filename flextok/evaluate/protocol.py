@@ -57,6 +57,6 @@ def environment_record(device: str, dtype: str = "float32") -> dict[str, str]:
 
 def evaluation_device(compute: ComputeConfig | None = None) -> str:
     """The device evaluations run on: the first GPU where there is one; on a cluster a GPU where workers ask for one."""
-    if compute is None or compute.address == "local":
+    if compute is None or not compute.on_cluster:
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda" if compute.gpus_per_worker else "cpu"

@@ -93,7 +93,7 @@ def _config_of(url: str, kind: str) -> tuple[dict[str, Any], str]:
         raise UsageError(f"expected a checkpoint folder with {CONFIG} at {url}, found none")
     found, values = read_config(url)
     if found != kind:
-        raise UsageError(f"expected a {kind} checkpoint at {url}, found a {found}")
+        raise UsageError(f"expected a {kind} checkpoint at {url}, found a {found}; give the folder of a {kind}")
     return values, read_provenance(url)["digest"]
 
 

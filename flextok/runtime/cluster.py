@@ -64,7 +64,7 @@ def _start_here(num_cpus: int | None) -> None:
     try:
         _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
     except Exception as error:
-        raise FlextokError(f"expected to start Ray on this machine, found: {_first_line(error)}") from error
+        raise FlextokError(f"expected to start Ray on this machine, found: {first_line(error)}") from error
     # By themselves some of Ray's agents look for its store for a minute before they end.
     _reapers.append(start_reaper([process.pid for process in _started_here()]))
 
@@ -78,7 +78,7 @@ def _join(address: str) -> None:
         _start(address, {}, START_ATTEMPTS)
     except Exception as error:
         raise FlextokError(
-            f"expected to reach Ray at {address}, found: {_first_line(error)}; check `ray status` and compute.address"
+            f"expected to reach Ray at {address}, found: {first_line(error)}; check `ray status` and compute.address"
         ) from error
 
 
@@ -93,7 +93,8 @@ def _head_address(address: str) -> str | None:
     return address if ":" in address and "://" not in address else None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what Ray raised, whose messages have many."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 

@@ -49,6 +49,11 @@ class ComputeConfig(Config):
             raise ValueError(f"expected custom resources and labels, found {name}; see threads and gpus_per_worker")
         return value
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the work runs on a cluster that is there, not on this machine."""
+        return self.address != "local"
+
     def cpus(self) -> int:
         """CPUs of this machine that work may use."""
         return self.num_cpus or os.cpu_count() or 1

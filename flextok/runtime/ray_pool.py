@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from flextok.errors import FlextokError, UsageError
+from flextok.runtime.cluster import first_line
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.fitness import UnfitNodeError, unfit_line
 from flextok.runtime.members import pack_job, unpack_job
@@ -192,7 +193,7 @@ class RayPool:
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= MOST_LOST:
                 raise FlextokError(
-                    f"expected a worker to begin, found {MOST_LOST} lost in a row ({_first_line(error)}); look for want of "
+                    f"expected a worker to begin, found {MOST_LOST} lost in a row ({first_line(error)}); look for want of "
                     "memory on the nodes"
                 )
         elif call.cost_another() >= MOST_LOST:
@@ -281,7 +282,3 @@ def _kill(handle: Any) -> None:
 
     with contextlib.suppress(Exception):  # where Ray is gone, so is the worker
         ray.kill(handle)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

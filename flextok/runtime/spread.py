@@ -27,7 +27,7 @@ def spread(
     many as may tokenize; `make` must be importable, and raises FlextokError where a node cannot do the work. Results come
     in the order of the items, and so do not depend on the number of workers.
     """
-    if compute is None or compute.address == "local":
+    if compute is None or not compute.on_cluster:
         work = make(*arguments)
         yield lambda items: map(work, items)
         return

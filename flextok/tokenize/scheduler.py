@@ -80,7 +80,7 @@ def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: C
     else:
         threads = compute.threads or nodes.largest_share(most)
         cpus = float(threads)
-    if compute.address == "local":  # all there is: threads may be more than cores
+    if not compute.on_cluster:  # all there is: threads may be more than cores
         cpus = min(cpus, max([1.0, *(node.cpus for node in nodes.all)]))
     nodes.require_place("an actor", cpus, gpus, PLACE_HINT, compute.resources)
     return Workers(fewest, most, cpus, gpus, threads, compute.resources)

@@ -33,7 +33,7 @@ def shard_images(run: StageRun) -> Made:
 
     recipe = run.recipe
     dest = run.workspace.corpus(recipe.corpus.name, run.split)
-    workers = recipe.compute.cpus() if recipe.compute.address == "local" else None
+    workers = None if recipe.compute.on_cluster else recipe.compute.cpus()
     made = shard_corpus(recipe.corpus, run.split, dest, workers, compute=recipe.compute)
     return Made(
         made.digest,

@@ -80,7 +80,7 @@ def shard_corpus(
     config = _with_absolute_sources(config)
     check_sources(config)
     _check_place(config, dest)
-    cluster = compute if compute is not None and compute.address != "local" else None
+    cluster = compute if compute is not None and compute.on_cluster else None
     with locked(dest):
         _check_destination(config, split, dest)
         staging = Staging(_staging_folder(dest, shared=cluster is not None))
