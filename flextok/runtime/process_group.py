@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-PATIENCE_S = 5.0
+PATIENCE_S = 6.0  # a training writes its state meanwhile (launch.STOP_S); within interrupts.GRACE_S
 POLL_S = 0.05
 # A process that was started with `&` or `nohup` ignores signals, and its children would do so too.
 USUAL_SIGNALS = """
@@ -70,17 +70,14 @@ def _start_watching(program: str, pids: Sequence[int]) -> "subprocess.Popen[byte
 def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`command` as the leader of a new group, with the usual handling of signals; the whole group ends with the block.
 
-    The leader gets SIGINT first and may end its own processes; what is left of the group after 5 s is ended.
+    All of it gets SIGTERM at once, for a leader that waits for its own would use up the time that they have; what is
+    left of it after 6 s is ended.
     """
     process = subprocess.Popen([*PYTHON, USUAL_SIGNALS, *command], env=environment, start_new_session=True)
     with _start_watching(ENDS_GROUP, [process.pid]) as watching:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE_S)
             _end_group(process)
             watching.kill()
 
@@ -88,7 +85,7 @@ def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterat
 def _end_group(leader: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGTERM)
-        until = time.monotonic() + PATIENCE_S / 5
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             leader.poll()
             os.killpg(leader.pid, 0)
