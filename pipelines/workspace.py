@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,11 @@ class Workspace:
         _check_url(root)
         try:
             self.root = storage.absolute(root)
-            file = storage.is_local(self.root) and Path(self.root).exists() and not Path(self.root).is_dir()
-        except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
+            file = storage.is_local(self.root) and _is_file(self.root)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # a name that is too long, a link to itself (RuntimeError before Python 3.13)
             raise UsageError(f"expected a folder for the workspace, found {error}; give another --workspace") from None
         if file:
             raise UsageError(
@@ -117,6 +121,14 @@ class Workspace:
                     f"wait for it, or give another --workspace ({error})"
                 ) from None
             yield
+
+
+def _is_file(path: str) -> bool:
+    """Whether something other than a folder is there. Raises OSError where none could be, which `Path.exists` may hide."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _check_url(root: str) -> None:

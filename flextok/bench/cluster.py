@@ -11,7 +11,6 @@ Markdown.
 import argparse
 import dataclasses
 import os
-import resource
 import sys
 import time
 from typing import Any
@@ -21,6 +20,7 @@ import ray
 from flextok.data.corpus.reader import Shard
 from flextok.data.tokens import ShardRecord, TokenMeta
 from flextok.runtime.cluster import ensure_ray, ray_ended
+from flextok.runtime.memory import peak_memory
 from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.scheduler import Workers, run_tasks
 from flextok.tokenize.tasks import ShardTask
@@ -90,7 +90,7 @@ def measure_scheduling(actors: int, shards: int, images: int) -> SchedulingSpeed
     ended = time.perf_counter()
     if {outcome.shard for outcome in outcomes if outcome.record} != {task.name for task in tasks}:
         raise RuntimeError("expected an outcome of each shard")
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mib = peak_memory() / 2**20
     cpu_s = time.process_time() - cpu
     first_s = min(outcome.started for outcome in outcomes) - at
     return SchedulingSpeed(shards, first_s, began[0] - started, ended - began[0], cpu_s, peak_mib)

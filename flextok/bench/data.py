@@ -11,7 +11,6 @@ import hashlib
 import io
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from PIL import Image
 
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
+from flextok.runtime.memory import peak_memory
 
 ROUNDS = 2
 
@@ -57,7 +57,7 @@ def measure_sharding(folder: Path, pictures: int = 40_000, workers: int = 2) -> 
             shard_corpus(config, "all", str(Path(scratch) / "out"), workers, progress=False)
             sharding.append(time.perf_counter() - started)
             shutil.rmtree(Path(scratch) / "out")
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mib = peak_memory() / 2**20
     return ShardingSpeed(pictures, pictures / min(sharding), pictures / min(bare), peak_mib)
 
 

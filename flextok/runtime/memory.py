@@ -1,7 +1,11 @@
-"""How a process that works on pictures keeps the memory that it frees."""
+"""The memory of a process: how one that works on pictures keeps what it frees, and how much it took at most."""
 
 import contextlib
 import ctypes
+import re
+import resource
+import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
@@ -22,3 +26,12 @@ def keep_freed_memory(large: bool = False) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1 if large else 512 * 2**20)
         if large:
             libc.mallopt(M_MMAP_MAX, 0)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had in memory. Elsewhere than on Linux it may be its parent's, if that had more."""
+    with contextlib.suppress(OSError):
+        # getrusage would begin with the peak of the process that started this one.
+        if found := re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import resource
 import threading
 import time
 from collections.abc import Generator, Iterable
@@ -20,7 +19,7 @@ from flextok.data.tokens import ShardRecord, write_token_shard
 from flextok.errors import FlextokError, IntegrityError
 from flextok.model.load import load_tokenizer
 from flextok.runtime.members import unpack_members
-from flextok.runtime.memory import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory, peak_memory
 from flextok.runtime.storage_errors import FULL, telling_storage_errors
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
@@ -94,8 +93,7 @@ class ShardTokenizer:
                 record, rejects, warning = self._tokenize(task)
         except Exception as fault:  # noqa: BLE001 - one shard's fault must not end the others; the job fails at its end
             error = _one_line(fault)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak)
+        return ShardOutcome(task.name, record, rejects, error, warning, started, time.time(), peak_memory())
 
     def _tokenize(self, task: ShardTask) -> tuple[ShardRecord, list[Reject], str]:
         far = not (storage.is_local(task.source.url) and storage.is_local(task.dest))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from flextok.model.load import load_tokenizer, spec_of, tokenizer_spec
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.members import unpack_members
-from flextok.runtime.memory import keep_freed_memory
+from flextok.runtime.memory import keep_freed_memory, peak_memory
 from flextok.runtime.nodes import ClusterNodes, Node
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.config import TokenizeConfig
@@ -198,7 +197,7 @@ def _seconds(call: Callable[[], None]) -> float:
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 def _free_bytes() -> int:

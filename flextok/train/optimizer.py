@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from flextok.model.nn.precision import cpu_has_bfloat16
 from flextok.train.config import OptimizerConfig
@@ -35,6 +34,9 @@ class Optimizer:
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """Moments and step counts, `<kind>.<parameter of model>`, as they lie in memory."""
+        # Takes a second, which a process that only plans a training has no need of.
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
         found = get_optimizer_state_dict(model, self._optimizers)["state"]
         by_parameter = cast(dict[str, dict[str, Tensor]], found)
         return {f"{kind}.{name}": tensor for name, kinds in by_parameter.items() for kind, tensor in kinds.items()}

@@ -1,7 +1,6 @@
 """Peak memory and processor time of large corpora: `scale_process.py plan COUNT` or `shard COUNT SOURCE DEST`."""
 
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from flextok.data.corpus.assignment import make_plan, shard_fingerprint, write_p
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.sources.folder import listing_frame
 from flextok.data.sources.walk import Walk
+from flextok.runtime.memory import peak_memory
 
 
 def plan(count: int, dest: str) -> None:
@@ -34,4 +34,4 @@ def shard(count: int, original: str, folder: str) -> None:
 if __name__ == "__main__":
     what, count, *places = sys.argv[1:]
     (plan if what == "plan" else shard)(int(count), *places)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.process_time())
+    print(peak_memory() / 2**20, time.process_time())

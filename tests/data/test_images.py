@@ -218,15 +218,12 @@ def test_sharding_judges_damaged_jpegs_as_decoding_does(mode: str, save: dict[st
 DECODE_AND_TELL_PEAK = """
 import sys
 from flextok.data import images
-
-def peak():  # ru_maxrss would begin with the peak of the process that started this one
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(status["VmHWM"].split()[0]) * 1024
+from flextok.runtime.memory import peak_memory
 
 raw = open(sys.argv[1], "rb").read()
-before = peak()
+before = peak_memory()
 decoded = images.decode(raw)
-print(decoded.width * decoded.height, peak() - before)
+print(decoded.width * decoded.height, peak_memory() - before)
 """
 
 

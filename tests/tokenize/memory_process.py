@@ -1,10 +1,10 @@
 """Peak memory of the process that tokenizes one shard: `memory_process.py CORPUS TOKENIZER DEST`, printed in MiB."""
 
 import sys
-from pathlib import Path
 
 from flextok.data.corpus.reader import Corpus
 from flextok.model.load import tokenizer_spec
+from flextok.runtime.memory import peak_memory
 from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.outcome import ShardOutcome
@@ -18,9 +18,7 @@ def main(corpus: str, tokenizer: str, dest: str) -> None:
     worker = ShardTokenizer(spec.url, spec.digest, config.model_dump(mode="json"), 8, 2, "cpu")
     outcome = ShardOutcome.from_json(worker({"task": task_to_json(task)})["outcome"])
     assert outcome.record is not None, outcome.error
-    # ru_maxrss would begin with the peak of the process that started this one.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(outcome.record.rows, int(status["VmHWM"].split()[0]) / 1024)
+    print(outcome.record.rows, peak_memory() / 2**20)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import shutil
 import zlib
 from dataclasses import dataclass
 
-from fsspec.implementations.http import HTTPFileSystem
-
 from flextok import storage
 from flextok.data.sources.containers import Container
 from flextok.digests import digest_of
@@ -41,7 +39,7 @@ class Staging:
 def readable_at_random(container: Container, staging: Staging) -> str:
     """The URL of `container`, or of a copy where its web server gives only whole files. Raises OSError."""
     fs, path = storage.filesystem(container.url)
-    if not isinstance(fs, HTTPFileSystem) or fs.info(path).get("partial"):
+    if "http" not in fs.protocol or fs.info(path).get("partial"):
         return container.url
     goal = f"{staging.file(container)}.whole"
     if not storage.exists(goal):

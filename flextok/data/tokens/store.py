@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from flextok import storage
@@ -262,6 +261,9 @@ class TokenStore:
         return self._dataset().to_table(columns=[name])[name]
 
     def _dataset(self) -> Any:
+        # It brings pandas, which those who write a store have no need of.
+        import pyarrow.dataset
+
         fs, _ = storage.filesystem(self.shards[0].url)
         paths = [storage.filesystem(shard.url)[1] for shard in self.shards]
         local = storage.is_local(self.shards[0].url)
