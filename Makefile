@@ -18,7 +18,8 @@ demo: $(INSTALLED)  ## run the whole pipeline on the embedded corpus and print t
 	$(BIN)/flextok run --profile $(PROFILE)
 
 test: lint type  ## lint, types, then every test
-	$(BIN)/python -m pytest
+	@# Else, where it is set, each of some hundred processes compiles all modules again.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +92,17 @@ class RayNodes:
         for process in psutil.Process(self._raylet(number)).children():
             if " ".join(process.cmdline()).startswith("ray::"):
                 process.send_signal(what)
+
+    def where(self, worker: str) -> list[int]:
+        """Numbers of the nodes on which a worker of this class is at work."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(f"ray::{worker}"):
+                    raylet = " ".join(process.parent().cmdline())
+                    if self._folder in raylet and (address := re.search(r"127\.0\.0\.(\d+)", raylet)):
+                        found.append(int(address[1]))
+        return found
 
     def _raylet(self, number: int) -> int:
         for process in psutil.process_iter():

@@ -43,8 +43,8 @@ def run(inputs, dest, corpus=None, **changes):
     return tokenize_corpus(corpus or inputs.corpus, inputs.tokenizer, str(dest), config, inputs.compute, progress=False)
 
 
-def start_process(how: str, inputs, dest: Path) -> subprocess.Popen:
-    arguments = [how, inputs.corpus, inputs.tokenizer, str(dest), inputs.config.model_dump_json()]
+def start_process(inputs, dest: Path) -> subprocess.Popen:
+    arguments = [inputs.corpus, inputs.tokenizer, str(dest), inputs.config.model_dump_json()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments],
@@ -147,7 +147,7 @@ def test_decoding_process_killed_in_mid_shard(inputs, undisturbed, tmp_path):
 
 def test_driver_killed_then_the_same_command_again(inputs, undisturbed, tmp_path):
     dest = tmp_path / "t"
-    driver = start_process("alone", inputs, dest)
+    driver = start_process(inputs, dest)
     wait_until_at_work(dest, lambda: driver.poll() is None)
     driver.kill()
     driver.wait()
@@ -159,14 +159,6 @@ def test_driver_killed_then_the_same_command_again(inputs, undisturbed, tmp_path
     assert summary.digest == undisturbed[1]
     assert verify_tokens(str(dest), inputs.corpus) == []
     assert not [name for name in os.listdir(dest) if name.startswith(".")]
-
-
-def test_node_removed_and_another_added(inputs, undisturbed, tmp_path):
-    job = start_process("cluster", inputs, tmp_path / "t")
-    out, errors = job.communicate(timeout=240)
-    assert job.returncode == 0, errors[-3000:]
-    assert out.split()[-1] == undisturbed[1]
-    assert verify_tokens(str(tmp_path / "t"), inputs.corpus) == []
 
 
 def test_damaged_shards_are_named_and_the_others_kept(inputs, undisturbed, corpus_copy, tmp_path):

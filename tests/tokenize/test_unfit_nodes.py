@@ -38,43 +38,36 @@ def many_shards(inputs, folder: Path) -> tuple[str, str]:
     return corpus, alone.digest
 
 
-def test_nodes_without_the_files_spend_no_shard(inputs, undisturbed, tmp_path: Path) -> None:
+def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
     """Two nodes, one that sees no corpus and one that has another destination; a third that sees all; a fourth that
     loses the corpus' shards in mid-job."""
+    corpus, alone = many_shards(inputs, tmp_path)
     dest = tmp_path / "shared" / "tokens"
     dest.parent.mkdir()
-    config = json.dumps(inputs.config.model_dump(mode="json"))
+    job = corpus, inputs.tokenizer, str(dest), json.dumps(inputs.config.model_dump(mode="json"))
     with ray_nodes() as nodes:
         address = nodes.start_head(cpus=0)
-        folders = Path(inputs.corpus).parents[2], dest.parent
-        hidden = {nodes.add(cpus=1, hidden=str(folder)): folder for folder in folders}
+        hidden = {nodes.add(cpus=1, hidden=str(folder)): folder for folder in (Path(corpus), dest.parent)}
 
-        command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "2", program=PROGRAM)
+        command = Command(*job, address, "2", program=PROGRAM)
         assert command.finish() == 1
         assert command.told[-1].startswith("UsageError: node 127.0.0."), command.told
         assert not list(dest.glob("*.parquet"))
 
         failing, good = nodes.add(cpus=1), nodes.add(cpus=1)
-        command = Command(inputs.corpus, inputs.tokenizer, str(dest), config, address, "4", program=PROGRAM)
-        assert command.finish() == 0, command.told
-
-        many, alone = many_shards(inputs, tmp_path)
-        late = dest.with_name("late")
-        command = Command(many, inputs.tokenizer, str(late), config, address, "4", program=PROGRAM)
-        wait_until(lambda: nodes.writes_into(good, str(late)), within_s=120, every_s=0.005)
+        command = Command(*job, address, "4", program=PROGRAM)
+        wait_until(lambda: nodes.writes_into(good, str(dest)), within_s=120, every_s=0.005)
         nodes.signal_workers(good, signal.SIGSTOP)  # else it may have made all before the other begins
-        wait_until(lambda: nodes.writes_into(failing, str(late)), within_s=120, every_s=0.005)
-        nodes.hide(failing, f"{many}/shards")
+        wait_until(lambda: nodes.writes_into(failing, str(dest)), within_s=120, every_s=0.005)
+        nodes.hide(failing, f"{corpus}/shards")
         nodes.signal_workers(good, signal.SIGCONT)
         assert command.finish() == 0, command.told
     left_out = f"node 127.0.0.{failing} is left out: 3 shards in a row failed there that other nodes made"
     assert left_out in command.told[-1] and "made without: " in command.told[-1], command.told
-    assert TokenStore.open(str(late)).digest == alone
-
     told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]
     assert len(told) == len(hidden)
     for number, folder in hidden.items():
         (line,) = [line for line in told if f"node 127.0.0.{number} takes no part: " in line]
         assert str(folder) in line and "use a shared file system or s3:// URLs" in line
-    assert TokenStore.open(str(dest)).digest == undisturbed[1]
-    assert verify_tokens(str(dest), inputs.corpus) == []
+    assert TokenStore.open(str(dest)).digest == alone
+    assert verify_tokens(str(dest), corpus) == []
