@@ -67,6 +67,8 @@ def evaluate_generation(
     keys = store.keys()[: config.distance_images]
     if min(len(reference_keys), len(keys)) < 2:
         raise UsageError(f"expected at least 2 samples and 2 images, found {len(keys)} and {len(reference_keys)}")
+    sets.require(len(keys), samples_url)
+    sets.require(len(reference_keys), corpus_url)
 
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
     total = len(reference_keys) + len(keys) * (len(samples.keep) + 1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from flextok.errors import UsageError
 from flextok.evaluate.config import SetComparisonConfig
 from flextok.evaluate.features import load_extractor
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
@@ -125,6 +126,15 @@ class ImageSets:
                 self._sources[self.extractor], self._records[self.extractor] = extractor, extractor.record
         self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
         self._counts: Counter[int] = Counter()
+
+    def require(self, images: int, place: str) -> None:
+        """Raises UsageError where a metric has no number for so few `images`, which are those of `place`."""
+        for metric in self.metrics:
+            if images < metric.fewest:
+                raise UsageError(
+                    f"expected at least {metric.fewest} images for {metric.name}, found {images} in {place}; give more, or "
+                    f"leave {metric.name} out of evaluation.set_metrics"
+                )
 
     def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """Those of uint8 images [B, H, W, 3], by what gives them."""

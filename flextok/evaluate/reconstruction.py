@@ -62,6 +62,7 @@ def evaluate_reconstruction(
     set_keys = choose_keys(keys, config.distance_images)
     if len(set_keys) < 2:
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
+    sets.require(len(set_keys), corpus_url)
 
     grid = PictureGrid(keys[: config.grid_images])
     batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)

@@ -73,6 +73,8 @@ class SetMetric(Quantity):
     _: KW_ONLY
     images_needed: Callable[[int], int] = lambda width: 2
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
+    fewest: int = 2
+    """Images of each set without which there is no number at all."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
     """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
     record: Callable[[], Mapping[str, Any]] = dict
