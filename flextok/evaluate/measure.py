@@ -77,6 +77,11 @@ class ImageTable:
         self._k: list[int] = []
         self._values: dict[str, list[float]] = {name: [] for name in names}
 
+    def require(self, image_px: int) -> None:
+        """Raises UsageError where a metric has no number for images of this side."""
+        for metric in self.metrics:
+            metric.require(image_px)
+
     def measure(self, images_BHWC: np.ndarray, originals: ImageBatch) -> dict[str, list[float]]:
         """The metrics of each picture of a batch."""
         return {metric.name: metric(images_BHWC, originals.images_BHWC).tolist() for metric in self.metrics}

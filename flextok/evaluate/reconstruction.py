@@ -55,6 +55,7 @@ def evaluate_reconstruction(
     dtype = decoding_dtype(config, device)
     sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
     tokenizer = tokenizer_outline(tokenizer_url)
+    table.require(tokenizer.config.image_size)
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     available = corpus.index("key")["key"].to_list()

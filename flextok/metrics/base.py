@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from flextok.errors import UsageError
 from flextok.registry import RoomRegister
 
 
@@ -45,18 +46,33 @@ class ImageMetric(Quantity):
     compute: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """(images, originals), both uint8 [B, H, W, C] of one shape -> float64 [B]."""
     _: KW_ONLY
+    smallest_px: int = 1
+    """Side of the smallest images that it has a number for."""
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (weights, window), for the protocol."""
     in_summary: bool = True
     """Whether the report shows it as a chart and beside its title, rather than only in the table of all numbers."""
 
+    def require(self, image_px: int) -> None:
+        """Raises UsageError where it has no number for a tokenizer's images, of this side."""
+        if image_px < self.smallest_px:
+            raise UsageError(
+                f"expected images of at least {self.smallest_px} px for {self.name}, found the tokenizer's {image_px} px; "
+                "name another metric"
+            )
+
     def __call__(self, images_BHWC: np.ndarray, originals_BHWC: np.ndarray) -> np.ndarray:
-        """float64 [B]; raises ValueError unless both are uint8 [B, H, W, C] of one shape."""
+        """float64 [B]; raises ValueError unless both are uint8 [B, H, W, C] of one shape, large enough."""
         for name, array in (("images", images_BHWC), ("originals", originals_BHWC)):
             if array.dtype != np.uint8 or array.ndim != 4:
                 raise ValueError(f"expected {name} as uint8 [B, H, W, C], found {array.dtype} {array.shape}")
         if images_BHWC.shape != originals_BHWC.shape:
             raise ValueError(f"expected two equal shapes, found {images_BHWC.shape} and {originals_BHWC.shape}")
+        height, width = images_BHWC.shape[1:3]
+        if min(height, width) < self.smallest_px:
+            raise ValueError(
+                f"expected images of at least {self.smallest_px} px for {self.name}, found {height} x {width}"
+            )
         return self.compute(images_BHWC, originals_BHWC)
 
 

@@ -67,6 +67,7 @@ def shard_tasks(corpus: Corpus, spec: "TokenizerSpec", dest: str, config: Tokeni
         raise UsageError(
             f"expected keep in 1..{spec.num_tokens}, found {config.keep}; the tokenizer has no more tokens"
         )
+    config.length.require(spec.image_size)
     preprocess = preprocess_record(spec.image_size, config.views)
     tasks = []
     for shard in corpus.shards:

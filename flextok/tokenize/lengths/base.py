@@ -22,6 +22,9 @@ class LengthPolicy(Config):
     short_form: ClassVar[str] = ""
     """How a command names it, for its messages; "" for the form that every policy has, `KIND:SETTING=VALUE,...`."""
 
+    def require(self, image_px: int) -> None:
+        """Raises UsageError where it cannot judge a tokenizer's images, of this side: asked before a job begins."""
+
     def lengths(
         self, tokenizer: "Tokenizer", pixels: np.ndarray, ids: "torch.Tensor", sample_ids: Sequence[str]
     ) -> np.ndarray:

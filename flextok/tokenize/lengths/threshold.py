@@ -42,6 +42,10 @@ class ThresholdLength(SamplerConfig, LengthPolicy):
         except UsageError as error:
             raise ValueError(str(error)) from None
 
+    def require(self, image_px: int) -> None:
+        """See LengthPolicy."""
+        IMAGE_METRICS[self.metric].require(image_px)
+
     def lengths(
         self, tokenizer: "Tokenizer", pixels: np.ndarray, ids: "torch.Tensor", sample_ids: Sequence[str]
     ) -> np.ndarray:
