@@ -38,10 +38,8 @@ class Workspace:
         try:
             self.root = storage.absolute(root)
             file = storage.is_local(self.root) and _is_file(self.root)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # a name that is too long, a link to itself (RuntimeError before Python 3.13)
+        # A name that is too long, a link to itself: before Python 3.13 that is a RuntimeError.
+        except (OSError, RuntimeError) as error:
             raise UsageError(f"expected a folder for the workspace, found {error}; give another --workspace") from None
         if file:
             raise UsageError(

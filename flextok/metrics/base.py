@@ -117,6 +117,11 @@ class SetMetric(Quantity):
         }
 
 
+def features_name(extractor: str) -> str:
+    """An extractor as a part of a number's name."""
+    return extractor.replace("-", "_")
+
+
 QuantityT = TypeVar("QuantityT", bound=Quantity)
 
 

@@ -1,6 +1,6 @@
 """The Fréchet distance of two sets of images. Called FID only where the features are those of the FID paper."""
 
-from flextok.metrics.base import SET_METRICS, SetMetric
+from flextok.metrics.base import SET_METRICS, SetMetric, features_name
 from flextok.metrics.statistics import FeatureStatistics
 
 INCEPTION = "inception-v3-compat"
@@ -22,7 +22,7 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
 def distance_name(extractor: str) -> str:
     """Name of the distance: `fid` for the Inception network of the FID paper, else `fd_<extractor>`."""
-    return "fid" if extractor == INCEPTION else f"fd_{extractor.replace('-', '_')}"
+    return "fid" if extractor == INCEPTION else f"fd_{features_name(extractor)}"
 
 
 SET_METRICS.register(

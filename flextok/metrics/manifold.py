@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flextok.metrics.base import SET_METRICS, SetMetric
+from flextok.metrics.base import SET_METRICS, SetMetric, features_name
 
 PRECISION_K = 3
 DENSITY_K = 5
@@ -75,7 +75,7 @@ def _register(
             hint=hint,
             needs="features",
             compute=compute,
-            number_name=lambda extractor: f"{name}_{extractor.replace('-', '_')}",
+            number_name=lambda extractor: f"{name}_{features_name(extractor)}",
             images_needed=lambda width: 10_000,  # as many as published numbers have: they fall with the number
             fewest=k + 1,
             record=lambda: {"k": k},

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from bare_pictures import Pictures
 
 from flextok.evaluate.features import load_extractor
 from flextok.metrics import SET_METRICS
@@ -76,19 +76,6 @@ def test_features_that_do_not_fit_are_refused():
         statistics.add(np.zeros((3, WIDTH + 1)))
     with pytest.raises(ValueError, match="finite"):
         statistics.add(np.full((3, WIDTH), np.nan))
-
-
-class Pictures(torch.utils.data.Dataset):
-    """uint8 pictures as torch-fidelity wants them: bare [C, H, W] tensors."""
-
-    def __init__(self, images_BHWC: np.ndarray):
-        self.images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 def test_agrees_with_torch_fidelity_from_images_to_distance():

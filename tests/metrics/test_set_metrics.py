@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from bare_pictures import Pictures
 
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig
@@ -15,19 +15,6 @@ from flextok.metrics.manifold import DENSITY_K, PRECISION_K, coverage, density, 
 
 WIDTH = 6
 NEW = ("kernel_100", "kernel_1000", "precision", "recall", "density", "coverage")
-
-
-class Pictures(torch.utils.data.Dataset):
-    """uint8 pictures as torch-fidelity wants them: bare [C, H, W] tensors."""
-
-    def __init__(self, images_BHWC: np.ndarray):
-        self.images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 def draw(count: int, seed: int, shift: float = 0.0, spread: float = 1.0) -> np.ndarray:

@@ -62,12 +62,12 @@ def test_a_job_on_two_nodes_stops_at_its_limit_and_resumes(
         job = subprocess.Popen(command, env=slurm, stdout=log, stderr=log)
         wait_until(lambda: any(dest.glob("*.parquet")), every_s=0.005)
         job.send_signal(signal.SIGTERM)
-        code = job.wait(120)  # what the script's --signal leaves a job
+        code = job.wait(60)
     told = (tmp_path / "log").read_text()
     assert code != 0 and "what was finished is kept" in told, told
-    wait_until(lambda: not _of_the_job())
+    wait_until(lambda: not _of_the_job(), within_s=20)
 
     done = subprocess.run(command, env=slurm, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    wait_until(lambda: not _of_the_job())
+    wait_until(lambda: not _of_the_job(), within_s=20)
     assert TokenStore.open(str(dest)).digest == undisturbed[1]
