@@ -135,7 +135,7 @@ def test_options_of_tokenize_decide_the_rows(built: Built, places: dict[str, str
     assert [store[row].view for row in range(4)] == ["start", "center_flip"] * 2
     assert set(store.lengths()) == {2}
     capsys.readouterr()
-    for wrong in (["--length", "short"], ["--length", "mae:-1"], ["--length", "ssim:0.1"], ["--view", "above"]):
+    for wrong in (["--length", "short"], ["--length", "mae:-1"], ["--length", "vmaf:0.1"], ["--view", "above"]):
         assert cli.run([*common, *wrong]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
