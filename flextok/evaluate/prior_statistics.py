@@ -1,5 +1,6 @@
 """What the prior has learned: its held-out loss against what token histograms alone would give."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from flextok.evaluate.results import Metric, Series, statistic
 from flextok.evaluate.tokens import token_statistics
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
+from flextok.runtime.spread import spread
 
 NATS_TO_BITS = 1 / np.log(2)
 
@@ -35,9 +38,15 @@ class PriorStatistics:
 
 
 def prior_statistics(
-    prior_url: str, train_tokens_url: str, val_tokens_url: str, config: EvaluationConfig | None = None
+    prior_url: str,
+    train_tokens_url: str,
+    val_tokens_url: str,
+    config: EvaluationConfig | None = None,
+    compute: ComputeConfig | None = None,
 ) -> PriorStatistics:
     """The prior's loss on held-out tokens beside the entropy of each position's histogram, in bits a token.
+
+    Here or, where `compute` has the address of a cluster, by workers on its nodes.
 
     `prior_loss_bits`: mean over images and positions. `token_entropy_bits` and `token_entropy_bits_val`: mean over
     positions of the entropy of the train and held-out histograms, which a model that knows nothing but the position
@@ -46,8 +55,8 @@ def prior_statistics(
     Rows without a label that a class-conditional prior knows are left out.
     """
     config = config or EvaluationConfig()
-    device = evaluation_device()
-    prior = load_prior(prior_url, device)
+    device = evaluation_device(compute)
+    prior = load_prior(prior_url, "cpu")
     store = TokenStore.open(val_tokens_url)
     if store.num_tokens != prior.config.num_tokens or store.vocab_size != prior.config.vocab_size:
         raise UsageError(
@@ -57,11 +66,19 @@ def prior_statistics(
     rows = _known_rows(prior, store)[: config.max_images]
     if len(rows) == 0:
         raise UsageError(f"expected rows with labels of prior {prior_url} in {val_tokens_url}, found none")
-    shuffled = np.random.default_rng(config.seed).permutation(rows)
-    conditional = prior.config.condition != "none"
-    with track("prior loss", len(rows) * (1 + conditional), "images") as task:
-        right = _mean_loss(prior, store, rows, rows, config.batch_size, task.advance)
-        wrong = _mean_loss(prior, store, rows, shuffled, config.batch_size, task.advance) if conditional else None
+    givers = [rows]  # of the condition, for each row
+    if prior.config.condition != "none":
+        givers.append(np.random.default_rng(config.seed).permutation(rows))
+    total = np.zeros((len(givers), store.num_tokens))
+    with (
+        track("prior loss", len(rows) * len(givers), "images") as task,
+        spread("a worker on the prior's loss", HeldOutLoss, (prior_url, val_tokens_url, device), compute) as losses,
+    ):
+        for sum_L, of in zip(total, givers, strict=True):
+            for part, loss_L in losses(_parts(rows, of, config.batch_size)):
+                sum_L += loss_L
+                task.advance(part)
+    right, *wrong = total / len(rows) * NATS_TO_BITS
 
     entropy_train = token_statistics(train_tokens_url).entropy_by_position() / store.codebooks
     entropy_val = token_statistics(val_tokens_url).entropy_by_position() / store.codebooks
@@ -82,9 +99,9 @@ def prior_statistics(
         statistic("token_entropy_bits_val", float(entropy_val.mean()), protocol),
         statistic("prior_gain", gain, {**protocol, "unit": "fraction"}),
     ]
-    if wrong is not None:
+    for shuffled in wrong:
         permuted = {**protocol, "definition": f"as prior_loss_bits, condition permuted over images, seed {config.seed}"}
-        metrics.append(statistic("prior_loss_bits_shuffled", float(wrong.mean()), permuted))
+        metrics.append(statistic("prior_loss_bits_shuffled", float(shuffled.mean()), permuted))
     places = range(1, store.num_tokens + 1)
     series = [
         Series("prior_loss_by_position", "position", places, right.tolist(), protocol),
@@ -103,18 +120,25 @@ def _known_rows(prior: Prior, store: TokenStore) -> np.ndarray:
     return rows
 
 
-@torch.inference_mode()
-def _mean_loss(
-    prior: Prior, store: TokenStore, rows: np.ndarray, condition_rows: np.ndarray, batch_size: int, advance
-) -> np.ndarray:
-    """Loss in bits at each position [L], mean over `rows`, each under the condition of its `condition_rows`."""
-    ids, labels, texts = store.ids(), store.labels(), store.texts()
-    total = np.zeros(store.num_tokens)
-    for start in range(0, len(rows), batch_size):
-        batch, givers = rows[start : start + batch_size], condition_rows[start : start + batch_size]
-        labels_B, context = prior.conditions(torch.from_numpy(labels[givers]), [texts[row] for row in givers])
-        ids_B = torch.from_numpy(ids[batch].astype(np.int64)).to(prior.device)
-        loss = prior.loss(ids_B, labels_B, context).double().cpu().numpy()
-        total += loss.reshape(len(batch), store.num_tokens, -1).mean(axis=2).sum(axis=0)
-        advance(len(batch))
-    return total / len(rows) * NATS_TO_BITS
+class HeldOutLoss:
+    """What a worker holds to measure the prior's loss on rows of a token store."""
+
+    def __init__(self, prior_url: str, tokens_url: str, device: str):
+        self._prior, self._store = load_prior(prior_url, device), TokenStore.open(tokens_url)
+        self._ids, self._labels, self._texts = self._store.ids(), self._store.labels(), self._store.texts()
+
+    @torch.inference_mode()
+    def __call__(self, part: tuple[np.ndarray, np.ndarray]) -> tuple[int, np.ndarray]:
+        """The number of rows, and the loss in nats at each position [L], summed over them, each under the condition of
+        the row beside it."""
+        rows, givers = part
+        labels = torch.from_numpy(self._labels[givers])
+        labels_B, context = self._prior.conditions(labels, [self._texts[row] for row in givers])
+        ids_B = torch.from_numpy(self._ids[rows].astype(np.int64)).to(self._prior.device)
+        loss = self._prior.loss(ids_B, labels_B, context).double().cpu().numpy()
+        return len(rows), loss.reshape(len(rows), self._store.num_tokens, -1).mean(axis=2).sum(axis=0)
+
+
+def _parts(rows: np.ndarray, givers: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], givers[start : start + size]

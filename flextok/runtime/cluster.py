@@ -12,6 +12,7 @@ from typing import Any
 
 from flextok.errors import FlextokError
 from flextok.runtime import interrupts, ray_token
+from flextok.runtime.head import HeadWatch
 from flextok.runtime.process_group import start_reaper
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
@@ -36,6 +37,7 @@ RAY_FOLDER = "/ray/"
 """In the command line of every process that Ray starts."""
 
 _reapers: list["subprocess.Popen[bytes]"] = []
+_head_watches: list[HeadWatch] = []
 
 
 def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
@@ -80,6 +82,8 @@ def _join(address: str) -> None:
         raise FlextokError(
             f"expected to reach Ray at {address}, found: {first_line(error)}; check `ray status` and compute.address"
         ) from error
+    if head:
+        _head_watches.append(HeadWatch(head))
 
 
 def _head_address(address: str) -> str | None:
@@ -151,6 +155,8 @@ def stop_ray() -> None:
     import ray
 
     family = _started_here()
+    while _head_watches:
+        _head_watches.pop().end()
     ray.shutdown()
     # Its agents look for their parent every now and then, and end some time after it.
     _kill(family)

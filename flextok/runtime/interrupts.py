@@ -23,7 +23,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 8.0
-INTERRUPTED = "interrupted; what was finished is kept, `flextok refresh` resumes from there"
+INTERRUPTED = "interrupted"
+RESUMES = "what was finished is kept; the same command, or `flextok refresh`, resumes from there"
 
 
 def _nothing() -> None:
@@ -38,7 +39,8 @@ class _Owner:
         self.owns = False
         self.held = False
         self.take: Callable[[], None] = _nothing
-        self.resume_hint = ""
+        self.reason = INTERRUPTED
+        self.resume_hint = RESUMES
 
 
 _owner = _Owner()
@@ -83,7 +85,7 @@ def owned(last_words: Callable[[], None] | None = None) -> Iterator[None]:
         for number in taken:
             install(number, before[number])
         watch.end()
-        _owner.received = None
+        _owner.received, _owner.reason = None, INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -124,6 +126,13 @@ def pending() -> bool:
     return _owner.received is not None
 
 
+def stop(reason: str) -> None:
+    """End the work in hand as SIGTERM does, from any thread; the last line begins with the reason."""
+    if _owner.owns and not pending():
+        _owner.reason = reason
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def resumes(hint: str) -> None:
     """Record from where the work at hand is resumed, for the line that an interrupted command ends with."""
     _owner.resume_hint = hint
@@ -131,7 +140,7 @@ def resumes(hint: str) -> None:
 
 def interrupted_line() -> str:
     """What an interrupted command says at its end."""
-    return f"interrupted; {_owner.resume_hint}" if _owner.resume_hint else INTERRUPTED
+    return f"{_owner.reason}; {_owner.resume_hint}"
 
 
 @contextlib.contextmanager

@@ -55,5 +55,7 @@ def report(
     from flextok.evaluate.report_inputs import find_report_inputs
 
     inputs = find_report_inputs(reconstructions, generation, val_tokens)
-    made = write_report(inputs, out, load_recipe(profile, sets).report)
+    recipe = load_recipe(profile, sets)
+    with ray_ended():
+        made = write_report(inputs, out, recipe.report, recipe.compute)
     print(made.html_path)

@@ -88,7 +88,7 @@ def write_the_report(run: StageRun) -> Made:
         train_url=run.latest("image_shards", "train"),
         val_url=run.latest("image_shards", "val"),
     )
-    made = write_report(inputs, run.workspace.url("evaluation"), run.recipe.report)
+    made = write_report(inputs, run.workspace.url("evaluation"), run.recipe.report, run.recipe.compute)
     return Made(made.digest, made.url, {"html": run.workspace.relative(made.html_path)})
 
 

@@ -116,6 +116,11 @@ class RayNodes:
         """SIGKILL to everything of a node."""
         self._kill(f"127.0.0.{number}")
 
+    def kill_head(self) -> None:
+        """SIGKILL to what only the head has; the other nodes are left without one."""
+        for mark in ("/gcs_server ", "--node_ip_address=127.0.0.2 "):
+            self._kill(mark)
+
     def end(self) -> None:
         """Nothing is left."""
         self._kill(self._folder)

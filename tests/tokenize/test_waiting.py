@@ -1,4 +1,4 @@
-"""A job on a cluster says what it waits for and which node was lost, and ends with the rows of an undisturbed one."""
+"""A job on a cluster says what it waits for and which node was lost, be it the head, and ends with the rows of an undisturbed one."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ from flextok_process import Command, wait_until
 from ray_nodes import ray_nodes
 
 from flextok.data.tokens import TokenStore
+from flextok.runtime import head
 
 pytestmark = pytest.mark.slow
 IMPATIENT = """
@@ -27,9 +28,14 @@ sys.stdin.read()
 """
 
 
-def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) -> None:
+def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head has a CPU too, but is not what the job asks for."""
+    monkeypatch.setenv(head.RECONNECT, f"{head.BEFORE_THAT_S + 7:g}")
     dest = tmp_path / "tokens"
+    job = [
+        "tokenize", inputs.corpus, str(dest), "--tokenizer", inputs.tokenizer, "--batch-size", "8",
+        "--resource", "pool=fast", "--resource", "seat=1",
+    ]  # fmt: skip
     options = "--labels=pool=fast", '--resources={"seat": 1}'
     with ray_nodes() as nodes:
         address = nodes.start_head(cpus=1)
@@ -38,10 +44,7 @@ def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) ->
             [sys.executable, "-c", HOLDS_A_CPU, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        command = Command(
-            "tokenize", inputs.corpus, str(dest), "--tokenizer", inputs.tokenizer, "--batch-size", "8",
-            "--address", address, "--resource", "pool=fast", "--resource", "seat=1", program=IMPATIENT,
-        )  # fmt: skip
+        command = Command(*job, "--address", address, program=IMPATIENT)
         command.wait_for("waiting for 1 CPU, pool=fast and seat=1 on one node for an actor: the cluster has 2 nodes")
         assert "the largest has 1 CPU; free in all: 1 CPU; " in command.told[-1]
         other.communicate()
@@ -50,9 +53,18 @@ def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path) ->
         command.wait_for(f"lost node 127.0.0.{first}: ")
         nodes.add(1, *options)
         command.wait_for("joined")
-        assert command.finish() == 0, command.told
+        nodes.kill_head()
+        assert command.finish() == 1, command.told
+        assert f"Ray's head at {address} does not answer" in command.told[-2], command.told
+        assert command.told[-1].startswith(f"error: expected Ray's head at {address}, found no answer"), command.told
+        kept = {path: path.stat().st_mtime_ns for path in dest.glob("*.parquet")}
+    with ray_nodes() as nodes:
+        address = nodes.start_head(1, "--include-dashboard=false", *options)
+        again = Command(*job, "--address", address)
+        assert again.finish() == 0, again.told
+    assert kept and kept.items() <= {path: path.stat().st_mtime_ns for path in dest.glob("*.parquet")}.items()
     assert TokenStore.open(str(dest)).digest == undisturbed[1]
-    assert len(command.printed()) == 1, command.printed()
+    assert (len(command.printed()), len(again.printed())) == (0, 1)
     assert not [
         line for line in command.told if "infinite retries" in line or "ray." in line or "logging.cc" in line
     ], command.told

@@ -16,6 +16,7 @@ from flextok.evaluate.results import EvaluationResult, Metric, Series, read_eval
 from flextok.evaluate.sampling import open_samples
 from flextok.evaluate.tokens import token_statistics
 from flextok.provenance import read_provenance
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 
 HTML = "report/index.html"
@@ -53,15 +54,18 @@ class ReportResult:
 
 
 @storage_errors("write the report into {parent_url}")
-def write_report(inputs: ReportInputs, parent_url: str, config: ReportConfig) -> ReportResult:
+def write_report(
+    inputs: ReportInputs, parent_url: str, config: ReportConfig, compute: ComputeConfig | None = None
+) -> ReportResult:
     """Gather all numbers about `inputs` and write `parent_url/<digest>/{report/index.html, metrics.json}`.
 
-    Token and prior statistics are computed here; everything else is read. The page makes no request of any kind and
+    Token and prior statistics are computed, the latter on a cluster where `compute` has its address; everything else is
+    read. The page makes no request of any kind and
     shows no number that is not in metrics.json.
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
-    prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url)
+    prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url, compute=compute)
     stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
     metrics = [*stored, *tokens.metrics(), *prior.metrics]
     series = [*tokens.series(), *prior.series, *_histories(inputs)]
