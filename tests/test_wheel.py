@@ -98,8 +98,7 @@ def test_the_shrunk_smoke_profile_runs_in_an_empty_folder(flextok: Flextok, tmp_
     sys.path.insert(0, str(ROOT / "tests" / "pipelines"))
     from shrunk_smoke import SHRUNK
 
-    without_ray_train = {**SHRUNK, "compute.train_workers": 0}  # other tests have it; here files could be missing
-    sets = [part for key, value in without_ray_train.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    sets = [part for key, value in SHRUNK.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     report = Path(flextok("run", *sets).stdout.strip())
     assert report.is_relative_to(tmp_path / "workspace") and report.is_file()
     assert "enabled: false" in (tmp_path / "workspace" / "dagster" / "dagster.yaml").read_text()

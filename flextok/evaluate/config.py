@@ -98,6 +98,9 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, SetComparisonConfig):
         description="Metrics of images, by name (docs/metrics.md); the first is checked.",
     )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
+    allow_training_images: Operational[bool] = Field(
+        default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."
+    )
     grid_images: int = Field(default=10, ge=0, description="Reconstructions kept as pictures for the report.")
 
 

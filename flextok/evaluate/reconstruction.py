@@ -12,6 +12,7 @@ from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, shown
+from flextok.evaluate.held_out import held_out_record
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
 from flextok.evaluate.protocol import (
@@ -64,6 +65,7 @@ def evaluate_reconstruction(
     if len(set_keys) < 2:
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
     sets.require(len(set_keys), corpus_url)
+    held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
     batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
@@ -80,7 +82,7 @@ def evaluate_reconstruction(
                 task.advance(len(measured.keys) if measured.k > ORIGINAL else 0)
 
     protocol = {
-        "data": corpus_record(corpus, keys, len(available)),
+        "data": {**corpus_record(corpus, keys, len(available)), **held_out},
         "reference": SAME_IMAGES,
         "preprocess": preprocess(tokenizer.config.image_size),
         "file_format": IN_MEMORY,

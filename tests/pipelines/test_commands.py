@@ -212,7 +212,7 @@ def test_wrong_options_of_shard_are_one_line(options: list[str], expected: str, 
 def test_training_by_hand_needs_no_dagster(built: Built, capsys, tmp_path):
     workspace = tmp_path / "copy"
     shutil.copytree(built.workspace, workspace, ignore=shutil.ignore_patterns("dagster"))
-    settings = ["--profile", str(built.profile), "--set", "compute.train_workers=0", "--workspace", str(workspace)]
+    settings = ["--profile", str(built.profile), "--workspace", str(workspace)]
     for part in ("vae", "tokenizer", "prior"):
         assert cli.run(["train", part, *settings]) == 0
         url = Path(capsys.readouterr().out.strip())

@@ -11,8 +11,6 @@ from shrunk_smoke import Built
 from pipelines import cli
 
 pytestmark = pytest.mark.slow
-# Where the work runs decides no result, so that repairs may go the quick way: in this process.
-QUICK = "compute.train_workers=0"
 
 
 def status(built: Built, capsys, *sets: str) -> dict[str, dict]:
@@ -106,9 +104,9 @@ def test_what_depends_on_a_stale_asset_is_told_to_wait(built: Built, capsys):
 
 
 def test_a_changed_title_runs_only_the_report(built: Built, capsys):
-    assert refresh(built, capsys, "report.title=Other <title>", QUICK) == ["report"]
-    assert refresh(built, capsys, QUICK) == ["report"]
-    assert refresh(built, capsys, QUICK) == []
+    assert refresh(built, capsys, "report.title=Other <title>") == ["report"]
+    assert refresh(built, capsys) == ["report"]
+    assert refresh(built, capsys) == []
 
 
 def test_deleted_files_are_made_again_and_nothing_else(built: Built, capsys):
@@ -116,7 +114,7 @@ def test_deleted_files_are_made_again_and_nothing_else(built: Built, capsys):
     shutil.rmtree(uri)
     gone = status(built, capsys)["reconstructions"]
     assert gone["status"] == "missing" and "gone" in gone["reasons"][0]
-    assert refresh(built, capsys, QUICK) == ["reconstructions"]
+    assert refresh(built, capsys) == ["reconstructions"]
     assert Path(uri, "metrics.json").is_file()
 
 
@@ -175,7 +173,7 @@ def test_a_failed_stage_leaves_the_rest_usable(built: Built, capsys):
     before = status(built, capsys)
     capsys.readouterr()
     diverges = "tokenizer.train.optimizer.lr=1e30"
-    assert cli.run(["refresh", *built.arguments(diverges, QUICK)]) == 1
+    assert cli.run(["refresh", *built.arguments(diverges)]) == 1
     shown = capsys.readouterr()
     last = shown.err.splitlines()[-1]
     assert last.startswith("error: ") and "Traceback" not in shown.err

@@ -35,7 +35,7 @@ def test_each_stage_loses_a_node(built: Built, tmp_path: Path, monkeypatch: pyte
         sizes = {nodes.add(cpus): cpus for cpus in SIZES}
         command = Command(
             "run", "--profile", str(built.profile), "--workspace", str(workspace),
-            sets=(f"compute.address={address}", "compute.tokenize_actors=[1, 2]", "compute.max_failures=5"),
+            sets=(f"compute.address={address}", "compute.train_workers=1", "compute.tokenize_actors=[1, 2]", "compute.max_failures=5"),
         )  # fmt: skip
         (corpus,), (tokenizer,) = (
             built.workspace.glob("corpora/*/val"),

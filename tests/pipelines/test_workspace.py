@@ -61,7 +61,7 @@ def test_what_the_library_logs_is_kept_with_the_run_and_shown_once(tmp_path, cap
 def test_stages_on_an_object_store(bucket: str, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     profile = shrunk_profile(tmp_path / "smoke.yaml")
-    arguments = ["--profile", str(profile), "--workspace", bucket, "--set", "compute.train_workers=0"]
+    arguments = ["--profile", str(profile), "--workspace", bucket]
     assert cli.run(["run", "--select", "+tokenizer", *arguments]) == 0
     assert storage.exists(f"{bucket}/corpora/scenes/val/manifest.json")
     assert [path.name for path in (tmp_path / "workspace").iterdir()] == ["dagster"]

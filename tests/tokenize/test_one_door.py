@@ -54,7 +54,9 @@ TOKENIZER = TokenizerRecipe.model_validate(
     }
 )
 TOKENIZE = TokenizeConfig(batch_size=8, max_reject_fraction=0)
-EVALUATION = EvaluationConfig(steps=1, guidance=1.0, extractor="random_conv", batch_size=8, grid_images=1)
+EVALUATION = EvaluationConfig(
+    steps=1, guidance=1.0, extractor="random_conv", batch_size=8, grid_images=1, allow_training_images=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
