@@ -30,7 +30,7 @@ for command in (pipeline.run, pipeline.status, pipeline.refresh, pipeline.ui):
     app.command()(command)
 for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)
-for command in (evaluation.evaluate, evaluation.report):
+for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):

@@ -6,10 +6,22 @@ from typing import Annotated
 import typer
 
 from flextok import storage
+from flextok.provenance import read_provenance
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, Profile, Sets, TokenizerPath
+from pipelines.commands.options import (
+    DEFAULT_WORKSPACE,
+    PIPE_WIDTH,
+    AsJson,
+    Debug,
+    Profile,
+    Sets,
+    TokenizerPath,
+    WorkspaceUrl,
+    print_json,
+)
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
 
+DIGEST_SHOWN = 12
 logger = logging.getLogger(__name__)
 
 
@@ -59,3 +71,52 @@ def report(
     with ray_ended():
         made = write_report(inputs, out, recipe.report, recipe.compute)
     print(made.html_path)
+
+
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]EVALUATION...", help="Folders, or beginnings of digests in the workspace."),
+    ],
+    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
+    may_differ: Annotated[
+        list[str],
+        typer.Option("--may-differ", metavar="FIELD", help="Subtract all the same, as in decoder.steps; repeat it."),
+    ] = [],  # noqa: B006
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a page with the table, too.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Numbers of evaluations side by side, and their differences from the first where they were measured alike."""
+    from flextok.evaluate.comparison import compare_evaluations, find_evaluation
+    from flextok.evaluate.report.comparison import cells, reasons, write_comparison
+
+    named = [text.rpartition("=") for text in evaluations]
+    urls = [find_evaluation(place, storage.join(workspace, "evaluation")) for _, _, place in named]
+    labels = [
+        name or read_provenance(url)["digest"][:DIGEST_SHOWN] for (name, _, _), url in zip(named, urls, strict=True)
+    ]
+    numbers = compare_evaluations(urls, may_differ)
+    if html is not None:
+        write_comparison(html, numbers, labels, urls)
+        logger.info("page %s", html)
+    if as_json:
+        given = [{"label": label, "url": storage.absolute(url)} for label, url in zip(labels, urls, strict=True)]
+        print_json({"evaluations": given, "numbers": [each.to_json() for each in numbers]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("number")
+    for title in ("K", labels[0], *(text for label in labels[1:] for text in (label, "difference"))):
+        table.add_column(Text(title), justify="right")
+    for number in numbers:
+        table.add_row(number.name, *cells(number))
+    console = Console()
+    Console(width=None if console.is_terminal else PIPE_WIDTH).print(table)
+    for fields, names in reasons(numbers):
+        logger.info("not subtracted: %s: protocols differ in %s", ", ".join(names), fields)

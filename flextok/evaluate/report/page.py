@@ -1,7 +1,7 @@
 """What is on the report's page: numbers picked out, charts, pictures, lineage. The template only lays it out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,13 @@ def build_page(
     }
 
 
-def render(page: dict[str, Any]) -> str:
-    """The page as HTML; every text in it is escaped."""
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """A page as HTML; every text in it is escaped."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(**page)
+    return environment.get_template(template).render(**page)
 
 
 def _lineage(urls: Sequence[str]) -> list[dict[str, Any]]:

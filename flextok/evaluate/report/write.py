@@ -85,7 +85,7 @@ def write_report(
         config=config,
         settings=_settings(inputs),
     )
-    html = render(page)
+    html = render("report.html.j2", page)
     written = write_evaluation(
         "report", parent_url, metrics, series, inputs.urls(), config.model_dump(mode="json"), {HTML: html.encode()}
     )

@@ -1,0 +1,55 @@
+"""A comparison of evaluations in words: a table's cells, why numbers were not subtracted, and the page with both."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flextok import storage
+from flextok.evaluate.comparison import ComparedNumber, Difference
+from flextok.evaluate.report.page import render
+from flextok.provenance import read_provenance
+
+NOTHING = "-"
+
+
+def cells(number: ComparedNumber) -> list[str]:
+    """K, the first evaluation's value, then value and difference of each other one."""
+    shown = [NOTHING if value is None else f"{value:.6g}" for value in number.values]
+    changes = [_change(each) for each in number.differences]
+    pairs = [text for pair in zip(shown[1:], changes, strict=True) for text in pair]
+    return [NOTHING if number.k is None else str(number.k), shown[0], *pairs]
+
+
+def _change(difference: Difference | None) -> str:
+    if difference is None:
+        return NOTHING
+    interval = "" if difference.half_width is None else f" ± {difference.half_width:.2g}"
+    return f"{difference.value:+.4g}{interval}"
+
+
+def reasons(numbers: Sequence[ComparedNumber]) -> list[tuple[str, list[str]]]:
+    """Fields in which protocols differ, with the names of the numbers that were not subtracted for that."""
+    found: dict[str, dict[str, None]] = {}
+    for number in numbers:
+        for fields in filter(None, number.differing):
+            found.setdefault(", ".join(fields), {})[number.name] = None
+    return [(fields, list(names)) for fields, names in found.items()]
+
+
+def write_comparison(url: str, numbers: Sequence[ComparedNumber], labels: Sequence[str], urls: Sequence[str]) -> None:
+    """Write the page to `url`; it makes no request of any kind."""
+    page: dict[str, Any] = {
+        "title": "Comparison of evaluations",
+        "size_px": 0,  # it shows no picture
+        "evaluations": [
+            {"label": label, "url": storage.absolute(each), **_identity(each)}
+            for label, each in zip(labels, urls, strict=True)
+        ],
+        "rows": [{"name": number.name, "cells": cells(number)} for number in numbers],
+        "reasons": reasons(numbers),
+    }
+    storage.write_bytes(url, render("comparison.html.j2", page).encode())
+
+
+def _identity(url: str) -> dict[str, str]:
+    block = read_provenance(url)
+    return {"kind": block["kind"], "digest": block["digest"][:12]}
