@@ -16,9 +16,10 @@ from flextok.runtime.head import HeadWatch
 from flextok.runtime.process_group import start_reaper
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
-# a thread that outlives its job from connecting to whatever cluster it finds. The last one gives workers the priority of
+# a thread that outlives its job from connecting to whatever cluster it finds. The next gives workers the priority of
 # other processes: by Ray's own, 15, a machine with anything else to do gave them a thirtieth of its time (measured on 2
-# cores with 2 busy loops: a training began after 260 s, now after 35 s).
+# cores with 2 busy loops: a training began after 260 s, now after 35 s). The last keeps Ray from starting a worker for each
+# core at once: ours have an environment of their own, for which those are of no use (80 MB and a second of a core each).
 SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -27,6 +28,7 @@ SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 # Ray gives a node 30 s to start, which a busy machine may overrun.

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
-QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0"}
 # A head asks for the token that another Ray may have left in the home folder, nodes that join do not give it by themselves.
 WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 
@@ -76,16 +76,6 @@ class RayNodes:
         """From now on the node does not see `folder`, as where a mount is lost."""
         nsenter = ["nsenter", f"--target={self._raylet(number)}", "--mount"]
         subprocess.run([*nsenter, "mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-
-    def writes_into(self, number: int, folder: str) -> bool:
-        """Whether a process of the node, which has mounts of its own, has a file of `folder` open."""
-        own = os.readlink(f"/proc/{self._raylet(number)}/ns/mnt")
-        files = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if os.readlink(process / "ns" / "mnt") == own:
-                    files += [os.readlink(file) for file in (process / "fd").iterdir()]
-        return any(file.startswith(f"{folder}/") for file in files)
 
     def signal_workers(self, number: int, what: signal.Signals) -> None:
         """Send it to what the node's workers run in."""

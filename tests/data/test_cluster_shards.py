@@ -45,14 +45,14 @@ def test_nodes_make_the_shards_of_one_machine(
         job = "shard", str(source), str(dest), "--shard-samples", "8", "--address", address
 
         command = Command(*job)
-        wait_until(lambda: nodes.writes_into(failing, f"{dest}/shards"), within_s=120, every_s=0.005)
+        wait_until(lambda: shards_in(dest) > 0, every_s=0.005)
         nodes.hide(failing, str(source))
         assert command.finish() == 2, command.told  # no node is left that sees the source
         assert f"node 127.0.0.{failing} takes no part: expected to read" in command.told[-1], command.told
 
-        lost = nodes.add(1)
+        lost, made = nodes.add(1), shards_in(dest)
         command = Command(*job)
-        wait_until(lambda: nodes.writes_into(lost, f"{dest}/shards"), within_s=120, every_s=0.005)
+        wait_until(lambda: shards_in(dest) > made, every_s=0.005)
         nodes.kill(lost)
         command.wait_for(f"lost node 127.0.0.{lost}: ")
         nodes.add(1)
@@ -74,6 +74,10 @@ def test_nodes_make_the_shards_of_one_machine(
         assert command.finish() == 2 and command.told[-1].startswith("error: expected pictures in /nowhere"), (
             command.told
         )
+
+
+def shards_in(corpus: Path) -> int:
+    return len(list(corpus.glob("shards/*.tar")))
 
 
 def digest_of_one_machine(source: str, dest: str) -> str:

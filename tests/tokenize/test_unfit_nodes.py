@@ -38,6 +38,10 @@ def many_shards(inputs, folder: Path) -> tuple[str, str]:
     return corpus, alone.digest
 
 
+def shards_in(folder: Path) -> int:
+    return len(list(folder.glob("*.parquet")))
+
+
 def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
     """Two nodes, one that sees no corpus and one that has another destination; a third that sees all; a fourth that
     loses the corpus' shards in mid-job."""
@@ -56,9 +60,10 @@ def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
 
         failing, good = nodes.add(cpus=1), nodes.add(cpus=1)
         command = Command(*job, address, "4", program=PROGRAM)
-        wait_until(lambda: nodes.writes_into(good, str(dest)), within_s=120, every_s=0.005)
+        wait_until(lambda: shards_in(dest) > 0, every_s=0.005)
         nodes.signal_workers(good, signal.SIGSTOP)  # else it may have made all before the other begins
-        wait_until(lambda: nodes.writes_into(failing, str(dest)), within_s=120, every_s=0.005)
+        made = shards_in(dest)
+        wait_until(lambda: shards_in(dest) > made, every_s=0.005)
         nodes.hide(failing, f"{corpus}/shards")
         nodes.signal_workers(good, signal.SIGCONT)
         assert command.finish() == 0, command.told

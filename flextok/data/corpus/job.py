@@ -111,6 +111,7 @@ def _shard(
     )
     _clear_leftovers(dest, plan)
     records = _build_all(builder, plan, catalog, workers, progress, cluster)
+    _clear_leftovers(dest, plan)
     duplicates, near = _compare(config, dest, records)
     rejects = catalog.rejects + _shard_rejects(dest, records)
     storage.remove(storage.join(dest, MANIFEST))
@@ -195,7 +196,7 @@ def _without_texts(earlier: Plan, catalog: Catalog) -> Plan | None:
 
 
 def _clear_leftovers(dest: str, plan: Plan) -> None:
-    """Removes temporary files of a killed run, and shards that the plan does not have."""
+    """Removes temporary files of a killed run or a lost worker, and shards that the plan does not have."""
     wanted = {f"{shard:06d}" for shard in range(plan.num_shards)}
     for folder in ("", "shards", "index"):
         url = storage.join(dest, folder) if folder else dest
