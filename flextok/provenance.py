@@ -13,7 +13,8 @@ from typing import Any
 
 from flextok import storage
 from flextok.digests import digest_of
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
+from flextok.runtime.storage_errors import telling_storage_errors
 from flextok.version import __version__
 
 FORMAT = "flextok.provenance/1"
@@ -70,18 +71,19 @@ def lineage(url: str) -> dict[str, Any]:
     """The tree of everything the artifact at `url` came from.
 
     Each node is `{kind, digest, uri, found, inputs: [node, ...]}`; `found` is false where the input's folder is
-    gone or now holds something else than the recorded digest.
+    gone, cannot be reached from here, or now holds something else than the recorded digest.
     """
     return _trace(storage.absolute(url), expected=None)
 
 
 def _trace(url: str, expected: dict[str, str] | None) -> dict[str, Any]:
     try:
-        block = read_provenance(url)
-    except UsageError:
+        with telling_storage_errors(f"read {url}"):
+            block = read_provenance(url)
+    except FlextokError:
         if expected is None:
             raise
-        return {**expected, "uri": url, "found": False, "inputs": []}
+        block = {"digest": ""}
     if expected is not None and block["digest"] != expected["digest"]:
         return {**expected, "uri": url, "found": False, "inputs": []}
     inputs = [_trace(_resolve(item["uri"], url), expected=item) for item in block["inputs"]]

@@ -13,8 +13,8 @@ from flextok.evaluate.config import EvaluationConfig
 from flextok.evaluate.protocol import environment_record, evaluation_device
 from flextok.evaluate.results import Metric, Series, statistic
 from flextok.evaluate.tokens import token_statistics
-from flextok.model.load import load_prior
-from flextok.model.priors.base import Prior
+from flextok.model.load import load_prior, prior_outline
+from flextok.model.priors.config import PriorConfig
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
 from flextok.runtime.spread import spread
@@ -56,18 +56,18 @@ def prior_statistics(
     """
     config = config or EvaluationConfig()
     device = evaluation_device(compute)
-    prior = load_prior(prior_url, "cpu")
+    prior, digest = prior_outline(prior_url)
     store = TokenStore.open(val_tokens_url)
-    if store.num_tokens != prior.config.num_tokens or store.vocab_size != prior.config.vocab_size:
+    if store.num_tokens != prior.num_tokens or store.vocab_size != prior.vocab_size:
         raise UsageError(
-            f"expected tokens of {prior.config.num_tokens} positions and {prior.config.vocab_size} ids for prior "
+            f"expected tokens of {prior.num_tokens} positions and {prior.vocab_size} ids for prior "
             f"{prior_url}, found {store.num_tokens} and {store.vocab_size} in {val_tokens_url}"
         )
     rows = _known_rows(prior, store)[: config.max_images]
     if len(rows) == 0:
         raise UsageError(f"expected rows with labels of prior {prior_url} in {val_tokens_url}, found none")
     givers = [rows]  # of the condition, for each row
-    if prior.config.condition != "none":
+    if prior.condition != "none":
         givers.append(np.random.default_rng(config.seed).permutation(rows))
     total = np.zeros((len(givers), store.num_tokens))
     with (
@@ -83,8 +83,8 @@ def prior_statistics(
     entropy_train = token_statistics(train_tokens_url).entropy_by_position() / store.codebooks
     entropy_val = token_statistics(val_tokens_url).entropy_by_position() / store.codebooks
     protocol: dict[str, Any] = {
-        "prior": prior.digest,
-        "condition": prior.config.condition,
+        "prior": digest,
+        "condition": prior.condition,
         "tokens": store.digest,
         "images": len(rows),
         "unit": "bits",
@@ -111,12 +111,12 @@ def prior_statistics(
     return PriorStatistics(metrics, series)
 
 
-def _known_rows(prior: Prior, store: TokenStore) -> np.ndarray:
+def _known_rows(prior: PriorConfig, store: TokenStore) -> np.ndarray:
     """Indexes of the rows whose condition the prior knows."""
     rows = np.arange(len(store))
-    if prior.config.condition == "class":
+    if prior.condition == "class":
         labels = store.labels()
-        rows = rows[(labels >= 0) & (labels < prior.config.num_classes)]
+        rows = rows[(labels >= 0) & (labels < prior.num_classes)]
     return rows
 
 

@@ -1,21 +1,26 @@
 """A store that fails, under every stage: one line that says what could not be done, and nothing secret in it."""
 
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import s3fs
 from tiny_pipeline import EVALUATION, IN_PROCESS, LATENTS, PRIOR, SIZE_PX, TOKENIZER, TinyPipeline
 
+from flextok import storage
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
+from flextok.data.corpus.reader import Corpus
 from flextok.data.sources.catalog import source_digest
 from flextok.errors import FlextokError
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.generation import evaluate_generation
+from flextok.evaluate.held_out import held_out_record
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
 from flextok.evaluate.sampling import sample_images
@@ -131,6 +136,18 @@ def test_an_input_that_fails_is_one_line(stage: str, fault: str, pipeline: TinyP
     with pytest.raises(FlextokError) as failure:
         READS[stage](pipeline)
     check_line(str(failure.value))
+
+
+def test_training_images_out_of_reach_are_not_compared(fault: str, pipeline: TinyPipeline, tmp_path: Path) -> None:
+    """Whoever evaluates another's tokenizer need not reach what it was trained on."""
+    url = str(tmp_path / "tokenizer")
+    shutil.copytree(pipeline.tokenizer, url)
+    provenance = storage.read_json(f"{url}/provenance.json")
+    corpora = [{**item, "uri": "s3://bucket/train"} for item in provenance["inputs"] if item["kind"] == "corpus"]
+    storage.write_json(f"{url}/provenance.json", {**provenance, "inputs": corpora})
+    corpus = Corpus.open(pipeline.val)
+    record = held_out_record(url, corpus, corpus.index("key")["key"].to_list(), allowed=False)
+    assert (record["in_training"], record["not_compared"]) == (0, [corpora[0]["digest"]])
 
 
 COMMANDS = {

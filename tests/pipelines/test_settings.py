@@ -38,7 +38,7 @@ VARIANTS = [
 CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
 OPERATIONAL = {
     "name", "corpus.name", "corpus.max_reject_fraction", "tokens.batch_size", "tokens.max_reject_fraction",
-    "evaluation.batch_size",
+    "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples")),
 }  # fmt: skip
