@@ -13,8 +13,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.digests import digest_of
-from flextok.errors import FlextokError, UsageError
-from flextok.runtime.storage_errors import telling_storage_errors
+from flextok.errors import UsageError
 from flextok.version import __version__
 
 FORMAT = "flextok.provenance/1"
@@ -71,22 +70,21 @@ def lineage(url: str) -> dict[str, Any]:
     """The tree of everything the artifact at `url` came from.
 
     Each node is `{kind, digest, uri, found, inputs: [node, ...]}`; `found` is false where the input's folder is
-    gone, cannot be reached from here, or now holds something else than the recorded digest.
+    gone or now holds something else than the recorded digest.
     """
     return _trace(storage.absolute(url), expected=None)
 
 
 def _trace(url: str, expected: dict[str, str] | None) -> dict[str, Any]:
     try:
-        with telling_storage_errors(f"read {url}"):
-            block = read_provenance(url)
-    except FlextokError:
+        block = read_provenance(url)
+    except UsageError:
         if expected is None:
             raise
-        block = {"digest": ""}
+        return {**expected, "uri": url, "found": False, "inputs": []}
     if expected is not None and block["digest"] != expected["digest"]:
         return {**expected, "uri": url, "found": False, "inputs": []}
-    inputs = [_trace(_resolve(item["uri"], url), expected=item) for item in block["inputs"]]
+    inputs = [_trace(resolve_input(item["uri"], url), expected=item) for item in block["inputs"]]
     return {
         "kind": block["kind"],
         "digest": block["digest"],
@@ -102,7 +100,8 @@ def _relative(uri: str, base: str) -> str:
     return os.path.relpath(uri, base) if storage.is_local(uri) and storage.is_local(base) else uri
 
 
-def _resolve(uri: str, base: str) -> str:
+def resolve_input(uri: str, base: str) -> str:
+    """Where an input lies whose recorded `uri` stands in the artifact at `base`."""
     if "://" in uri or uri.startswith("/"):
         return uri
     return os.path.normpath(os.path.join(base, uri))

@@ -6,9 +6,11 @@ from typing import Any
 
 import polars as pl
 
+from flextok import storage
 from flextok.data.corpus.reader import Corpus, read_indexes
-from flextok.errors import UsageError
-from flextok.provenance import lineage
+from flextok.errors import FlextokError, UsageError
+from flextok.provenance import read_provenance, resolve_input
+from flextok.runtime.storage_errors import telling_storage_errors
 
 READERS = 8
 COMPARED = "sha256 of the stored images"
@@ -17,11 +19,11 @@ COMPARED = "sha256 of the stored images"
 def held_out_record(tokenizer_url: str, corpus: Corpus, keys: Sequence[str], allowed: bool) -> dict[str, Any]:
     """For the protocol: how many of the corpus' images `keys` the tokenizer or its autoencoder was trained on.
 
-    `{in_training, compared_by}`, and `not_compared` with the digests of training corpora that are no longer there: of
+    `{in_training, compared_by}`, and `not_compared` with the digests of training corpora that are not within reach: of
     those only the digest is compared. A checkpoint that does not say what it was trained on (an imported one) gives
     `{in_training: "unknown"}`. Raises UsageError where there are any and that is not `allowed`.
     """
-    trained_on = list(_corpora(lineage(tokenizer_url)))
+    trained_on = list(_training_corpora(storage.absolute(tokenizer_url)))
     if not trained_on:
         return {"in_training": "unknown"}
     images = corpus.index("key", "sha256").filter(pl.col("key").is_in(list(keys)))
@@ -40,12 +42,23 @@ def held_out_record(tokenizer_url: str, corpus: Corpus, keys: Sequence[str], all
     return {**record, "not_compared": gone} if gone else record
 
 
-def _corpora(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those in a tree of lineage."""
-    if node["kind"] == "corpus":
-        yield node
-    for below in node["inputs"]:
-        yield from _corpora(below)
+def _training_corpora(url: str) -> Iterator[dict[str, Any]]:
+    """`{digest, uri, found}` of the corpora that the checkpoint at `url` was trained on, and those that it stands on."""
+    for item in read_provenance(url)["inputs"]:
+        place = resolve_input(item["uri"], url)
+        found = _is_there(place, item["digest"])
+        if item["kind"] == "corpus":
+            yield {"digest": item["digest"], "uri": place, "found": found}
+        elif found:
+            yield from _training_corpora(place)
+
+
+def _is_there(url: str, digest: str) -> bool:
+    try:
+        with telling_storage_errors(f"read {url}"):
+            return read_provenance(url)["digest"] == digest
+    except FlextokError:
+        return False
 
 
 def _common(hashes: pl.Series, corpora: Sequence[str]) -> pl.Series:
