@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.errors import UsageError
 from flextok.evaluate.grid import LATENTS
-from flextok.evaluate.results import METRICS, EvaluationResult, Metric, read_evaluation
+from flextok.evaluate.results import IMAGES, METRICS, OF_LATENTS, EvaluationResult, Metric, read_evaluation
 
 SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint")
 """Parts of a protocol that say what was measured rather than how. Only they may differ."""
 NORMAL_95 = 1.96
 MOST_SHOWN = 24
 """Characters of a field's content in a message."""
-OF_LATENTS = "latents_"
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class _Images:
     """The metrics of the single images of an evaluation, where it has stored them."""
 
     def __init__(self, evaluation: EvaluationResult):
-        url = storage.join(evaluation.url, "images.parquet")
+        url = storage.join(evaluation.url, IMAGES)
         self._frame: pl.DataFrame | None = None
         if storage.exists(url):
             with storage.open_read(url) as file:

@@ -23,7 +23,7 @@ from flextok.evaluate.protocol import (
     environment_record,
     evaluation_device,
 )
-from flextok.evaluate.results import EvaluationResult, Metric, write_evaluation
+from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
 from flextok.metrics.pixel import MAE_REDUCTION
 from flextok.model.load import load_tokenizer, tokenizer_outline
 from flextok.model.tokenizer import Tokenizer
@@ -93,12 +93,12 @@ def evaluate_reconstruction(
     reference = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
     metrics = []
     for metric in table.metrics:
-        metrics.append(table.mean(metric, LATENTS, protocol, prefix="latents_"))
+        metrics.append(table.mean(metric, LATENTS, protocol, prefix=OF_LATENTS))
         metrics += [table.mean(metric, keep, {**decoded, "keep": keep}) for keep in keeps]
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
         metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference) for keep in keeps]
-    files = {"images.parquet": table.to_parquet(), GRID: grid.to_parquet()}
+    files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
     inputs = [tokenizer_url, corpus_url]

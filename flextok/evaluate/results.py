@@ -12,6 +12,10 @@ from flextok.metrics.base import STATISTICS
 from flextok.provenance import artifact_input, make_provenance, read_provenance
 
 METRICS = "metrics.json"
+IMAGES = "images.parquet"
+"""The metrics of each image, beside it where they were measured."""
+OF_LATENTS = "latents_"
+"""Begins the names of numbers about latents that were decoded with no token involved."""
 # Beyond these digits, sums of float32 depend on the order in which a machine's threads add.
 SIGNIFICANT_DIGITS = 6
 

@@ -19,7 +19,8 @@ from flextok.runtime.process_group import start_reaper
 # a thread that outlives its job from connecting to whatever cluster it finds. The next gives workers the priority of
 # other processes: by Ray's own, 15, a machine with anything else to do gave them a thirtieth of its time (measured on 2
 # cores with 2 busy loops: a training began after 260 s, now after 35 s). The last keeps Ray from starting a worker for each
-# core at once: ours have an environment of their own, for which those are of no use (80 MB and a second of a core each).
+# core at once (80 MB and a second of a core each): actors that tokenize have an environment of their own and take none of
+# those, the others are few.
 SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

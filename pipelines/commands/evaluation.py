@@ -21,7 +21,6 @@ from pipelines.commands.options import (
 )
 from pipelines.recipe import DEFAULT_PROFILE, load_recipe
 
-DIGEST_SHOWN = 12
 logger = logging.getLogger(__name__)
 
 
@@ -95,9 +94,7 @@ def compare(
 
     named = [text.rpartition("=") for text in evaluations]
     urls = [find_evaluation(place, storage.join(workspace, "evaluation")) for _, _, place in named]
-    labels = [
-        name or read_provenance(url)["digest"][:DIGEST_SHOWN] for (name, _, _), url in zip(named, urls, strict=True)
-    ]
+    labels = [name or read_provenance(url)["digest"][:12] for (name, _, _), url in zip(named, urls, strict=True)]
     numbers = compare_evaluations(urls, may_differ)
     if html is not None:
         write_comparison(html, numbers, labels, urls)

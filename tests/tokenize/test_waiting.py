@@ -1,4 +1,5 @@
-"""A job on a cluster says what it waits for and which node was lost, be it the head, and ends with the rows of an undisturbed one."""
+"""A job on a cluster says what it waits for and which node was lost, be it the head, and ends with the rows of an
+undisturbed one."""
 
 import subprocess
 import sys

@@ -5,7 +5,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.evaluate.comparison import ComparedNumber, Difference
-from flextok.evaluate.report.page import render
+from flextok.evaluate.report.page import DIGEST_SHOWN, render
 from flextok.provenance import read_provenance
 
 NOTHING = "-"
@@ -52,4 +52,4 @@ def write_comparison(url: str, numbers: Sequence[ComparedNumber], labels: Sequen
 
 def _identity(url: str) -> dict[str, str]:
     block = read_provenance(url)
-    return {"kind": block["kind"], "digest": block["digest"][:12]}
+    return {"kind": block["kind"], "digest": block["digest"][:DIGEST_SHOWN]}

@@ -60,8 +60,7 @@ def write_report(
     """Gather all numbers about `inputs` and write `parent_url/<digest>/{report/index.html, metrics.json}`.
 
     Token and prior statistics are computed, the latter on a cluster where `compute` has its address; everything else is
-    read. The page makes no request of any kind and
-    shows no number that is not in metrics.json.
+    read. The page makes no request of any kind and shows no number that is not in metrics.json.
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
