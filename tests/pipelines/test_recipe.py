@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flextok.data.scenes import draw_scene
 from flextok.errors import UsageError
 from pipelines.recipe import load_recipe, profile_names
 from pipelines.stages import STAGES
@@ -127,3 +128,15 @@ def test_every_section_but_the_operational_ones_is_read_by_a_stage():
     recipe = load_recipe("smoke")
     sections = {dotted.split(".")[0] for stage in STAGES for dotted in stage.settings(recipe)}
     assert sections == set(load_recipe("smoke").model_dump()) - {"name", "compute"}
+
+
+def test_the_demo_says_that_some_of_its_held_out_scenes_are_in_train():
+    """Scenes differ in little; without the setting the whole demo would end in front of its evaluation."""
+    recipe = load_recipe("smoke")
+    scenes = recipe.corpus.scenes
+    train, val = (
+        [draw_scene(scenes, split, index).png for index in range(scenes.samples(split))] for split in ("train", "val")
+    )
+    seen = set(train)
+    assert len([png for png in val if png in seen]) == 46
+    assert recipe.evaluation.allow_training_images

@@ -19,7 +19,7 @@ def _reconstructions(numbers: Numbers, keeps: list[int]) -> list[dict[str, Any]]
         protocol = numbers.protocol(metric.name, most)
         decoder = protocol["decoder"]
         how = (
-            f"{protocol['data']['images']} held-out images, {decoder['steps']} steps, "
+            f"{_images(protocol['data'])}, {decoder['steps']} steps, "
             f"decoder guidance {decoder['decoder_guidance']:g}"
         )
         hint = metric.hint or f"{metric.better} is closer"
@@ -42,6 +42,13 @@ def _reconstructions(numbers: Numbers, keeps: list[int]) -> list[dict[str, Any]]
             }
         )
     return found
+
+
+def _images(data: dict[str, Any]) -> str:
+    """How many images were compared, and whether the tokenizer knew any of them."""
+    seen = data.get("in_training")
+    known = f", of which {seen} are in the training set too" if isinstance(seen, int) and seen else ""
+    return f"{data['images']} held-out images{known}"
 
 
 def _samples(numbers: Numbers, keep: int) -> list[dict[str, Any]]:
