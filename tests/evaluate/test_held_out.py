@@ -1,5 +1,6 @@
 """A tokenizer is not judged by images that it was trained on, unless someone says so: then the protocol does too."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
 from flextok.errors import UsageError
+from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.held_out import COMPARED, held_out_record
 from flextok.evaluate.reconstruction import evaluate_reconstruction
+from flextok.evaluate.report import write_report
 
 
 def record_of(tokenizer_url: str, corpus_url: str, first: int | None = None) -> dict:
@@ -31,6 +34,9 @@ def test_training_images_are_refused_or_stand_in_the_protocol(pipeline: TinyPipe
     assert not list(tmp_path.iterdir())
     made = evaluate(pipeline.train, allow_training_images=True)
     assert {item["protocol"]["data"]["in_training"] for item in made.metrics} == {40}
+    inputs = dataclasses.replace(pipeline.report_inputs(), reconstruction_url=made.url)
+    page = write_report(inputs, str(tmp_path), ReportConfig())
+    assert "40 held-out images, of which 40 are in the training set too" in Path(page.html_path).read_text()
     held_out = evaluate(pipeline.val).metrics[0]["protocol"]["data"]
     assert (held_out["in_training"], held_out["compared_by"]) == (0, COMPARED)
 
