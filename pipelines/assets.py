@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import dagster as dg
 
 from flextok.runtime import interrupts
-from pipelines.automation import refresh_when_inputs_change
 from pipelines.partitions import corpus_partitions, only, partition_key, split_of
 from pipelines.recipe import Recipe
 from pipelines.resources import Store
@@ -61,7 +60,6 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
         deps=[_dep(dep, recipe) for dep in stage.deps],
         code_version=stage.code_version(recipe),
         partitions_def=corpus_partitions(recipe.corpus.name) if stage.partitioned else None,
-        automation_condition=refresh_when_inputs_change,
         pool=POOL,
         check_specs=[
             dg.AssetCheckSpec(check.name, asset=key, blocking=check.blocking, description=check.description)

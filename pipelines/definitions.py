@@ -9,23 +9,29 @@ import os
 import dagster as dg
 
 from pipelines.assets import build_assets
-from pipelines.automation import automation_sensor
+from pipelines.automation import Refresher, automation
+from pipelines.facts import RecipeFacts
+from pipelines.graph import Graph
 from pipelines.lineage import lineage_sensor
 from pipelines.recipe import DEFAULT_PROFILE, Recipe, load_recipe
 from pipelines.resources import Store
+from pipelines.workspace import Workspace
 
 DEFAULT_WORKSPACE = "./workspace"
 
 
 def build_definitions(recipe: Recipe, workspace: str) -> dg.Definitions:
     """Everything Dagster needs to know about a profile."""
-    return dg.Definitions(
-        assets=build_assets(recipe),
-        jobs=[dg.define_asset_job("evaluate", selection=dg.AssetSelection.groups("evaluation"))],
-        sensors=[automation_sensor(), lineage_sensor(workspace)],
+    assets = build_assets(recipe)
+    graph = Graph(spec for asset in assets for spec in asset.specs)
+    refresher = Refresher(graph, RecipeFacts(recipe), Workspace(workspace))
+    pipeline = dg.Definitions(
+        assets=assets,
+        sensors=[lineage_sensor(graph, workspace)],
         resources={"store": Store(root=workspace)},
         executor=dg.in_process_executor,
     )
+    return dg.Definitions.merge(pipeline, automation(recipe.automation, refresher))
 
 
 @dg.definitions

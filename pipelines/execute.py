@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -13,10 +13,9 @@ from flextok.errors import FlextokError, UsageError
 from flextok.runtime import interrupts
 from pipelines import lineage, staleness
 from pipelines.definitions import build_definitions
-from pipelines.partitions import split_of
+from pipelines.facts import RecipeFacts
+from pipelines.graph import Graph, label
 from pipelines.recipe import Recipe
-from pipelines.recorded import recorded_content
-from pipelines.stages import STAGES
 from pipelines.staleness import AssetState, Facts
 from pipelines.workspace import Workspace
 
@@ -39,20 +38,20 @@ class Executor:
         self.defs, self.instance, self.workspace = defs, instance, workspace
         self._facts = facts
         self._job = defs.resolve_implicit_global_asset_job_def()
-        self.graph = defs.resolve_asset_graph()
+        self.graph = Graph(defs.resolve_all_asset_specs())
 
     def survey(self) -> list[AssetState]:
         """The state of every asset and partition."""
-        return staleness.survey(self.defs, self.instance, self._facts, self.workspace)
+        return staleness.survey(self.graph, self.instance, self._facts, self.workspace)
 
     def select(self, expression: str | None) -> list[dg.AssetKey]:
         """The selected assets in an order in which they can be built; raises UsageError for an unknown name."""
-        keys = list(self.graph.toposorted_asset_keys)
+        keys = self.graph.keys
         if expression is None:
             return keys
         names = {key.path[-1]: key for key in keys}
         try:
-            chosen = dg.AssetSelection.from_string(_qualify(expression, names)).resolve(self.graph)
+            chosen = dg.AssetSelection.from_string(_qualify(expression, names)).resolve(self.defs.resolve_asset_graph())
         except Exception as error:  # noqa: BLE001 - the selection language raises its parser's own kinds
             raise UsageError(
                 f"expected a selection of the assets {', '.join(names)} (such as 'tokenizer+' or 'token_shards,prior'), "
@@ -67,7 +66,7 @@ class Executor:
         self._close_dead_runs()
         for key in keys:
             self._require_inputs(key)
-            for partition in staleness.partitions_of(self.graph, key):
+            for partition in self.graph.partitions(key):
                 self._materialize(key, partition)
 
     def refresh(self) -> list[str]:
@@ -75,14 +74,10 @@ class Executor:
         self._close_dead_runs()
         done: list[str] = []
         for _ in range(MAX_WAVES):
-            work = [state for state in self.survey() if state.must_run]
-            if not work:
+            wave = staleness.next_wave(self.graph, self.survey())
+            if not wave:
                 return done
-            keys = {state.key for state in work}
-            for state in work:
-                # What has an ancestor in this wave is judged anew in the next one: it may turn out to be fresh.
-                if self.graph.get_ancestor_asset_keys(state.key, include_self=False) & keys:
-                    continue
+            for state in wave:
                 logger.info("%s: %s", state.label, "; ".join(state.reasons))
                 self._materialize(state.key, state.partition)
                 done.append(state.label)
@@ -92,16 +87,16 @@ class Executor:
 
     def report_path(self) -> str | None:
         """The page of the latest report, None when there is none."""
-        key = next(key for key in self.graph.toposorted_asset_keys if key.path[-1] == "report")
+        key = next(key for key in self.graph.keys if key.path[-1] == "report")
         path = staleness.metadata_of(staleness.latest_record(self.instance, key, None)).get("html")
         return self.workspace.resolve(path) if path else None
 
     def _require_inputs(self, key: dg.AssetKey) -> None:
-        for parent in sorted(self.graph.get(key).parent_keys):
+        for parent in self.graph.parents(key):
             if not self.instance.get_latest_materialization_event(parent):
                 raise FlextokError(
-                    f"expected {staleness.label(parent, None)} to be there for {staleness.label(key, None)}, found it was never "
-                    f"made; use `--select '+{staleness.label(key, None)}'` or `flextok refresh`"
+                    f"expected {label(parent, None)} to be there for {label(key, None)}, found it was never "
+                    f"made; use `--select '+{label(key, None)}'` or `flextok refresh`"
                 )
 
     def _materialize(self, key: dg.AssetKey, partition: str | None) -> None:
@@ -110,7 +105,7 @@ class Executor:
             self._materialize_held(key, partition)
 
     def _materialize_held(self, key: dg.AssetKey, partition: str | None) -> None:
-        name = staleness.label(key, partition)
+        name = label(key, partition)
         logger.info("%s: start", name)
         started = time.monotonic()
         try:
@@ -161,23 +156,6 @@ def open_executor(recipe: Recipe, workspace_url: str, remember: bool = True) -> 
     kept = workspace.instance() if remember else dg.DagsterInstance.ephemeral()
     with kept as instance:
         yield Executor(defs, instance, RecipeFacts(recipe), workspace)
-
-
-class RecipeFacts:
-    """What a survey asks, answered by the register of stages for one recipe."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-
-    def settings(self, stage: str) -> dict[str, Any]:
-        return STAGES[stage].content(self.recipe)
-
-    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
-        return recorded_content(STAGES[stage], self.recipe, settings, made_by)
-
-    def observe(self, stage: str, partition: str | None) -> str | None:
-        look = STAGES[stage].observe
-        return look(self.recipe, split_of(partition or "")) if look is not None else None
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,13 +14,14 @@ import dagster as dg
 from flextok import storage
 from flextok.version import __version__
 from pipelines import staleness
+from pipelines.graph import Graph
 from pipelines.workspace import Workspace
 
 IN_PROCESS_TAG = "flextok/in_process"
 PRODUCER = f"urn:flextok-pipelines:{__version__}"
 
 
-def emit_run(instance: dg.DagsterInstance, workspace: Workspace, graph: Any, run_id: str) -> None:
+def emit_run(instance: dg.DagsterInstance, workspace: Workspace, graph: Graph, run_id: str) -> None:
     """Append START and COMPLETE for every asset that the run `run_id` materialized."""
     logs = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     lines: list[str] = []
@@ -34,7 +35,7 @@ def emit_run(instance: dg.DagsterInstance, workspace: Workspace, graph: Any, run
 def emit_failure(
     instance: dg.DagsterInstance,
     workspace: Workspace,
-    graph: Any,
+    graph: Graph,
     key: dg.AssetKey,
     partition: str | None,
     message: str,
@@ -46,7 +47,7 @@ def emit_failure(
         _append(workspace, _events(instance, workspace, graph, run_id, key, partition, error=message))
 
 
-def lineage_sensor(workspace_url: str) -> dg.SensorDefinition:
+def lineage_sensor(graph: Graph, workspace_url: str) -> dg.SensorDefinition:
     """Appends the events of runs that Dagster's daemon started; the `flextok` command writes those of its own."""
 
     @dg.run_status_sensor(
@@ -54,8 +55,6 @@ def lineage_sensor(workspace_url: str) -> dg.SensorDefinition:
     )
     def lineage(context: dg.RunStatusSensorContext) -> None:
         if IN_PROCESS_TAG not in context.dagster_run.tags:
-            assert context.repository_def is not None  # the daemon evaluates sensors of a repository
-            graph = context.repository_def.asset_graph
             emit_run(context.instance, Workspace(workspace_url), graph, context.dagster_run.run_id)
 
     return lineage
@@ -69,7 +68,7 @@ def events_url(workspace: Workspace) -> str:
 def _events(
     instance: dg.DagsterInstance,
     workspace: Workspace,
-    graph: Any,
+    graph: Graph,
     run_id: str,
     key: dg.AssetKey,
     partition: str | None,
@@ -87,7 +86,8 @@ def _events(
 
     inputs = [
         InputDataset(namespace=namespace, name=_dataset(parent, part), facets=facets(version))
-        for parent, part in staleness.parents(graph, instance, key, partition)
+        for parts in graph.reads(key, partition).values()
+        for parent, part in parts
         if (version := staleness.data_version(staleness.latest_record(instance, parent, part)))
     ]
     outputs = []

@@ -83,17 +83,16 @@ def _corpus(recipe: Recipe) -> dict[str, Any]:
 
 
 def _models(recipe: Recipe) -> dict[str, Any]:
-    import torch
-
     from flextok.data.config import SCENES
     from flextok.data.scenes import scene_classes
     from flextok.model.describe import parameter_counts
+    from flextok.model.nn.outline import outlined
     from flextok.model.priors.config import PriorConfig
     from flextok.model.tokenizer import Tokenizer
 
     drawn = all(source.url == SCENES for source in recipe.corpus.all_sources())
     classes = len(scene_classes()) if drawn else ASSUMED_CLASSES
-    with torch.device("meta"):
+    with outlined():
         tokenizer = Tokenizer(recipe.tokenizer_config())
         architecture = PriorConfig(
             num_tokens=tokenizer.num_tokens,

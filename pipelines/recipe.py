@@ -24,6 +24,7 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
 from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
 from pipelines.moved import move_keys
+from pipelines.schedules import AutomationConfig
 from pipelines.workspace import SHIPPED
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class Recipe(Config):
     report: ReportConfig = Field(default_factory=ReportConfig, description="The HTML report.")
     compute: Operational[ComputeConfig] = Field(
         default_factory=ComputeConfig, description="Where work runs; decides no result."
+    )
+    automation: Operational[AutomationConfig] = Field(
+        default_factory=AutomationConfig, description="When work starts by itself; decides no result."
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from flextok.errors import FlextokError
 from pipelines import staleness
+from pipelines.graph import label
 from pipelines.workspace import Workspace
 
 
@@ -22,6 +23,6 @@ class Store(dg.ConfigurableResource):
         """URL of the latest artifact of an asset; raises FlextokError when there is none."""
         metadata = staleness.metadata_of(staleness.latest_record(instance, key, partition))
         if "path" not in metadata:
-            name = staleness.label(key, partition)
+            name = label(key, partition)
             raise FlextokError(f"expected {name} in {self.root}, found it was never made; run `flextok refresh`")
         return self.workspace.resolve(metadata["path"])

@@ -1,10 +1,10 @@
-"""What is out of date, and why. The only module that touches Dagster's private staleness resolver.
+"""What is out of date, and why: the one judge for `status`, `refresh`, the schedule and the sensors.
 
-Dagster's rules, and what is added to them here:
+It stands on Dagster's records of what was made, on the provenance beside the files and on the deciding settings:
 
-- missing: never materialized; or its files are gone, or hold another artifact by now;
-- stale: made with other settings (code version), or a direct input has another data version; a code version that differs
-  only because an earlier version of the code wrote it, by settings that decide the same, is none;
+- missing: never made; or its files are gone, or hold another artifact by now;
+- stale: made with other settings (code version), or what it read directly has another data version by now; a code version
+  that differs only because an earlier version of the code wrote it, by settings that decide the same, is none;
 - stale: the step that made it failed after all (Dagster records a result whose blocking check did not hold);
 - an asset that only looks at the outside world is stale when what is there differs from what is recorded.
 
@@ -12,22 +12,23 @@ Staleness is one edge deep: whether what depends on a stale asset must run is kn
 it need not when the new data is the old. Until then `survey` says what such an asset waits for.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.definitions.events import AssetKeyPartitionKey
-from dagster._core.loader import LoadingContextForTest
 
 from flextok import provenance
 from flextok.errors import FlextokError
+from pipelines.graph import AssetPart, Graph, label
 from pipelines.workspace import Workspace
 
 SHOWN_DIFFERENCES = 3
-AssetPart = tuple[dg.AssetKey, str | None]
+DATA_VERSION = "dagster/data_version"
+CODE_VERSION = "dagster/code_version"
+INPUT_VERSION = "dagster/input_data_version/"
 
 
 class Facts(Protocol):
@@ -69,40 +70,23 @@ class AssetState:
         return bool(self.reasons)
 
 
-def label(key: dg.AssetKey, partition: str | None) -> str:
-    """`name` or `name[partition]`."""
-    return key.path[-1] + (f"[{partition}]" if partition else "")
-
-
-def partitions_of(graph: Any, key: dg.AssetKey) -> list[str | None]:
-    """The partition keys of an asset, [None] when it has none (asked without a key, Dagster always says fresh)."""
-    node = graph.get(key)
-    return list(node.partitions_def.get_partition_keys()) if node.is_partitioned else [None]
-
-
-def survey(defs: dg.Definitions, instance: dg.DagsterInstance, facts: Facts, workspace: Workspace) -> list[AssetState]:
+def survey(graph: Graph, instance: dg.DagsterInstance, facts: Facts, workspace: Workspace) -> list[AssetState]:
     """The state of every asset and partition, in an order in which they could be built."""
-    graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    records: dict[AssetPart, Any | None] = {}
     states: dict[AssetPart, AssetState] = {}
-    for key in graph.toposorted_asset_keys:
-        for partition in partitions_of(graph, key):
-            record = latest_record(instance, key, partition)
+    for key in graph.keys:
+        for partition in graph.partitions(key):
+            record = records[key, partition] = latest_record(instance, key, partition)
+            reads = graph.reads(key, partition)
             metadata = metadata_of(record)
-            reasons = ["it was never made"]
-            status = "missing"
-            if record is not None:
+            if record is None:
+                status, reasons = "missing", ["it was never made"]
+            else:
                 block, gone = _provenance(record, metadata, workspace)
-                made_by = block.get("recipe") or {}
-                reasons = []
-                for cause in _causes(resolver, key, partition):
-                    if cause.category.value == "CODE":
-                        reasons += _code_changed(record, graph.get(key), metadata, facts, made_by)
-                    elif cause.category.value == "DATA" and cause.dependency is not None:
-                        depends_on = label(cause.dependency.asset_key, cause.dependency.partition_key)
-                        reasons.append(f"{depends_on} has other data")
-                    else:
-                        reasons.append(f"it {cause.reason}")
+                reasons = _code_changed(
+                    record, key, graph.code_version(key), metadata, facts, block.get("recipe") or {}
+                )
+                reasons += _inputs_changed(instance, record, reads, records)
                 status = "stale" if reasons else "fresh"
                 if gone:
                     status, reasons = "missing", [gone]
@@ -112,9 +96,7 @@ def survey(defs: dg.Definitions, instance: dg.DagsterInstance, facts: Facts, wor
                     reasons = _outside_changed(key.path[-1], partition, data_version(record), facts)
                     status = "stale" if reasons else "fresh"
             waits = tuple(
-                states[parent].label
-                for parent in _parents(resolver, key, partition)
-                if states[parent].status != "fresh"
+                states[part].label for parts in reads.values() for part in parts if states[part].status != "fresh"
             )
             if waits and status == "fresh":
                 status = "stale"
@@ -124,9 +106,22 @@ def survey(defs: dg.Definitions, instance: dg.DagsterInstance, facts: Facts, wor
     return list(states.values())
 
 
-def latest_record(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> Any | None:
-    """Dagster's record of the latest materialization, None when there is none."""
-    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+def next_wave(graph: Graph, states: Sequence[AssetState]) -> list[AssetState]:
+    """What a refresh runs at once: all that must run but what depends on some of it.
+
+    That is judged anew when it has run: it may turn out to be fresh.
+    """
+    work = [state for state in states if state.must_run]
+    keys = {state.key for state in work}
+    return [state for state in work if not graph.ancestors(state.key) & keys]
+
+
+def latest_record(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, before: int | None = None
+) -> Any | None:
+    """Dagster's record of the latest materialization (older than the record `before`), None when there is none."""
+    parts = [partition] if partition else None
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=parts, before_storage_id=before)
     records = instance.fetch_materializations(wanted, limit=1).records
     return records[0] if records else None
 
@@ -140,23 +135,39 @@ def metadata_of(record: Any | None) -> dict[str, Any]:
 
 def data_version(record: Any | None) -> str | None:
     """The digest a record stands for."""
-    return record.asset_materialization.tags.get("dagster/data_version") if record else None
+    return record.asset_materialization.tags.get(DATA_VERSION) if record else None
 
 
-def parents(graph: Any, instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> list[AssetPart]:
-    """The assets and partitions that `key` (its `partition`) reads."""
-    return _parents(CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance)), key, partition)
+def _inputs_changed(
+    instance: dg.DagsterInstance,
+    record: Any,
+    reads: Mapping[dg.AssetKey, list[AssetPart]],
+    records: Mapping[AssetPart, Any | None],
+) -> list[str]:
+    """Which of its inputs have another data version than those that were read for `record`.
+
+    Dagster tags a result with the data version of each input; of partitions with the SHA-256 of all versions in a row.
+    """
+    tags = record.asset_materialization.tags
+    reasons = []
+    for parent, parts in reads.items():
+        was = tags.get(INPUT_VERSION + parent.to_user_string())
+        versions = {part: data_version(records[part]) for part in parts}
+        if was is None:
+            reasons.append(f"it has a new dependency on {parent.path[-1]}")
+        elif None not in versions.values() and was != _joint_version(versions):
+            then = {part: data_version(latest_record(instance, *part, before=record.storage_id)) for part in parts}
+            changed = [part for part in parts if then[part] != versions[part]] or parts
+            reasons += [f"{label(*part)} has other data" for part in changed]
+    former = {name.removeprefix(INPUT_VERSION) for name in tags if name.startswith(INPUT_VERSION)}
+    gone = former - {parent.to_user_string() for parent in reads}
+    return reasons + [f"it does not depend on {name.rpartition('/')[2]} any more" for name in sorted(gone)]
 
 
-def _parents(resolver: CachingStaleStatusResolver, key: dg.AssetKey, partition: str | None) -> list[AssetPart]:
-    found = resolver._get_partition_dependencies(key=AssetKeyPartitionKey(key, partition))
-    return sorted(((part.asset_key, part.partition_key) for part in found), key=str)
-
-
-def _causes(resolver: CachingStaleStatusResolver, key: dg.AssetKey, partition: str | None) -> Sequence[Any]:
-    if resolver.get_status(key, partition) is not StaleStatus.STALE:
-        return []
-    return resolver.get_stale_causes(key, partition)
+def _joint_version(versions: Mapping[AssetPart, str | None]) -> str:
+    texts = [version or "" for version in versions.values()]
+    (_, partition), *_ = versions
+    return texts[0] if partition is None else hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def _provenance(record: Any, metadata: Mapping[str, Any], workspace: Workspace) -> tuple[dict[str, Any], str | None]:
@@ -191,10 +202,18 @@ def _outside_changed(stage: str, partition: str | None, recorded: str | None, fa
 
 
 def _code_changed(
-    record: Any, node: Any, metadata: Mapping[str, Any], facts: Facts, made_by: Mapping[str, Any]
+    record: Any,
+    key: dg.AssetKey,
+    code_version: str,
+    metadata: Mapping[str, Any],
+    facts: Facts,
+    made_by: Mapping[str, Any],
 ) -> list[str]:
     """Why the code version differs from the one on record; nothing where it is only written in another way."""
-    stage = node.key.path[-1]
+    recorded = record.asset_materialization.tags.get(CODE_VERSION, "")
+    if recorded == code_version:
+        return []
+    stage = key.path[-1]
     known = json.loads(metadata.get("settings", "{}"))
     before, after = _flatten(facts.recorded(stage, known, made_by)), _flatten(facts.settings(stage))
     changes = [
@@ -205,8 +224,7 @@ def _code_changed(
     if changes:
         more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
         return ["settings changed: " + ", ".join(changes[:SHOWN_DIFFERENCES]) + more]
-    recorded = record.asset_materialization.tags.get("dagster/code_version", "")
-    return [] if _stage_version(recorded) == _stage_version(node.code_version) else ["its code has another version"]
+    return [] if _stage_version(recorded) == _stage_version(code_version) else ["its code has another version"]
 
 
 def _stage_version(code_version: str) -> str:

@@ -13,6 +13,7 @@ from flextok.model.autoencoders.base import Autoencoder
 from flextok.model.autoencoders.config import AUTOENCODERS, AutoencoderConfig
 from flextok.model.checkpoint import CONFIG, Checkpoint, is_checkpoint, read_config, read_kind
 from flextok.model.config import TokenizerConfig
+from flextok.model.nn.outline import outlined
 from flextok.model.official.checkpoint import read_official
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
@@ -108,7 +109,7 @@ def load_autoencoder(path: str, device: str | torch.device = "cpu") -> Autoencod
     """The autoencoder of a `vae` checkpoint, frozen and in eval mode."""
     checkpoint = read_kind(str(path), "vae")
     config = autoencoder_config(checkpoint.config, storage.join(str(path), CONFIG))
-    with torch.device("meta"):
+    with outlined():
         autoencoder = config.build()
     load_state(autoencoder, checkpoint.state, str(path))
     return autoencoder.to(device).eval().requires_grad_(False)

@@ -21,6 +21,7 @@ from flextok.model.decoders.base import Decoder
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.encoder import Encoder
 from flextok.model.flow import Guidance
+from flextok.model.nn.outline import outlined
 from flextok.model.rng import normal_for
 from flextok.model.weights import load_state, state_digest
 
@@ -62,8 +63,7 @@ class Tokenizer(nn.Module):
         cls, config: TokenizerConfig, state: dict[str, Tensor], where: str, digest: str | None = None
     ) -> "Tokenizer":
         """A tokenizer with the weights `state`, in eval mode; raises IntegrityError where they do not fit."""
-        # on the meta device first, so that a config which lies about sizes costs nothing
-        with torch.device("meta"):
+        with outlined():
             tokenizer = cls(config)
         load_state(tokenizer, state, where)
         tokenizer._digest = digest or state_digest("tokenizer", config.model_dump(mode="json"), state)
@@ -72,7 +72,7 @@ class Tokenizer(nn.Module):
     @classmethod
     def outline(cls, config: TokenizerConfig, digest: str) -> "Tokenizer":
         """The one with that digest, without weights: it tells what it is, and computes nothing."""
-        with torch.device("meta"):
+        with outlined():
             tokenizer = cls(config)
         tokenizer._digest = digest
         return tokenizer

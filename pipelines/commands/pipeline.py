@@ -141,6 +141,9 @@ def ui(
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
     }
+    # Else a schedule or a sensor that lists a large source is cut off after a minute.
+    for kind in ("SCHEDULE", "SENSOR"):
+        environment.setdefault(f"DAGSTER_{kind}_GRPC_TIMEOUT_SECONDS", "600")
     command = [
         sys.executable,
         "-m",

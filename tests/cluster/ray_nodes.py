@@ -20,6 +20,13 @@ RAY = str(Path(sys.executable).with_name("ray"))
 QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0"}
 # A head asks for the token that another Ray may have left in the home folder, nodes that join do not give it by themselves.
 WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+# Each of the processes that share the tests has nodes of its own.
+NET = "127.0." + os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+
+
+def host(number: int) -> str:
+    """The address of a node."""
+    return f"{NET}.{number}"
 
 
 class RayNodes:
@@ -33,17 +40,17 @@ class RayNodes:
 
     def start_head(self, cpus: float, *options: str) -> str:
         """Its address, host:port."""
-        return self._start_head(free_port("127.0.0.2"), cpus, *(options or ["--include-dashboard=false"]))
+        return self._start_head(free_port(host(2)), cpus, *(options or ["--include-dashboard=false"]))
 
     def start_autoscaling_head(self, *workers: dict[str, float]) -> str:
         """One without CPUs whose autoscaler starts, on demand, one node with each of these resources."""
-        port = free_port("127.0.0.2")
+        port = free_port(host(2))
         no_commands = {f"{kind}_{what}_commands": [] for kind in ("head", "worker") for what in ("setup", "start_ray")}
         config = {
             "cluster_name": "on-demand", "max_workers": len(workers), "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
             "provider": {
                 "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
-                "disable_launch_config_check": True, "gcs_address": f"127.0.0.2:{port}",
+                "disable_launch_config_check": True, "gcs_address": f"{host(2)}:{port}",
             },
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -62,7 +69,7 @@ class RayNodes:
 
     def _start_head(self, port: int, cpus: float, *options: str) -> str:
         assert self._start(["--head", f"--port={port}", f"--temp-dir={self._folder}", *options], cpus) == 2
-        self.address = f"127.0.0.2:{port}"
+        self.address = f"{host(2)}:{port}"
         return self.address
 
     def add(self, cpus: float, *options: str, hidden: str = "") -> int:
@@ -90,7 +97,7 @@ class RayNodes:
             with contextlib.suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith(f"ray::{worker}"):
                     raylet = " ".join(process.parent().cmdline())
-                    if self._folder in raylet and (address := re.search(r"127\.0\.0\.(\d+)", raylet)):
+                    if self._folder in raylet and (address := re.search(rf"{re.escape(NET)}\.(\d+)", raylet)):
                         found.append(int(address[1]))
         return found
 
@@ -98,17 +105,17 @@ class RayNodes:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-                if self._folder in command and f"127.0.0.{number}" in command and "/raylet " in command:
+                if self._folder in command and host(number) in command and "/raylet " in command:
                     return process.pid
         raise AssertionError(f"expected a raylet of node {number}")
 
     def kill(self, number: int) -> None:
         """SIGKILL to everything of a node."""
-        self._kill(f"127.0.0.{number}")
+        self._kill(host(number))
 
     def kill_head(self) -> None:
         """SIGKILL to what only the head has; the other nodes are left without one."""
-        for mark in ("/gcs_server ", "--node_ip_address=127.0.0.2 "):
+        for mark in ("/gcs_server ", f"--node_ip_address={host(2)} "):
             self._kill(mark)
 
     def end(self) -> None:
@@ -118,7 +125,7 @@ class RayNodes:
     def _start(self, options: list[str], cpus: float, hidden: str = "") -> int:
         number = next(self._numbers)
         size = [f"--num-cpus={cpus:g}", f"--object-store-memory={150 * 2**20}"]
-        command = [RAY, "start", f"--node-ip-address=127.0.0.{number}", *size, *options]
+        command = [RAY, "start", f"--node-ip-address={host(number)}", *size, *options]
         if may_hide():
             mounts = f"mount -t tmpfs tmpfs {hidden} && " if hidden else ""
             command = ["unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh", *command]

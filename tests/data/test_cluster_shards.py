@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from flextok_process import Command, wait_until
-from ray_nodes import may_hide, ray_nodes
+from ray_nodes import host, may_hide, ray_nodes
 
 from flextok import storage
 from flextok.data.config import CorpusConfig
@@ -48,17 +48,17 @@ def test_nodes_make_the_shards_of_one_machine(
         wait_until(lambda: shards_in(dest) > 0, every_s=0.005)
         nodes.hide(failing, str(source))
         assert command.finish() == 2, command.told  # no node is left that sees the source
-        assert f"node 127.0.0.{failing} takes no part: expected to read" in command.told[-1], command.told
+        assert f"node {host(failing)} takes no part: expected to read" in command.told[-1], command.told
 
         lost, made = nodes.add(1), shards_in(dest)
         command = Command(*job)
         wait_until(lambda: shards_in(dest) > made, every_s=0.005)
         nodes.kill(lost)
-        command.wait_for(f"lost node 127.0.0.{lost}: ")
+        command.wait_for(f"lost node {host(lost)}: ")
         nodes.add(1)
         assert command.finish() == 0, command.told
         for number in (blind, failing):
-            told = [line for line in command.told if f"node 127.0.0.{number} takes no part: " in line]
+            told = [line for line in command.told if f"node {host(number)} takes no part: " in line]
             assert len(told) == 2 and "use a shared file system or s3:// URLs" in told[0], command.told
         assert command.told[-2].startswith("warning: made without: "), command.told
         assert Corpus.open(str(dest)).digest == alone[str(source)]

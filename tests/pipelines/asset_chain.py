@@ -30,6 +30,8 @@ class Chain:
     unsound: set[str] = field(default_factory=set)
     """Labels whose blocking check does not hold."""
     ran: list[str] = field(default_factory=list)
+    extra_dep: bool = False
+    """Whether the report reads the model too."""
 
     def __post_init__(self) -> None:
         self.workspace = Workspace(str(self.root))
@@ -81,13 +83,14 @@ class Chain:
             return body
 
         train = only("c", "train")
+        both_tokens = dg.AssetDep("tokens", partition_mapping=only("c", "train", "val"))
         return dg.Definitions(
             assets=[
                 make("source", [], True),
                 make("shards", ["source"], True),
                 make("model", [dg.AssetDep("shards", partition_mapping=train)], False),
                 make("tokens", ["shards", "model"], True),
-                make("report", [dg.AssetDep("tokens", partition_mapping=only("c", "train", "val"))], False),
+                make("report", [both_tokens, *(["model"] if self.extra_dep else [])], False),
             ],
             executor=dg.in_process_executor,
         )

@@ -1,15 +1,21 @@
-"""What must run after which change. Guards the private resolver of Dagster that `pipelines.staleness` reads."""
+"""What must run after which change, and the records of Dagster that `pipelines.staleness` reads."""
 
+import hashlib
 import shutil
+import time
 
 import dagster as dg
 import pytest
 from asset_chain import Chain
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
 
+from flextok import storage
 from flextok.errors import FlextokError
+from flextok.provenance import make_provenance
 from pipelines import staleness
+from pipelines.definitions import build_definitions
+from pipelines.graph import Graph
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Workspace
 
 ALL = [
     "source[c/train]", "source[c/val]", "shards[c/train]", "shards[c/val]", "model",
@@ -100,6 +106,45 @@ def test_status_says_why_and_what_waits(built: Chain):
     assert states["shards[c/train]"].status == "fresh"
 
 
+def test_reads_that_came_or_went_are_told(built: Chain):
+    built.extra_dep = True
+    assert built.survey()["report"].reasons == ("it has a new dependency on model",)
+    assert built.refresh() == ["report"]
+    built.extra_dep = False
+    assert built.survey()["report"].reasons == ("it does not depend on model any more",)
+
+
+def test_of_two_partitions_the_one_that_changed_is_named(built: Chain):
+    built.code["tokens"] = "2"
+    built.data["tokens[c/val]"] = "2"
+    executor = built.executor()
+    executor.run(executor.select("tokens"))
+    assert built.survey()["report"].reasons == ("tokens[c/val] has other data",)
+
+
+def test_a_partition_is_judged_in_ten_milliseconds(tmp_path):
+    corpora = dg.StaticPartitionsDefinition([f"c{number:03d}/train" for number in range(250)])
+
+    @dg.asset(partitions_def=corpora, code_version="1")
+    def shards(context: dg.AssetExecutionContext) -> None: ...
+
+    workspace = Workspace(str(tmp_path / "w"))
+    with workspace.instance() as instance:
+        for name in corpora.get_partition_keys():
+            digest = f"data of {name}"
+            url = workspace.url("shards", name)
+            storage.write_json(storage.join(url, "provenance.json"), make_provenance("corpus", digest, [], {}, url))
+            made = dg.AssetMaterialization(
+                "shards", partition=name, metadata={"path": workspace.relative(url)},
+                tags={"dagster/data_version": digest, "dagster/code_version": "1"},
+            )  # fmt: skip
+            instance.report_runless_asset_event(made)
+        started = time.monotonic()
+        states = staleness.survey(Graph(shards.specs), instance, Chain(tmp_path), workspace)
+        assert time.monotonic() - started < 2.5
+    assert len(states) == 250 and {state.status for state in states} == {"fresh"}
+
+
 def test_files_of_another_artifact_count_as_missing(built: Chain):
     path = built.root / "report" / "all" / "provenance.json"
     path.write_text(path.read_text().replace("data-1", "data-9"))
@@ -160,21 +205,27 @@ def test_runs_of_killed_commands_are_closed(built: Chain):
 
 
 class TestDagster:
-    """The rules of Dagster itself that `survey` and the partitions are built on."""
+    """What Dagster records, on which `survey` is built."""
 
-    def test_a_partitioned_asset_asked_without_partition_always_says_fresh(self, tmp_path):
-        chain = Chain(tmp_path)
-        graph = chain.definitions().resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(chain.instance, graph, LoadingContextForTest(chain.instance))
-        assert resolver.get_status(dg.AssetKey("shards")) is StaleStatus.FRESH
-        assert resolver.get_status(dg.AssetKey("shards"), "c/train") is StaleStatus.MISSING
-
-    def test_run_time_provenance_is_recorded_in_tags(self, built: Chain):
+    def test_versions_of_code_and_data_are_recorded_in_tags(self, built: Chain):
         record = staleness.latest_record(built.instance, dg.AssetKey("model"), None)
         tags = record.asset_materialization.tags
         assert tags["dagster/code_version"] == "1" and tags["dagster/data_version"] == "data-1"
-        assert "dagster/input_data_version/shards" in tags
 
-    def test_fan_in_stays_far_below_what_staleness_ignores(self, built: Chain):
-        graph = built.definitions().resolve_asset_graph()
-        assert max(len(staleness.partitions_of(graph, key)) for key in graph.get_all_asset_keys()) == 2
+    def test_of_what_was_read_the_version_or_the_hash_of_all_partitions_is_recorded(self, built: Chain):
+        tags = staleness.latest_record(built.instance, dg.AssetKey("tokens"), "c/val").asset_materialization.tags
+        assert tags["dagster/input_data_version/model"] == "data-1"
+        assert tags["dagster/input_data_version/shards"] == hashlib.sha256(b"data-1").hexdigest()
+        tags = staleness.latest_record(built.instance, dg.AssetKey("report"), None).asset_materialization.tags
+        assert tags["dagster/input_data_version/tokens"] == hashlib.sha256(b"data-1data-1").hexdigest()
+
+    def test_fan_in_stays_far_below_a_hundred_where_it_records_something_else(self, tmp_path):
+        definitions = build_definitions(load_recipe("smoke"), str(tmp_path))
+        graph = Graph(definitions.resolve_all_asset_specs())
+        widths = [
+            len(parts)
+            for key in graph.keys
+            for partition in graph.partitions(key)
+            for parts in graph.reads(key, partition).values()
+        ]
+        assert max(widths) == 2

@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from flextok_process import wait_until
+from ray_nodes import host
 
 from flextok.data.tokens import TokenStore
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "infra" / "slurm" / "flextok.sbatch"
-SCONTROL = '#!/bin/sh\n[ "$*" = "show hostnames node[2-3]" ] && printf "127.0.0.2\\n127.0.0.3\\n"\n'
+SCONTROL = f'#!/bin/sh\n[ "$*" = "show hostnames node[2-3]" ] && printf "{host(2)}\\n{host(3)}\\n"\n'
 # Where Ray is started on a node it gets the node's address, which on a machine of its own it would find by itself.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node=${1#*=}; shift; done

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from flextok_process import Command, wait_until
-from ray_nodes import may_hide, ray_nodes
+from ray_nodes import NET, host, may_hide, ray_nodes
 
 from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
@@ -55,7 +55,7 @@ def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
 
         command = Command(*job, address, "2", program=PROGRAM)
         assert command.finish() == 1
-        assert command.told[-1].startswith("UsageError: node 127.0.0."), command.told
+        assert command.told[-1].startswith(f"UsageError: node {NET}."), command.told
         assert not list(dest.glob("*.parquet"))
 
         failing, good = nodes.add(cpus=1), nodes.add(cpus=1)
@@ -67,12 +67,12 @@ def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
         nodes.hide(failing, f"{corpus}/shards")
         nodes.signal_workers(good, signal.SIGCONT)
         assert command.finish() == 0, command.told
-    left_out = f"node 127.0.0.{failing} is left out: 3 shards in a row failed there that other nodes made"
+    left_out = f"node {host(failing)} is left out: 3 shards in a row failed there that other nodes made"
     assert left_out in command.told[-1] and "made without: " in command.told[-1], command.told
     told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]
     assert len(told) == len(hidden)
     for number, folder in hidden.items():
-        (line,) = [line for line in told if f"node 127.0.0.{number} takes no part: " in line]
+        (line,) = [line for line in told if f"node {host(number)} takes no part: " in line]
         assert str(folder) in line and "use a shared file system or s3:// URLs" in line
     assert TokenStore.open(str(dest)).digest == alone
     assert verify_tokens(str(dest), corpus) == []

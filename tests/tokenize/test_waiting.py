@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from flextok_process import Command, wait_until
-from ray_nodes import ray_nodes
+from ray_nodes import host, ray_nodes
 
 from flextok.data.tokens import TokenStore
 from flextok.runtime import head
@@ -51,7 +51,7 @@ def test_waiting_and_lost_nodes_are_told(inputs, undisturbed, tmp_path: Path, mo
         other.communicate()
         wait_until(lambda: any(dest.glob("*.parquet")), every_s=0.005)
         nodes.kill(first)
-        command.wait_for(f"lost node 127.0.0.{first}: ")
+        command.wait_for(f"lost node {host(first)}: ")
         nodes.add(1, *options)
         command.wait_for("joined")
         nodes.kill_head()

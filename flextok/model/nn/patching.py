@@ -26,6 +26,9 @@ def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
 
     Frequencies are 10000^(-i/q), q = width/4 (sheet of the published model, 2.2).
     """
+    if torch.get_default_device().type == "meta":
+        # only the shape is asked for; computing it there imports torch's compiler, as draws do (see outline)
+        return torch.empty(*grid, width)
     quarter = width // 4
     omega = BASE_PERIOD ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = (torch.arange(count, dtype=torch.float64)[:, None] * omega for count in grid)

@@ -1,0 +1,26 @@
+"""What the judge of staleness asks about stages, answered by their register for one recipe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.partitions import split_of
+from pipelines.recipe import Recipe
+from pipelines.recorded import recorded_content
+from pipelines.stages import STAGES
+
+
+class RecipeFacts:
+    """See pipelines.staleness.Facts."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        return STAGES[stage].content(self.recipe)
+
+    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+        return recorded_content(STAGES[stage], self.recipe, settings, made_by)
+
+    def observe(self, stage: str, partition: str | None) -> str | None:
+        look = STAGES[stage].observe
+        return look(self.recipe, split_of(partition or "")) if look is not None else None

@@ -1,0 +1,47 @@
+"""The schedule of a profile under Dagster's own daemon: each minute it builds what is out of date, and nothing else."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from flextok_process import END_S, IN_THE_BACKGROUND, Command, wait_until
+from ray_nodes import free_port
+from shrunk_smoke import Built
+
+from pipelines import cli
+from pipelines.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+EACH_MINUTE = "automation.refresh='* * * * *'"
+
+
+def test_a_report_that_is_gone_comes_back_by_itself(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(built.workspace, tmp_path / "w")
+    made = Built(built.profile, tmp_path / "w")
+    (page,) = made.workspace.glob("evaluation/*/report/index.html")
+    shutil.rmtree(page.parents[1])
+    daemon = Command(
+        "ui", *made.arguments(EACH_MINUTE), "--port", str(free_port("127.0.0.1")), program=IN_THE_BACKGROUND
+    )
+    with Workspace(str(made.workspace)).instance() as instance:
+        refreshes = dg.RunsFilter(tags={"flextok/in_refresh": "true"}, statuses=[dg.DagsterRunStatus.SUCCESS])
+        wait_until(lambda: bool(instance.get_runs(refreshes)))
+        (run,) = instance.get_runs(dg.RunsFilter(tags={"flextok/in_refresh": "true"}))
+        wait_until(lambda: refresh_is_over(instance))
+    assert daemon.end_by(signal.SIGTERM) <= END_S
+    assert not daemon.left(2 * END_S)
+    assert {key.path[-1] for key in run.asset_selection or ()} == {"report"}
+    assert run.tags["flextok/why"].startswith("its files are gone from ")
+    assert page.is_file()
+    capsys.readouterr()
+    assert cli.run(["status", "--json", *made.arguments()]) == 0
+    assert {item["status"] for item in json.loads(capsys.readouterr().out)["assets"]} == {"fresh"}
+
+
+def refresh_is_over(instance: dg.DagsterInstance) -> bool:
+    """Whether the sensor has found nothing more to do."""
+    (state,) = [state for state in instance.all_instigator_state() if state.instigator_name == "go_on_with_refresh"]
+    return bool(getattr(state.instigator_data, "cursor", None))
