@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from flextok.runtime import interrupts
-from pipelines.partitions import corpus_partitions, only, partition_key, split_of
+from pipelines.partitions import partition_key, split_of
 from pipelines.recipe import Recipe
 from pipelines.resources import Store
 from pipelines.stage import Dep, Made, Stage
@@ -28,7 +28,7 @@ def asset_key(recipe: Recipe, stage: str) -> dg.AssetKey:
 
 @dataclass(frozen=True)
 class AssetRun:
-    """A stage's run as an asset: what it reads is what Dagster recorded last."""
+    """A stage's run as an asset: what it reads is what Dagster recorded last. The recipe is that of its partition."""
 
     recipe: Recipe
     store: Store
@@ -49,6 +49,11 @@ class AssetRun:
         return self.store.latest(self.instance, asset_key(self.recipe, stage), partition)
 
 
+def only(corpus: str, *splits: str) -> dg.SpecificPartitionsPartitionMapping:
+    """A dependency on the named splits only, so that editing the others makes nothing downstream stale."""
+    return dg.SpecificPartitionsPartitionMapping([partition_key(corpus, split) for split in splits])
+
+
 def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
     key = asset_key(recipe, stage.name)
 
@@ -59,7 +64,7 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
         kinds=set(stage.kinds),
         deps=[_dep(dep, recipe) for dep in stage.deps],
         code_version=stage.code_version(recipe),
-        partitions_def=corpus_partitions(recipe.corpus.name) if stage.partitioned else None,
+        partitions_def=dg.StaticPartitionsDefinition(recipe.partitions()) if stage.partitioned else None,
         pool=POOL,
         check_specs=[
             dg.AssetCheckSpec(check.name, asset=key, blocking=check.blocking, description=check.description)
@@ -68,13 +73,14 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
     )
     def body(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         partition = context.partition_key if stage.partitioned else None
+        run = AssetRun(recipe.of_partition(partition), store, context.instance, partition)
         try:
             with interrupts.owned():
-                made = stage.run(AssetRun(recipe, store, context.instance, partition))
+                made = stage.run(run)
         except KeyboardInterrupt:
             # Dagster's own handlers raise this from the start, which Ray drops.
             raise dg.DagsterExecutionInterruptedError from None
-        return _result(stage, recipe, store.workspace, made)
+        return _result(stage, run.recipe, store.workspace, made)
 
     return body
 

@@ -18,7 +18,7 @@ from pipelines.staleness import Facts, data_version, latest_record, next_wave, s
 from pipelines.workspace import Workspace
 
 REFRESH_TAG = "flextok/refresh"
-ANY_REFRESH_TAG = "flextok/in_refresh"
+PROFILE_TAG = "flextok/refreshes"
 NEXT_WAVE_S = 15
 FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
@@ -29,15 +29,18 @@ Requests = list[dg.RunRequest] | dg.SkipReason
 class Refresher:
     """Requests the runs of refreshes of one profile in one workspace."""
 
+    profile: str
     graph: Graph
     facts: Facts
     workspace: Workspace
 
     def open(self, instance: dg.DagsterInstance, name: str) -> Requests:
-        """The first wave of a refresh called `name`, unless another one is at work."""
+        """The first wave of a refresh called `name` (after the profile's name), unless another one is at work."""
         if busy := self._busy(instance):
             return dg.SkipReason(busy)
-        return self._wave(instance, name, 0) or dg.SkipReason("nothing to do: every asset is fresh")
+        return self._wave(instance, f"{self.profile}: {name}", 0) or dg.SkipReason(
+            "nothing to do: every asset is fresh"
+        )
 
     def open_if_source_changed(self, instance: dg.DagsterInstance) -> Requests:
         """The first wave of a refresh, if what lies outside is not what was recorded.
@@ -54,7 +57,7 @@ class Refresher:
 
     def go_on(self, instance: dg.DagsterInstance, ended: str | None) -> dg.SensorResult | dg.SkipReason:
         """The next wave of the latest refresh, unless `ended` is its name; the result's cursor is the name of one that ends."""
-        latest = instance.get_runs(dg.RunsFilter(tags={ANY_REFRESH_TAG: "true"}), limit=1)
+        latest = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: self.profile}), limit=1)
         if not latest or (name := latest[0].tags[REFRESH_TAG]) == ended:
             return dg.SkipReason("no refresh is at work")
         if busy := self._busy(instance):
@@ -73,14 +76,14 @@ class Refresher:
                 run_key=f"{name}, {runs_before} runs before: {state.label}",
                 asset_selection=[state.key],
                 partition_key=state.partition,
-                tags={REFRESH_TAG: name, ANY_REFRESH_TAG: "true", "flextok/why": "; ".join(state.reasons)},
+                tags={REFRESH_TAG: name, PROFILE_TAG: self.profile, "flextok/why": "; ".join(state.reasons)},
             )
             for state in next_wave(self.graph, survey(self.graph, instance, self.facts, self.workspace))
         ]
 
     def _busy(self, instance: dg.DagsterInstance) -> str | None:
         """What another refresh has at work, be it a command's."""
-        runs = instance.get_runs(dg.RunsFilter(tags={ANY_REFRESH_TAG: "true"}, statuses=_UNFINISHED), limit=1)
+        runs = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: self.profile}, statuses=_UNFINISHED), limit=1)
         if runs:
             return f"run {runs[0].run_id[:8]} of refresh '{runs[0].tags[REFRESH_TAG]}' is at work"
         try:
@@ -101,15 +104,16 @@ def _lost(runs: Sequence[dg.DagsterRun]) -> dg.DagsterRun | None:
 
 
 def automation(config: AutomationConfig, refresher: Refresher) -> dg.Definitions:
-    """The schedules and sensors that a profile asks for, all of them on."""
-    evaluate = dg.define_asset_job("evaluate", selection=dg.AssetSelection.groups("evaluation"))
+    """The schedules and sensors that a profile asks for, all of them on. Their names begin with the profile's."""
+    name = refresher.profile.replace("-", "_")
+    everything = dg.AssetSelection.key_prefixes([refresher.profile])
+    evaluate = dg.define_asset_job(f"{name}_evaluate", selection=everything & dg.AssetSelection.groups("evaluation"))
     schedules: list[dg.ScheduleDefinition] = []
     sensors: list[dg.SensorDefinition] = []
-    everything = dg.AssetSelection.all()
     if config.refresh:
 
         @dg.schedule(
-            name="refresh",
+            name=f"{name}_refresh",
             description="Builds what is out of date.",
             target=everything,
             cron_schedule=config.refresh,
@@ -123,7 +127,7 @@ def automation(config: AutomationConfig, refresher: Refresher) -> dg.Definitions
     if config.watch_source:
 
         @dg.sensor(
-            name="watch_source",
+            name=f"{name}_watch_source",
             description="Builds what is out of date once the source has changed.",
             target=everything,
             minimum_interval_seconds=seconds(config.watch_source),
@@ -136,7 +140,7 @@ def automation(config: AutomationConfig, refresher: Refresher) -> dg.Definitions
     if config.refresh or config.watch_source:
 
         @dg.sensor(
-            name="go_on_with_refresh",
+            name=f"{name}_go_on_with_refresh",
             description="Requests the next wave of a refresh that is at work.",
             target=everything,
             minimum_interval_seconds=NEXT_WAVE_S,

@@ -1,10 +1,11 @@
-"""The Dagster code location of one profile in one workspace.
+"""The Dagster code location of some profiles in one workspace.
 
 The `flextok` command builds it from its options; `flextok ui` hands them to Dagster's processes by environment:
-FLEXTOK_PROFILE, FLEXTOK_SET (one assignment a line) and FLEXTOK_WORKSPACE.
+FLEXTOK_PROFILE, FLEXTOK_SET (a profile, an assignment a line) and FLEXTOK_WORKSPACE.
 """
 
 import os
+from collections.abc import Sequence
 
 import dagster as dg
 
@@ -13,30 +14,38 @@ from pipelines.automation import Refresher, automation
 from pipelines.facts import RecipeFacts
 from pipelines.graph import Graph
 from pipelines.lineage import lineage_sensor
-from pipelines.recipe import DEFAULT_PROFILE, Recipe, load_recipe
+from pipelines.recipe import DEFAULT_PROFILE, Recipe, check_together, load_recipe
 from pipelines.resources import Store
 from pipelines.workspace import Workspace
 
 DEFAULT_WORKSPACE = "./workspace"
 
 
-def build_definitions(recipe: Recipe, workspace: str) -> dg.Definitions:
-    """Everything Dagster needs to know about a profile."""
-    assets = build_assets(recipe)
-    graph = Graph(spec for asset in assets for spec in asset.specs)
-    refresher = Refresher(graph, RecipeFacts(recipe), Workspace(workspace))
-    pipeline = dg.Definitions(
-        assets=assets,
-        sensors=[lineage_sensor(graph, workspace)],
+def build_definitions(recipes: Sequence[Recipe], workspace: str) -> dg.Definitions:
+    """Everything Dagster needs to know about some profiles; raises UsageError for those that cannot share a workspace."""
+    check_together(recipes)
+    assets = {recipe.name: build_assets(recipe) for recipe in recipes}
+    specs = {name: [spec for asset in own for spec in asset.specs] for name, own in assets.items()}
+    pipelines = dg.Definitions(
+        assets=[asset for own in assets.values() for asset in own],
+        sensors=[lineage_sensor(Graph(spec for own in specs.values() for spec in own), workspace)],
         resources={"store": Store(root=workspace)},
         executor=dg.in_process_executor,
     )
-    return dg.Definitions.merge(pipeline, automation(recipe.automation, refresher))
+    by_themselves = [
+        automation(
+            recipe.automation,
+            Refresher(recipe.name, Graph(specs[recipe.name]), RecipeFacts(recipe), Workspace(workspace)),
+        )
+        for recipe in recipes
+    ]
+    return dg.Definitions.merge(pipelines, *by_themselves)
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """The profile that the environment names."""
-    profile = os.environ.get("FLEXTOK_PROFILE", DEFAULT_PROFILE)
+    """The profiles that the environment names."""
+    profiles = os.environ.get("FLEXTOK_PROFILE", DEFAULT_PROFILE).splitlines()
     sets = os.environ.get("FLEXTOK_SET", "").splitlines()
-    return build_definitions(load_recipe(profile, sets), os.environ.get("FLEXTOK_WORKSPACE", DEFAULT_WORKSPACE))
+    recipes = [load_recipe(profile, sets) for profile in profiles]
+    return build_definitions(recipes, os.environ.get("FLEXTOK_WORKSPACE", DEFAULT_WORKSPACE))

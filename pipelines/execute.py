@@ -1,6 +1,7 @@
 """Running assets in this process, one at a time, with one line for each: shared by `run` and `refresh`."""
 
 import contextlib
+import fnmatch
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from flextok.runtime import interrupts
 from pipelines import lineage, staleness
 from pipelines.definitions import build_definitions
 from pipelines.facts import RecipeFacts
-from pipelines.graph import Graph, label
+from pipelines.graph import AssetPart, Graph, label
 from pipelines.recipe import Recipe
 from pipelines.staleness import AssetState, Facts
 from pipelines.workspace import Workspace
@@ -61,13 +62,23 @@ class Executor:
             raise UsageError(f"expected a selection of the assets {', '.join(names)}, found none in {expression!r}")
         return [key for key in keys if key in chosen]
 
-    def run(self, keys: list[dg.AssetKey]) -> None:
-        """Materialize `keys`, partition after partition; stops at the first failure."""
+    def parts(self, keys: list[dg.AssetKey], pattern: str | None = None) -> list[AssetPart]:
+        """The partitions of `keys`, of which a shell `pattern` chooses some; raises UsageError where it fits none."""
+        parts = [(key, partition) for key in keys for partition in self.graph.partitions(key)]
+        if pattern is None:
+            return parts
+        chosen = [(key, name) for key, name in parts if name is not None and fnmatch.fnmatchcase(name, pattern)]
+        if not chosen:
+            known = ", ".join(dict.fromkeys(name for _, name in parts if name is not None)) or "that they have none"
+            raise UsageError(f"expected a partition of the selected assets like '{pattern}', found {known}")
+        return chosen
+
+    def run(self, parts: list[AssetPart]) -> None:
+        """Materialize assets and partitions in order; stops at the first failure."""
         self._close_dead_runs()
-        for key in keys:
+        for key, partition in parts:
             self._require_inputs(key)
-            for partition in self.graph.partitions(key):
-                self._materialize(key, partition)
+            self._materialize(key, partition)
 
     def refresh(self) -> list[str]:
         """Materialize what is out of date, in waves, until nothing is; the labels of what ran."""
@@ -152,7 +163,7 @@ class Executor:
 def open_executor(recipe: Recipe, workspace_url: str, remember: bool = True) -> Iterator[Executor]:
     """The executor of a profile in a workspace; `remember` false leaves no trace of it, for a plan."""
     workspace = Workspace(workspace_url)
-    defs = build_definitions(recipe, workspace.root)
+    defs = build_definitions([recipe], workspace.root)
     kept = workspace.instance() if remember else dg.DagsterInstance.ephemeral()
     with kept as instance:
         yield Executor(defs, instance, RecipeFacts(recipe), workspace)

@@ -15,12 +15,14 @@ class RecipeFacts:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
-    def settings(self, stage: str) -> dict[str, Any]:
-        return STAGES[stage].content(self.recipe)
+    def settings(self, stage: str, partition: str | None) -> dict[str, Any]:
+        return STAGES[stage].content(self.recipe.of_partition(partition))
 
-    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
-        return recorded_content(STAGES[stage], self.recipe, settings, made_by)
+    def recorded(
+        self, stage: str, partition: str | None, settings: dict[str, Any], made_by: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return recorded_content(STAGES[stage], self.recipe.of_partition(partition), settings, made_by)
 
     def observe(self, stage: str, partition: str | None) -> str | None:
         look = STAGES[stage].observe
-        return look(self.recipe, split_of(partition or "")) if look is not None else None
+        return look(self.recipe.of_partition(partition), split_of(partition or "")) if look is not None else None

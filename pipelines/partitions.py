@@ -1,6 +1,4 @@
-"""Partitions: the two splits of the profile's corpus, as "<corpus>/train" and "<corpus>/val"."""
-
-import dagster as dg
+"""Partitions: the splits of corpora, as "<corpus>/<split>"."""
 
 SPLITS = ("train", "val")
 
@@ -10,16 +8,11 @@ def partition_key(corpus: str, split: str) -> str:
     return f"{corpus}/{split}"
 
 
+def corpus_of(partition: str) -> str:
+    """The corpus a partition key names."""
+    return partition.rpartition("/")[0]
+
+
 def split_of(partition: str) -> str:
     """The split a partition key names."""
     return partition.rpartition("/")[2]
-
-
-def corpus_partitions(corpus: str) -> dg.StaticPartitionsDefinition:
-    """Both splits of `corpus`. Shards are a manifest inside one partition: staleness ignores a fan-in of 100."""
-    return dg.StaticPartitionsDefinition([partition_key(corpus, split) for split in SPLITS])
-
-
-def only(corpus: str, *splits: str) -> dg.SpecificPartitionsPartitionMapping:
-    """A dependency on the named splits only, so that editing the others makes nothing downstream stale."""
-    return dg.SpecificPartitionsPartitionMapping([partition_key(corpus, split) for split in splits])

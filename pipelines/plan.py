@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flextok.data.config import CorpusConfig
 from flextok.errors import UsageError
 from pipelines.recipe import Recipe
 
@@ -22,6 +23,7 @@ def make_plan(recipe: Recipe, assets: list[str]) -> dict[str, Any]:
         "profile": recipe.name,
         "assets": assets,
         "corpus": _corpus(recipe),
+        "corpora": [{"name": other.name, "sources": _sources(other)} for other in recipe.tokens.corpora],
         "image_size": recipe.image_size,
         "models": models,
         "tokens": {
@@ -49,6 +51,10 @@ def print_plan(plan: dict[str, Any]) -> None:
         print(f"corpus       {corpus['name']} from {source['url']}, format {source['format']}{there}")
     for split, count in corpus["samples"].items():
         print(f"             {split}: {count:,} images")
+    for other in plan["corpora"]:
+        for source in other["sources"]:
+            there = "" if source["found"] else "  (not there: set its source)"
+            print(f"tokenized    {other['name']} from {source['url']}, format {source['format']}{there}")
     print(f"images       {plan['image_size']} x {plan['image_size']} pixels")
     for name, model in plan["models"].items():
         parts = ", ".join(f"{part} {_million(count)}" for part, count in model["parameters"].items() if part != "total")
@@ -65,18 +71,24 @@ def print_plan(plan: dict[str, Any]) -> None:
         print(f"hardware     {line}")
 
 
-def _corpus(recipe: Recipe) -> dict[str, Any]:
-    from flextok.data.config import SCENES
+def _sources(corpus: CorpusConfig) -> list[dict[str, Any]]:
     from flextok.data.sources.catalog import check_sources
 
     sources = []
-    for source in recipe.corpus.all_sources():
+    for source in corpus.all_sources():
         try:
-            check_sources(recipe.corpus.model_copy(update={"source": source.url, "sources": ()}))
+            check_sources(corpus.model_copy(update={"source": source.url, "sources": ()}))
             found = True
         except UsageError:
             found = False
         sources.append({"url": source.url, "format": source.format, "found": found})
+    return sources
+
+
+def _corpus(recipe: Recipe) -> dict[str, Any]:
+    from flextok.data.config import SCENES
+
+    sources = _sources(recipe.corpus)
     drawn = [source["url"] for source in sources] == [SCENES]
     samples = {split: recipe.corpus.scenes.samples(split) for split in ("train", "val")} if drawn else {}
     return {"name": recipe.corpus.name, "sources": sources, "samples": samples}

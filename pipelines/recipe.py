@@ -7,8 +7,9 @@ reads, so that editing the learning rate makes the tokenizer stale and editing t
 
 import difflib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -24,6 +25,7 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.tokenize.config import TokenizeConfig  # noqa: TID253
 from flextok.train.config import AutoencoderRecipe, PriorRecipe, TokenizerRecipe  # noqa: TID253
 from pipelines.moved import move_keys
+from pipelines.partitions import SPLITS, corpus_of, partition_key
 from pipelines.schedules import AutomationConfig
 from pipelines.workspace import SHIPPED
 
@@ -31,6 +33,26 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "smoke"
 PROFILES = SHIPPED / "configs"
+
+
+class OtherCorpus(CorpusConfig):
+    """A corpus that is tokenized by the profile's tokenizer, which is not trained on it."""
+
+    name: Operational[str] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the corpus and its folder."
+    )
+    splits: Operational[tuple[Literal["train", "val", "all"], ...]] = Field(
+        default=("train", "val"), min_length=1, description="Its splits to shard and tokenize."
+    )
+
+
+class TokensRecipe(TokenizeConfig):
+    """Bulk tokenization of the profile's corpus and of others."""
+
+    corpora: Operational[tuple[OtherCorpus, ...]] = Field(
+        default=(),
+        description="Further corpora to shard and tokenize, each with the settings of a corpus and `splits`.",
+    )
 
 
 class Recipe(Config):
@@ -43,7 +65,7 @@ class Recipe(Config):
     image_size: int = Field(gt=0, description="Side in pixels to which images are cropped for every stage.")
     latents: AutoencoderRecipe = Field(description="The autoencoder whose latents the tokenizer works on.")
     tokenizer: TokenizerRecipe = Field(description="The tokenizer and its training.")
-    tokens: TokenizeConfig = Field(TokenizeConfig.model_validate({}), description="Bulk tokenization.")
+    tokens: TokensRecipe = Field(TokensRecipe.model_validate({}), description="Bulk tokenization.")
     prior: PriorRecipe = Field(description="The autoregressive model over the tokens, and its training.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Reconstructions and samples.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The HTML report.")
@@ -61,11 +83,48 @@ class Recipe(Config):
             raise ValueError(f"image_size {self.image_size} is not a multiple of latents factor * patch_size = {side}")
         return self
 
+    @model_validator(mode="after")
+    def _corpora_differ(self) -> "Recipe":
+        names = [self.corpus.name, *(other.name for other in self.tokens.corpora)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tokens.corpora and corpus need different names, found {', '.join(names)}")
+        return self
+
+    def partitions(self) -> list[str]:
+        """`<corpus>/<split>` of the profile's corpus and of those that are tokenized too."""
+        return [
+            *(partition_key(self.corpus.name, split) for split in SPLITS),
+            *(partition_key(other.name, split) for other in self.tokens.corpora for split in other.splits),
+        ]
+
+    def of_partition(self, partition: str | None) -> "Recipe":
+        """The recipe as it is for one partition: `corpus` is the one that it is of."""
+        name = corpus_of(partition) if partition else self.corpus.name
+        others = {other.name: other for other in self.tokens.corpora}
+        return self.model_copy(update={"corpus": others[name]}) if name in others else self
+
     def tokenizer_config(self) -> TokenizerConfig:
         """The tokenizer's whole architecture: the recipe's, on this recipe's latents and image size."""
         return TokenizerConfig(
             latents=self.latents.model, image_size=self.image_size, **self.tokenizer.model.model_dump()
         )
+
+
+def check_together(recipes: Sequence[Recipe]) -> None:
+    """Raises UsageError for profiles that would write over each other's artifacts in one workspace."""
+    profiles: set[str] = set()
+    corpora: dict[str, tuple[str, Any]] = {}
+    for recipe in recipes:
+        if recipe.name in profiles:
+            raise UsageError(f"expected profiles with different names, found two called '{recipe.name}'")
+        profiles.add(recipe.name)
+        for corpus in (recipe.corpus, *recipe.tokens.corpora):
+            other, content = corpora.setdefault(corpus.name, (recipe.name, corpus.content()))
+            if content != corpus.content():
+                raise UsageError(
+                    f"expected corpora of one name to have the same settings, found that '{corpus.name}' differs between "
+                    f"the profiles {other} and {recipe.name}; give one of them another name"
+                )
 
 
 def profile_names() -> list[str]:

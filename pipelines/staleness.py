@@ -34,11 +34,13 @@ INPUT_VERSION = "dagster/input_data_version/"
 class Facts(Protocol):
     """What a survey asks about stages, by their names."""
 
-    def settings(self, stage: str) -> dict[str, Any]:
+    def settings(self, stage: str, partition: str | None) -> dict[str, Any]:
         """The deciding settings that a stage reads now."""
         ...
 
-    def recorded(self, stage: str, settings: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+    def recorded(
+        self, stage: str, partition: str | None, settings: dict[str, Any], made_by: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Settings on record in today's shape; `made_by` is the recipe in the provenance of what was made."""
         ...
 
@@ -83,9 +85,9 @@ def survey(graph: Graph, instance: dg.DagsterInstance, facts: Facts, workspace: 
                 status, reasons = "missing", ["it was never made"]
             else:
                 block, gone = _provenance(record, metadata, workspace)
-                reasons = _code_changed(
-                    record, key, graph.code_version(key), metadata, facts, block.get("recipe") or {}
-                )
+                reasons = _settings_changed((key, partition), metadata, facts, block.get("recipe") or {})
+                if not reasons and _stage_version(graph.code_version(key)) != _stage_version(_code_version(record)):
+                    reasons = ["its code has another version"]
                 reasons += _inputs_changed(instance, record, reads, records)
                 status = "stale" if reasons else "fresh"
                 if gone:
@@ -201,33 +203,30 @@ def _outside_changed(stage: str, partition: str | None, recorded: str | None, fa
     return [] if found in (None, recorded) else ["its source changed"]
 
 
-def _code_changed(
-    record: Any,
-    key: dg.AssetKey,
-    code_version: str,
-    metadata: Mapping[str, Any],
-    facts: Facts,
-    made_by: Mapping[str, Any],
+def _settings_changed(
+    part: AssetPart, metadata: Mapping[str, Any], facts: Facts, made_by: Mapping[str, Any]
 ) -> list[str]:
-    """Why the code version differs from the one on record; nothing where it is only written in another way."""
-    recorded = record.asset_materialization.tags.get(CODE_VERSION, "")
-    if recorded == code_version:
+    """Which settings decide otherwise now; none where they are only written in another way."""
+    stage, partition = part[0].path[-1], part[1]
+    known, now = json.loads(metadata.get("settings", "{}")), facts.settings(stage, partition)
+    if known == now:
         return []
-    stage = key.path[-1]
-    known = json.loads(metadata.get("settings", "{}"))
-    before, after = _flatten(facts.recorded(stage, known, made_by)), _flatten(facts.settings(stage))
+    before, after = _flatten(facts.recorded(stage, partition, known, made_by)), _flatten(now)
     changes = [
         f"{name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
-    if changes:
-        more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-        return ["settings changed: " + ", ".join(changes[:SHOWN_DIFFERENCES]) + more]
-    return [] if _stage_version(recorded) == _stage_version(code_version) else ["its code has another version"]
+    more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+    return ["settings changed: " + ", ".join(changes[:SHOWN_DIFFERENCES]) + more] if changes else []
+
+
+def _code_version(record: Any) -> str:
+    return record.asset_materialization.tags.get(CODE_VERSION, "")
 
 
 def _stage_version(code_version: str) -> str:
+    """Of the code version, the part that is not the digest of the settings."""
     return code_version.partition("+")[0]
 
 

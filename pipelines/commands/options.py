@@ -11,6 +11,10 @@ import typer
 from flextok.errors import FlextokError
 
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file.")]
+Profiles = Annotated[
+    list[str],
+    typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file; repeat it for several."),
+]
 Sets = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as in tokenizer.train.steps=100.")
 ]

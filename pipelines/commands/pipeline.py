@@ -15,11 +15,12 @@ from pipelines.commands.options import (
     AsJson,
     Debug,
     Profile,
+    Profiles,
     Sets,
     WorkspaceUrl,
     print_json,
 )
-from pipelines.recipe import DEFAULT_PROFILE, load_recipe
+from pipelines.recipe import DEFAULT_PROFILE, check_together, load_recipe
 from pipelines.workspace import Workspace
 
 # Dagster, which drives the graph, is imported where a graph is driven: half a second that no other command should wait.
@@ -38,6 +39,12 @@ def run(
     select: Annotated[
         str | None, typer.Option("--select", metavar="SELECTION", help="Assets, as in 'tokenizer+' or 'prior,report'.")
     ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            "--partition", metavar="PATTERN", help="Of the selected assets only these partitions, as in 'coco/*'."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -49,10 +56,11 @@ def run(
         from pipelines.plan import make_plan, print_plan
 
         with open_executor(recipe, workspace, remember=False) as executor:
-            print_plan(make_plan(recipe, [key.path[-1] for key in executor.select(select)]))
+            parts = executor.parts(executor.select(select), partition)
+            print_plan(make_plan(recipe, list(dict.fromkeys(key.path[-1] for key, _ in parts))))
         return
     with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
-        executor.run(executor.select(select))
+        executor.run(executor.parts(executor.select(select), partition))
         _print_report(executor)
 
 
@@ -123,7 +131,7 @@ def refresh(
 
 
 def ui(
-    profile: Profile = DEFAULT_PROFILE,
+    profiles: Profiles = [DEFAULT_PROFILE],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
@@ -132,12 +140,12 @@ def ui(
     """Dagster's UI and daemon for this workspace, on 127.0.0.1, until Ctrl-C."""
     from flextok.runtime.process_group import process_group
 
-    load_recipe(profile, sets)
+    check_together([load_recipe(profile, sets) for profile in profiles])
     place = Workspace(workspace)
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(place.prepare_dagster_home()),
-        "FLEXTOK_PROFILE": profile,
+        "FLEXTOK_PROFILE": "\n".join(profiles),
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
     }

@@ -3,7 +3,8 @@
 from typing import Any
 
 from flextok.data.config import ListingConfig
-from pipelines.recipe import Recipe
+from flextok.digests import digest_of
+from pipelines.recipe import OtherCorpus, Recipe
 from pipelines.stage import Made, StageRun
 
 SHARDS_MATCH_MANIFEST = "shards_match_manifest"
@@ -16,10 +17,14 @@ def listing_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def source_digest(recipe: Recipe, split: str) -> str:
-    """A digest of the source's listing, so that a changed source is new data."""
+    """A digest of the source's listing, so that a changed source is new data.
+
+    That of a corpus which is only tokenized covers its settings, of which the versions of stages know nothing.
+    """
     from flextok.data.sources.catalog import source_digest
 
-    return source_digest(recipe.corpus, split)
+    listing = source_digest(recipe.corpus, split)
+    return digest_of([listing, recipe.corpus.content()]) if isinstance(recipe.corpus, OtherCorpus) else listing
 
 
 def list_source(run: StageRun) -> Made:
@@ -41,10 +46,14 @@ def shard_images(run: StageRun) -> Made:
         {"dagster/row_count": made.samples, "shards": made.shards, "rejects": made.rejects},
         {
             SHARDS_MATCH_MANIFEST: shards_match_manifest(made.url),
-            # Held-out images without a class do no harm: the prior is not trained on them.
-            CLASSES_FOR_PRIOR: classes_for_prior(made.url, recipe) if run.split == "train" else "",
+            # Images without a class do no harm where the prior is not trained on them.
+            CLASSES_FOR_PRIOR: classes_for_prior(made.url, recipe) if _is_for_prior(run) else "",
         },
     )
+
+
+def _is_for_prior(run: StageRun) -> bool:
+    return run.split == "train" and not isinstance(run.recipe.corpus, OtherCorpus)
 
 
 def shards_match_manifest(corpus_url: str) -> str:

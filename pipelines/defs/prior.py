@@ -9,13 +9,14 @@ def tokenize_shards(run: StageRun) -> Made:
     """One Parquet file of tokens for each image shard of a split."""
     from flextok.data.corpus.reader import Corpus
     from flextok.provenance import read_provenance
+    from flextok.tokenize.config import TokenizeConfig
     from flextok.tokenize.job import tokenize_corpus
 
     recipe = run.recipe
     shards_url, tokenizer_url = run.latest("image_shards", run.split), run.latest("tokenizer")
     tokenizer = read_provenance(tokenizer_url)["digest"]
     dest = run.workspace.tokens(recipe.corpus.name, run.split, tokenizer)
-    made = tokenize_corpus(shards_url, tokenizer_url, dest, recipe.tokens, recipe.compute)
+    made = tokenize_corpus(shards_url, tokenizer_url, dest, recipe.tokens.part(TokenizeConfig), recipe.compute)
     expected = (Corpus.open(shards_url).num_samples - made.rejects) * len(recipe.tokens.views)
     return Made(
         made.digest,

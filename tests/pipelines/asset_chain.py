@@ -1,5 +1,6 @@
 """A small real asset graph whose code and data versions a test can turn, run by the real executor."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,8 @@ import dagster as dg
 from flextok import storage
 from flextok.errors import FlextokError
 from flextok.provenance import make_provenance
+from pipelines.assets import only
 from pipelines.execute import Executor
-from pipelines.partitions import corpus_partitions, only
 from pipelines.staleness import AssetState
 from pipelines.workspace import Workspace
 
@@ -40,10 +41,10 @@ class Chain:
     def executor(self) -> Executor:
         return Executor(self.definitions(), self.instance, self, self.workspace)
 
-    def settings(self, name: str) -> dict:
+    def settings(self, name: str, partition: str | None) -> dict:
         return {"section": {"version": self.code.get(name, "1")}}
 
-    def recorded(self, name: str, settings: dict, made_by: Mapping) -> dict:
+    def recorded(self, name: str, partition: str | None, settings: dict, made_by: Mapping) -> dict:
         return settings
 
     def observe(self, name: str, partition: str | None) -> str | None:
@@ -63,7 +64,7 @@ class Chain:
         return {name for name, state in self.survey().items() if state.must_run}
 
     def definitions(self) -> dg.Definitions:
-        parts = corpus_partitions("c")
+        parts = dg.StaticPartitionsDefinition(list(PARTS))
 
         def make(name: str, deps: list, partitioned: bool) -> dg.AssetsDefinition:
             spec = dg.AssetCheckSpec("sound", asset=name, blocking=True)
@@ -100,13 +101,15 @@ class Chain:
         if label in self.broken:
             raise RuntimeError("out of luck")
         sound = dg.AssetCheckResult(check_name="sound", passed=label not in self.unsound, description="not sound")
+        metadata = {"settings": json.dumps(self.settings(name, partition))}
         if name == "source":
             return dg.MaterializeResult(
                 data_version=dg.DataVersion(self.observe(name, partition) or ""),
+                metadata=metadata,
                 check_results=[sound],
             )
         digest = self.data.get(label, "data-1")
         url = self.workspace.url(name, partition or "all")
         storage.write_json(storage.join(url, "provenance.json"), make_provenance(name, digest, [], {}, url))
-        metadata = {"path": self.workspace.relative(url), "settings": '{"section": {"version": "1"}}'}
+        metadata["path"] = self.workspace.relative(url)
         return dg.MaterializeResult(data_version=dg.DataVersion(digest), metadata=metadata, check_results=[sound])

@@ -10,7 +10,7 @@ from test_stale import ALL, MATRIX
 
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import locked
-from pipelines.automation import REFRESH_TAG, Refresher
+from pipelines.automation import PROFILE_TAG, REFRESH_TAG, Refresher
 from pipelines.definitions import build_definitions
 from pipelines.graph import Graph
 from pipelines.recipe import load_recipe
@@ -30,7 +30,7 @@ class Daemon:
     @property
     def refresher(self) -> Refresher:
         graph = Graph(self.chain.definitions().resolve_all_asset_specs())
-        return Refresher(graph, self.chain, self.chain.workspace)
+        return Refresher("chain", graph, self.chain, self.chain.workspace)
 
     def tick(self, name: str = "tick") -> list[str]:
         """The schedule's; labels of what ran."""
@@ -146,7 +146,7 @@ def test_an_early_cut_off_holds_and_a_closed_refresh_stays_closed(settled: Daemo
 def at_work(daemon: Daemon, status: str) -> Callable[[], None]:
     """A run of a refresh that is not over; gives what ends it."""
     job = daemon.chain.definitions().resolve_implicit_global_asset_job_def()
-    tags = {REFRESH_TAG: "other", "flextok/in_refresh": "true"}
+    tags = {REFRESH_TAG: "other", PROFILE_TAG: "chain"}
     run = daemon.chain.instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus(status))
     return lambda: daemon.chain.instance.report_run_canceled(run)
 
@@ -170,24 +170,24 @@ def test_none_begins_beside_a_command_at_work(settled: Daemon):
 
 
 def test_a_profile_says_what_runs_by_itself(tmp_path):
-    quiet = build_definitions(load_recipe("smoke"), str(tmp_path))
+    quiet = build_definitions([load_recipe("smoke")], str(tmp_path))
     assert not quiet.schedules and [sensor.name for sensor in quiet.sensors or ()] == ["lineage"]
-    definitions = build_definitions(load_recipe("smoke", [*ON, "automation.timezone=Europe/Berlin"]), str(tmp_path))
+    definitions = build_definitions([load_recipe("smoke", [*ON, "automation.timezone=Europe/Berlin"])], str(tmp_path))
     dg.Definitions.validate_loadable(definitions)
     schedules = {schedule.name: schedule for schedule in definitions.schedules or ()}
     assert {name: schedule.cron_schedule for name, schedule in schedules.items()} == {
-        "refresh": "0 3 * * *", "evaluate_schedule": "0 8 * * 1",
+        "smoke_refresh": "0 3 * * *", "smoke_evaluate_schedule": "0 8 * * 1",
     }  # fmt: skip
     assert {schedule.execution_timezone for schedule in schedules.values()} == {"Europe/Berlin"}
     assert {schedule.default_status for schedule in schedules.values()} == {dg.DefaultScheduleStatus.RUNNING}
     sensors = {sensor.name: sensor for sensor in definitions.sensors or ()}
-    assert set(sensors) == {"lineage", "watch_source", "go_on_with_refresh"}
-    assert sensors["watch_source"].minimum_interval_seconds == 900
+    assert set(sensors) == {"lineage", "smoke_watch_source", "smoke_go_on_with_refresh"}
+    assert sensors["smoke_watch_source"].minimum_interval_seconds == 900
 
 
 def test_the_schedules_tick_asks_for_the_first_wave(tmp_path):
-    definitions = build_definitions(load_recipe("smoke", ON), str(tmp_path))
-    (refresh,) = [schedule for schedule in definitions.schedules or () if schedule.name == "refresh"]
+    definitions = build_definitions([load_recipe("smoke", ON)], str(tmp_path))
+    (refresh,) = [schedule for schedule in definitions.schedules or () if schedule.name == "smoke_refresh"]
     with (
         dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
         dg.build_schedule_context(
@@ -198,7 +198,10 @@ def test_the_schedules_tick_asks_for_the_first_wave(tmp_path):
     ):
         made = refresh.evaluate_tick(context)
     found = [(request.partition_key, request.tags[REFRESH_TAG]) for request in made.run_requests or ()]
-    assert found == [("scenes/train", "2026-01-02T03:00:00+00:00"), ("scenes/val", "2026-01-02T03:00:00+00:00")]
+    assert found == [
+        ("scenes/train", "smoke: 2026-01-02T03:00:00+00:00"),
+        ("scenes/val", "smoke: 2026-01-02T03:00:00+00:00"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -216,3 +219,35 @@ def test_wrong_automation_ends_in_one_line(wrong: str, message: str):
     with pytest.raises(UsageError, match=message) as caught:
         load_recipe("smoke", [wrong])
     assert "\n" not in str(caught.value)
+
+
+def test_several_profiles_stand_in_one_location_with_names_of_their_own(tmp_path):
+    recipes = [load_recipe(name, ON) for name in ("smoke", "imagenet256-small")]
+    definitions = build_definitions(recipes, str(tmp_path))
+    dg.Definitions.validate_loadable(definitions)
+    keys = {tuple(spec.key.path) for spec in definitions.resolve_all_asset_specs()}
+    assert {("smoke", "tokenizer"), ("imagenet256-small", "tokenizer")} <= keys and len(keys) == 20
+    assert {schedule.name for schedule in definitions.schedules or ()} == {
+        "smoke_refresh", "smoke_evaluate_schedule", "imagenet256_small_refresh", "imagenet256_small_evaluate_schedule",
+    }  # fmt: skip
+    job = definitions.resolve_job_def("smoke_evaluate")
+    assert {key.path[0] for key in job.asset_layer.executable_asset_keys} == {"smoke"}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "sets", "message"),
+    [
+        (["smoke", "smoke"], [], "found two called 'smoke'"),
+        (
+            ["imagenet256", "imagenet256-small"],
+            ["corpus.name=one"],
+            "'one' differs between the profiles imagenet256 and imagenet256-small",
+        ),
+    ],
+)
+def test_profiles_that_would_overwrite_each_other_are_refused(tmp_path, profiles, sets, message: str):
+    recipes = [load_recipe(name, sets) for name in profiles]
+    if len(set(profiles)) == 2:
+        recipes[1] = load_recipe(profiles[1], [*sets, "corpus.min_side=99"])
+    with pytest.raises(UsageError, match=message):
+        build_definitions(recipes, str(tmp_path))

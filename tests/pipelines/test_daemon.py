@@ -12,6 +12,7 @@ from ray_nodes import free_port
 from shrunk_smoke import Built
 
 from pipelines import cli
+from pipelines.automation import PROFILE_TAG
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -27,9 +28,9 @@ def test_a_report_that_is_gone_comes_back_by_itself(built: Built, tmp_path: Path
         "ui", *made.arguments(EACH_MINUTE), "--port", str(free_port("127.0.0.1")), program=IN_THE_BACKGROUND
     )
     with Workspace(str(made.workspace)).instance() as instance:
-        refreshes = dg.RunsFilter(tags={"flextok/in_refresh": "true"}, statuses=[dg.DagsterRunStatus.SUCCESS])
+        refreshes = dg.RunsFilter(tags={PROFILE_TAG: "smoke"}, statuses=[dg.DagsterRunStatus.SUCCESS])
         wait_until(lambda: bool(instance.get_runs(refreshes)))
-        (run,) = instance.get_runs(dg.RunsFilter(tags={"flextok/in_refresh": "true"}))
+        (run,) = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: "smoke"}))
         wait_until(lambda: refresh_is_over(instance))
     assert daemon.end_by(signal.SIGTERM) <= END_S
     assert not daemon.left(2 * END_S)
@@ -43,5 +44,7 @@ def test_a_report_that_is_gone_comes_back_by_itself(built: Built, tmp_path: Path
 
 def refresh_is_over(instance: dg.DagsterInstance) -> bool:
     """Whether the sensor has found nothing more to do."""
-    (state,) = [state for state in instance.all_instigator_state() if state.instigator_name == "go_on_with_refresh"]
+    (state,) = [
+        state for state in instance.all_instigator_state() if state.instigator_name == "smoke_go_on_with_refresh"
+    ]
     return bool(getattr(state.instigator_data, "cursor", None))

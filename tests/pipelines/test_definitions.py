@@ -27,7 +27,7 @@ EDGES = {
 @pytest.mark.parametrize("profile", profile_names())
 def test_definitions_load(profile: str, tmp_path):
     recipe = load_recipe(profile)
-    definitions = build_definitions(recipe, str(tmp_path))
+    definitions = build_definitions([recipe], str(tmp_path))
     dg.Definitions.validate_loadable(definitions)
     graph = definitions.resolve_asset_graph()
     found = {

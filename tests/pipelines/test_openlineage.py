@@ -16,7 +16,7 @@ def events(chain: Chain) -> list[dict]:
 
 
 def notify(chain: Chain, run_id: str) -> None:
-    sensor = lineage_sensor(str(chain.root))
+    sensor = lineage_sensor(chain.executor().graph, str(chain.root))
     definitions = dg.Definitions.merge(chain.definitions(), dg.Definitions(sensors=[sensor]))
     run = chain.instance.get_run_by_id(run_id)
     (record,) = chain.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_SUCCESS).records
@@ -33,7 +33,7 @@ def notify(chain: Chain, run_id: str) -> None:
 def test_a_run_of_the_daemon_is_told_with_its_edges(tmp_path):
     chain = Chain(tmp_path)
     executor = chain.executor()
-    executor.run(executor.select("+shards"))
+    executor.run(executor.parts(executor.select("+shards")))
     told = len(events(chain))
     job = chain.definitions().resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(instance=chain.instance, asset_selection=[dg.AssetKey("model")])

@@ -127,7 +127,7 @@ def test_a_setting_makes_only_the_stages_that_read_it_stale(assignment: str, sta
 def test_every_section_but_the_operational_ones_is_read_by_a_stage():
     recipe = load_recipe("smoke")
     sections = {dotted.split(".")[0] for stage in STAGES for dotted in stage.settings(recipe)}
-    assert sections == set(load_recipe("smoke").model_dump()) - {"name", "compute"}
+    assert sections == set(load_recipe("smoke").model_dump()) - {"name", "compute", "automation"}
 
 
 def test_the_demo_says_that_some_of_its_held_out_scenes_are_in_train():

@@ -38,6 +38,7 @@ VARIANTS = [
 CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
 OPERATIONAL = {
     "name", "corpus.name", "corpus.max_reject_fraction", "tokens.batch_size", "tokens.max_reject_fraction",
+    "tokens.corpora",
     "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples")),
@@ -63,7 +64,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1})
+        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, "0 3 * * *", "15m")
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
@@ -71,11 +72,12 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         if isinstance(value, int):
             yield value // 2
     elif isinstance(value, str):
-        yield from (value + "x", "folder", "mse", TOY_METRIC)
+        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin")
     elif isinstance(value, dict):
         yield {**value, "flow": 2.0}
     elif value == ():
         yield [{"url": "elsewhere"}]
+        yield [{"name": "other"}]
         yield ["x"]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
@@ -151,7 +153,7 @@ def test_what_decides_moves_a_stage_and_what_does_not_moves_nothing(profile: str
     untried = []
     for path, value, annotation, operational in leaves(recipe):
         dotted = ".".join(map(str, path))
-        assert operational == (dotted in OPERATIONAL or dotted.startswith("compute.")), dotted
+        assert operational == (dotted in OPERATIONAL or dotted.startswith(("compute.", "automation."))), dotted
         if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:
             continue  # the kind of a member, and what else has no other value
         other = changed(recipe, path, value, annotation)

@@ -71,7 +71,7 @@ def status(old: Built, capsys) -> dict[str, dict]:
 def test_a_new_row_is_an_asset_a_status_a_selection_and_part_of_a_refresh(
     old: Built, thumbnails: dict[str, Thumbnails], capsys
 ):
-    graph = build_definitions(load_recipe(str(old.profile)), str(old.workspace)).resolve_asset_graph()
+    graph = build_definitions([load_recipe(str(old.profile))], str(old.workspace)).resolve_asset_graph()
     (key,) = (key for key in graph.get_all_asset_keys() if key.path[-1] == "thumbnails")
     assert {parent.path[-1] for parent in graph.get(key).parent_keys} == {"image_shards"}
     assert graph.get(key).group_name == "extra" and "| `thumbnails` | small pictures |" in stage_table()

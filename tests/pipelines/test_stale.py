@@ -9,7 +9,7 @@ import pytest
 from asset_chain import Chain
 
 from flextok import storage
-from flextok.errors import FlextokError
+from flextok.errors import FlextokError, UsageError
 from flextok.provenance import make_provenance
 from pipelines import staleness
 from pipelines.definitions import build_definitions
@@ -106,6 +106,18 @@ def test_status_says_why_and_what_waits(built: Chain):
     assert states["shards[c/train]"].status == "fresh"
 
 
+def test_a_pattern_chooses_partitions(built: Chain):
+    executor = built.executor()
+    executor.run(executor.parts(executor.select("shards,tokens,report"), "*/val"))
+    assert built.ran == ["shards[c/val]", "tokens[c/val]"]
+    with pytest.raises(
+        UsageError, match="expected a partition of the selected assets like 'd/\\*', found c/train, c/val"
+    ):
+        executor.parts(executor.select("shards"), "d/*")
+    with pytest.raises(UsageError, match="found that they have none"):
+        executor.parts(executor.select("report"), "c/*")
+
+
 def test_reads_that_came_or_went_are_told(built: Chain):
     built.extra_dep = True
     assert built.survey()["report"].reasons == ("it has a new dependency on model",)
@@ -118,7 +130,7 @@ def test_of_two_partitions_the_one_that_changed_is_named(built: Chain):
     built.code["tokens"] = "2"
     built.data["tokens[c/val]"] = "2"
     executor = built.executor()
-    executor.run(executor.select("tokens"))
+    executor.run(executor.parts(executor.select("tokens")))
     assert built.survey()["report"].reasons == ("tokens[c/val] has other data",)
 
 
@@ -135,7 +147,7 @@ def test_a_partition_is_judged_in_ten_milliseconds(tmp_path):
             url = workspace.url("shards", name)
             storage.write_json(storage.join(url, "provenance.json"), make_provenance("corpus", digest, [], {}, url))
             made = dg.AssetMaterialization(
-                "shards", partition=name, metadata={"path": workspace.relative(url)},
+                "shards", partition=name, metadata={"path": workspace.relative(url), "settings": '{"section": {"version": "1"}}'},
                 tags={"dagster/data_version": digest, "dagster/code_version": "1"},
             )  # fmt: skip
             instance.report_runless_asset_event(made)
@@ -182,15 +194,15 @@ def test_run_needs_the_inputs_of_what_is_selected(tmp_path):
     chain = Chain(tmp_path)
     executor = chain.executor()
     with pytest.raises(FlextokError, match="expected shards to be there for model"):
-        executor.run(executor.select("model"))
-    executor.run(executor.select("+shards"))
-    executor.run(executor.select("model"))
+        executor.run(executor.parts(executor.select("model")))
+    executor.run(executor.parts(executor.select("+shards")))
+    executor.run(executor.parts(executor.select("model")))
     assert chain.ran == ALL[:5]
 
 
 def test_run_builds_again_what_is_fresh(built: Chain):
     executor = built.executor()
-    executor.run(executor.select("tokens"))
+    executor.run(executor.parts(executor.select("tokens")))
     assert built.ran == ["tokens[c/train]", "tokens[c/val]"]
 
 
@@ -220,7 +232,7 @@ class TestDagster:
         assert tags["dagster/input_data_version/tokens"] == hashlib.sha256(b"data-1data-1").hexdigest()
 
     def test_fan_in_stays_far_below_a_hundred_where_it_records_something_else(self, tmp_path):
-        definitions = build_definitions(load_recipe("smoke"), str(tmp_path))
+        definitions = build_definitions([load_recipe("smoke")], str(tmp_path))
         graph = Graph(definitions.resolve_all_asset_specs())
         widths = [
             len(parts)

@@ -18,10 +18,7 @@ def _reconstructions(numbers: Numbers, keeps: list[int]) -> list[dict[str, Any]]
     for index, metric in enumerate(metric for metric in numbers.image_metrics() if metric.in_summary):
         protocol = numbers.protocol(metric.name, most)
         decoder = protocol["decoder"]
-        how = (
-            f"{_images(protocol['data'])}, {decoder['steps']} steps, "
-            f"decoder guidance {decoder['decoder_guidance']:g}"
-        )
+        how = f"{_images(protocol['data'])}, {decoder['steps']} steps, decoder guidance {decoder['decoder_guidance']:g}"
         hint = metric.hint or f"{metric.better} is closer"
         unit = f" in {metric.shown_unit}" if metric.shown_unit else ""
         found.append(

@@ -1,0 +1,123 @@
+"""Further corpora: sharded by settings of their own and tokenized by the profile's tokenizer, which is not trained on them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from shrunk_smoke import Built
+
+from flextok.data.corpus.reader import Corpus
+from flextok.data.tokens import TokenStore
+from flextok.errors import UsageError
+from flextok.provenance import read_provenance
+from pipelines import cli
+from pipelines.recipe import load_recipe
+
+MORE = "{{name: {name}, source: scenes, scenes: {{train_samples: 8, val_samples: {val}, image_px: 48, seed: 5}}, splits: [val]}}"
+REST = {"latents", "tokenizer", "reconstructions", "prior", "samples", "fid", "report"}
+
+
+def corpora(*others: tuple[str, int]) -> str:
+    """The assignment for corpora of these names and numbers of pictures."""
+    return f"tokens.corpora=[{', '.join(MORE.format(name=name, val=val) for name, val in others)}]"
+
+
+@pytest.fixture(scope="module")
+def made(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    workspace = tmp_path_factory.mktemp("corpora") / "w"
+    shutil.copytree(built.workspace, workspace)
+    return Built(built.profile, workspace)
+
+
+def stale(made: Built, capsys: pytest.CaptureFixture[str], *sets: str) -> dict[str, str]:
+    """Reasons of what must run, by label."""
+    capsys.readouterr()
+    assert cli.run(["status", "--json", *made.arguments(*sets)]) == 0
+    states = json.loads(capsys.readouterr().out)["assets"]
+    return {
+        item["asset"] + (f"[{item['partition']}]" if item["partition"] else ""): "; ".join(item["reasons"])
+        for item in states
+        if item["reasons"]
+    }
+
+
+def test_a_corpus_is_added_tokenized_and_changed_without_touching_the_rest(
+    made: Built, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.workspace.rglob("manifest.json")}
+    of_more = [f"{stage}[more/val]" for stage in ("corpus", "image_shards", "token_shards")]
+    assert stale(made, capsys, corpora(("more", 12))) == dict.fromkeys(of_more, "it was never made")
+    assert cli.run(["refresh", *made.arguments(corpora(("more", 12)))]) == 0
+    assert f"refreshed 3: {', '.join(of_more)}" in capsys.readouterr().err
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()
+
+    (tokens,) = made.workspace.glob("tokens/more/val/*")
+    store, shards = TokenStore.open(str(tokens)), Corpus.open(str(made.workspace / "corpora/more/val"))
+    tokenizer = read_provenance(str(next(made.workspace.glob("checkpoints/tokenizer/[!.]*"))))["digest"]
+    assert (len(store), shards.num_samples, store.tokenizer) == (12, 12, tokenizer)
+
+    # Another one beside it, and the size of the first changed: each is out of date by itself.
+    found = stale(made, capsys, corpora(("more", 13), ("other", 8)))
+    assert set(found) == {
+        "corpus[more/val]",
+        "image_shards[more/val]",
+        *(f"{label[:-10]}[other/val]" for label in of_more),
+    }
+    assert "val_samples" in found["image_shards[more/val]"]
+    # A setting of the profile's own corpus leaves the others as they are.
+    found = stale(made, capsys, corpora(("more", 12)), "corpus.min_side=17")
+    assert set(found) == {"image_shards[scenes/train]", "image_shards[scenes/val]"}
+    # So does the end of a corpus.
+    assert stale(made, capsys) == {}
+
+
+def test_one_partition_is_made_by_hand(made: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    both = corpora(("more", 12), ("other", 8))
+    command = ["run", "--select", "corpus,image_shards", "--partition", "other/*", *made.arguments(both)]
+    assert cli.run(command) == 0
+    told = capsys.readouterr().err
+    assert "image_shards[other/val]: done" in told and "more" not in told and "train" not in told
+    assert cli.run(["run", "--select", "image_shards", "--partition", "coco/*", *made.arguments(both)]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: expected a partition of the selected assets like 'coco/*', found scenes/train, scenes/val, more/val, other/val"
+    )
+
+
+def test_what_reads_the_profiles_corpus_reads_no_other(made: Built) -> None:
+    from pipelines.execute import open_executor
+
+    recipe = load_recipe(str(made.profile), [corpora(("more", 12))])
+    with open_executor(recipe, str(made.workspace), remember=False) as executor:
+        graph = executor.graph
+        for key in graph.keys:
+            if key.path[-1] in REST:
+                read = [part for parts in graph.reads(key, None).values() for _, part in parts if part]
+                assert all(part.startswith("scenes/") for part in read)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (corpora(("scenes", 8)), "tokens.corpora and corpus need different names, found scenes, scenes"),
+        (corpora(("a", 8), ("a", 8)), "need different names, found scenes, a, a"),
+        ("tokens.corpora=[{source: scenes}]", "'tokens.corpora.0.name' is required"),
+        ("tokens.corpora=[{name: a, splits: [test]}]", "tokens.corpora.0.splits"),
+        ("tokens.corpora=[{name: a, sorce: x}]", "the nearest known key is 'tokens.corpora.0.source'"),
+    ],
+)
+def test_wrong_corpora_end_in_one_line(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")) as caught:
+        load_recipe("smoke", [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_that_is_not_there_loses_nothing_else(
+    made: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = f"tokens.corpora=[{{name: gone, source: {tmp_path}/nowhere}}]"
+    capsys.readouterr()
+    assert cli.run(["refresh", *made.arguments(gone)]) in (1, 2)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/nowhere" in line
+    assert stale(made, capsys) == {}
