@@ -67,7 +67,7 @@ class Executor:
         parts = [(key, partition) for key in keys for partition in self.graph.partitions(key)]
         if pattern is None:
             return parts
-        chosen = [(key, name) for key, name in parts if name is not None and fnmatch.fnmatchcase(name, pattern)]
+        chosen = [part for part in parts if part[1] is not None and fnmatch.fnmatchcase(part[1], pattern)]
         if not chosen:
             known = ", ".join(dict.fromkeys(name for _, name in parts if name is not None)) or "that they have none"
             raise UsageError(f"expected a partition of the selected assets like '{pattern}', found {known}")
