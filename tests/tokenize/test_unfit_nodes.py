@@ -14,7 +14,11 @@ from flextok.data.scenes import ScenesConfig
 from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.tokenize.job import tokenize_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not may_hide(), reason="may not make a mount namespace here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(not may_hide(), reason="may not make a mount namespace here"),
+]
 PROGRAM = """
 import sys
 from flextok.errors import FlextokError
