@@ -35,8 +35,8 @@ except FlextokError as error:
 
 
 def many_shards(inputs, folder: Path) -> tuple[str, str]:
-    """A corpus of 60 shards, and the digest of its tokens as this machine alone makes them."""
-    scenes = CorpusConfig(name="many", scenes=ScenesConfig(train_samples=360), shard_samples=6)
+    """A corpus of 200 shards, and the digest of its tokens as this machine alone makes them."""
+    scenes = CorpusConfig(name="many", scenes=ScenesConfig(train_samples=1200), shard_samples=6)
     corpus = shard_corpus(scenes, "train", f"{folder}/many", workers=1, progress=False).url
     alone = tokenize_corpus(corpus, inputs.tokenizer, f"{folder}/alone", inputs.config, inputs.compute, progress=False)
     return corpus, alone.digest
