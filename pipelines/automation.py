@@ -14,13 +14,14 @@ import dagster as dg
 from flextok.runtime.lock import LockedError, locked
 from pipelines.graph import Graph
 from pipelines.schedules import AutomationConfig, seconds
-from pipelines.staleness import Facts, data_version, latest_record, next_wave, survey
+from pipelines.staleness import Facts, latest_record, next_wave, outside_changed, survey
 from pipelines.workspace import Workspace
 
 REFRESH_TAG = "flextok/refresh"
 PROFILE_TAG = "flextok/refreshes"
 NEXT_WAVE_S = 15
 FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+UNFINISHED = [status for status in dg.DagsterRunStatus if status not in (dg.DagsterRunStatus.SUCCESS, *FAILED)]
 
 Requests = list[dg.RunRequest] | dg.SkipReason
 
@@ -49,8 +50,8 @@ class Refresher:
         """
         for key in self.graph.keys:
             for partition in self.graph.partitions(key):
-                found = self.facts.observe(key.path[-1], partition)
-                if found not in (None, data_version(latest_record(instance, key, partition))):
+                record = latest_record(instance, key, partition)
+                if outside_changed(self.facts, key.path[-1], partition, record):
                     now = datetime.datetime.now(datetime.UTC)
                     return self.open(instance, f"{key.path[-1]} changed, {now:%Y-%m-%d %H:%M:%S}")
         return dg.SkipReason("the source is as recorded")
@@ -83,7 +84,7 @@ class Refresher:
 
     def _busy(self, instance: dg.DagsterInstance) -> str | None:
         """What another refresh has at work, be it a command's."""
-        runs = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: self.profile}, statuses=_UNFINISHED), limit=1)
+        runs = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: self.profile}, statuses=UNFINISHED), limit=1)
         if runs:
             return f"run {runs[0].run_id[:8]} of refresh '{runs[0].tags[REFRESH_TAG]}' is at work"
         try:
@@ -91,9 +92,6 @@ class Refresher:
                 return None
         except LockedError as error:
             return f"a command is at work in the workspace: {error}"
-
-
-_UNFINISHED = [status for status in dg.DagsterRunStatus if status not in (dg.DagsterRunStatus.SUCCESS, *FAILED)]
 
 
 def _lost(runs: Sequence[dg.DagsterRun]) -> dg.DagsterRun | None:

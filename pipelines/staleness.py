@@ -95,7 +95,7 @@ def survey(graph: Graph, instance: dg.DagsterInstance, facts: Facts, workspace: 
                 if _step_failed(instance, record):
                     status, reasons = "stale", ["the run that made it failed (a check did not hold)"]
                 if status == "fresh":
-                    reasons = _outside_changed(key.path[-1], partition, data_version(record), facts)
+                    reasons = _why_outside(facts, key.path[-1], partition, record)
                     status = "stale" if reasons else "fresh"
             waits = tuple(
                 states[part].label for parts in reads.values() for part in parts if states[part].status != "fresh"
@@ -195,12 +195,16 @@ def _step_failed(instance: dg.DagsterInstance, record: Any) -> bool:
     return any(step.status is not None and step.status.value == "FAILURE" for step in steps)
 
 
-def _outside_changed(stage: str, partition: str | None, recorded: str | None, facts: Facts) -> list[str]:
+def outside_changed(facts: Facts, stage: str, partition: str | None, record: Any | None) -> bool:
+    """Whether what the stage looks at is not what was recorded; raises FlextokError where it cannot be looked at."""
+    return facts.observe(stage, partition) not in (None, data_version(record))
+
+
+def _why_outside(facts: Facts, stage: str, partition: str | None, record: Any) -> list[str]:
     try:
-        found = facts.observe(stage, partition)
+        return ["its source changed"] if outside_changed(facts, stage, partition, record) else []
     except FlextokError as error:
         return [f"its source cannot be listed: {error}"]
-    return [] if found in (None, recorded) else ["its source changed"]
 
 
 def _settings_changed(

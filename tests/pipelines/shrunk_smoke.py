@@ -1,9 +1,15 @@
 """The smoke profile made small enough for a test of all its stages, trained in the process itself for speed."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+
+from pipelines import cli
 
 SHRUNK = {
     "corpus.scenes": {"train_samples": 96, "val_samples": 48, "image_px": 32},
@@ -36,6 +42,18 @@ class Built:
     def arguments(self, *sets: str) -> list[str]:
         assignments = [part for item in sets for part in ("--set", item)]
         return ["--profile", str(self.profile), "--workspace", str(self.workspace), *assignments]
+
+    def copied(self, workspace: Path) -> "Built":
+        """The same results in a workspace of a test's own."""
+        shutil.copytree(self.workspace, workspace)
+        return Built(self.profile, workspace)
+
+    def states(self, capsys: pytest.CaptureFixture[str], *sets: str) -> dict[str, dict[str, Any]]:
+        """What `flextok status --json` tells of each asset and partition, by `name` or `name[partition]`."""
+        capsys.readouterr()
+        assert cli.run(["status", "--json", *self.arguments(*sets)]) == 0
+        found = json.loads(capsys.readouterr().out)["assets"]
+        return {item["asset"] + (f"[{item['partition']}]" if item["partition"] else ""): item for item in found}
 
 
 def shrunk_profile(path: Path) -> Path:

@@ -12,7 +12,6 @@ from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import locked
 from pipelines.automation import PROFILE_TAG, REFRESH_TAG, Refresher
 from pipelines.definitions import build_definitions
-from pipelines.graph import Graph
 from pipelines.recipe import load_recipe
 
 ON = ["automation.refresh='0 3 * * *'", "automation.watch_source=15m", "automation.evaluate='0 8 * * 1'"]
@@ -29,8 +28,7 @@ class Daemon:
 
     @property
     def refresher(self) -> Refresher:
-        graph = Graph(self.chain.definitions().resolve_all_asset_specs())
-        return Refresher("chain", graph, self.chain, self.chain.workspace)
+        return Refresher("chain", self.chain.executor().graph, self.chain, self.chain.workspace)
 
     def tick(self, name: str = "tick") -> list[str]:
         """The schedule's; labels of what ran."""

@@ -1,7 +1,5 @@
 """Further corpora: sharded by settings of their own and tokenized by the profile's tokenizer, which is not trained on them."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,25 +23,17 @@ def corpora(*others: tuple[str, int]) -> str:
 
 @pytest.fixture(scope="module")
 def made(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    workspace = tmp_path_factory.mktemp("corpora") / "w"
-    shutil.copytree(built.workspace, workspace)
-    return Built(built.profile, workspace)
+    return built.copied(tmp_path_factory.mktemp("corpora") / "w")
 
 
 def stale(made: Built, capsys: pytest.CaptureFixture[str], *sets: str) -> dict[str, str]:
     """Reasons of what must run, by label."""
-    capsys.readouterr()
-    assert cli.run(["status", "--json", *made.arguments(*sets)]) == 0
-    states = json.loads(capsys.readouterr().out)["assets"]
-    return {
-        item["asset"] + (f"[{item['partition']}]" if item["partition"] else ""): "; ".join(item["reasons"])
-        for item in states
-        if item["reasons"]
-    }
+    states = made.states(capsys, *sets)
+    return {label: "; ".join(state["reasons"]) for label, state in states.items() if state["reasons"]}
 
 
 def test_a_corpus_is_added_tokenized_and_changed_without_touching_the_rest(
-    made: Built, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Built, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.workspace.rglob("manifest.json")}
     of_more = [f"{stage}[more/val]" for stage in ("corpus", "image_shards", "token_shards")]

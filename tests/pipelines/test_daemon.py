@@ -1,6 +1,5 @@
 """The schedule of a profile under Dagster's own daemon: each minute it builds what is out of date, and nothing else."""
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +10,6 @@ from flextok_process import END_S, IN_THE_BACKGROUND, Command, wait_until
 from ray_nodes import free_port
 from shrunk_smoke import Built
 
-from pipelines import cli
 from pipelines.automation import PROFILE_TAG
 from pipelines.workspace import Workspace
 
@@ -20,8 +18,7 @@ EACH_MINUTE = "automation.refresh='* * * * *'"
 
 
 def test_a_report_that_is_gone_comes_back_by_itself(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.copytree(built.workspace, tmp_path / "w")
-    made = Built(built.profile, tmp_path / "w")
+    made = built.copied(tmp_path / "w")
     (page,) = made.workspace.glob("evaluation/*/report/index.html")
     shutil.rmtree(page.parents[1])
     daemon = Command(
@@ -37,9 +34,7 @@ def test_a_report_that_is_gone_comes_back_by_itself(built: Built, tmp_path: Path
     assert {key.path[-1] for key in run.asset_selection or ()} == {"report"}
     assert run.tags["flextok/why"].startswith("its files are gone from ")
     assert page.is_file()
-    capsys.readouterr()
-    assert cli.run(["status", "--json", *made.arguments()]) == 0
-    assert {item["status"] for item in json.loads(capsys.readouterr().out)["assets"]} == {"fresh"}
+    assert {state["status"] for state in made.states(capsys).values()} == {"fresh"}
 
 
 def refresh_is_over(instance: dg.DagsterInstance) -> bool:

@@ -13,13 +13,6 @@ from pipelines import cli
 pytestmark = pytest.mark.slow
 
 
-def status(built: Built, capsys, *sets: str) -> dict[str, dict]:
-    capsys.readouterr()
-    assert cli.run(["status", "--json", *built.arguments(*sets)]) == 0
-    assets = json.loads(capsys.readouterr().out)["assets"]
-    return {item["asset"] + (f"[{item['partition']}]" if item["partition"] else ""): item for item in assets}
-
-
 def must_run(states: dict[str, dict]) -> set[str]:
     return {name for name, item in states.items() if item["reasons"]}
 
@@ -64,7 +57,7 @@ def test_token_shards_pair_with_the_image_shards(built: Built):
 
 
 def test_everything_is_fresh_and_a_second_refresh_runs_nothing(built: Built, capsys):
-    states = status(built, capsys)
+    states = built.states(capsys)
     assert {item["status"] for item in states.values()} == {"fresh"} and len(states) == 13
     assert cli.run(["refresh", *built.arguments()]) == 0
     shown = capsys.readouterr()
@@ -90,11 +83,11 @@ def test_everything_is_fresh_and_a_second_refresh_runs_nothing(built: Built, cap
     ],
 )
 def test_a_changed_setting_makes_stale_what_reads_it(built: Built, capsys, change: str, stale: set[str]):
-    assert must_run(status(built, capsys, change)) == stale
+    assert must_run(built.states(capsys, change)) == stale
 
 
 def test_what_depends_on_a_stale_asset_is_told_to_wait(built: Built, capsys):
-    states = status(built, capsys, "tokenizer.train.steps=7")
+    states = built.states(capsys, "tokenizer.train.steps=7")
     assert states["tokenizer"]["reasons"] == ["settings changed: tokenizer.train.steps: 6 -> 7"]
     waiting = {name for name, item in states.items() if item["status"] == "stale" and item["waits_for"]}
     assert waiting == set(states) - {
@@ -110,9 +103,9 @@ def test_a_changed_title_runs_only_the_report(built: Built, capsys):
 
 
 def test_deleted_files_are_made_again_and_nothing_else(built: Built, capsys):
-    uri = status(built, capsys)["reconstructions"]["uri"]
+    uri = built.states(capsys)["reconstructions"]["uri"]
     shutil.rmtree(uri)
-    gone = status(built, capsys)["reconstructions"]
+    gone = built.states(capsys)["reconstructions"]
     assert gone["status"] == "missing" and "gone" in gone["reasons"][0]
     assert refresh(built, capsys) == ["reconstructions"]
     assert Path(uri, "metrics.json").is_file()
@@ -120,7 +113,7 @@ def test_deleted_files_are_made_again_and_nothing_else(built: Built, capsys):
 
 def test_lineage_comes_from_the_files_alone(built: Built, capsys, tmp_path):
     """Also after the workspace was moved, and without Dagster's records."""
-    report = Path(status(built, capsys)["report"]["uri"])
+    report = Path(built.states(capsys)["report"]["uri"])
     moved = tmp_path / "moved"
     shutil.copytree(built.workspace, moved, ignore=shutil.ignore_patterns("dagster"))
     assert cli.run(["lineage", "--json", str(moved / report.relative_to(built.workspace))]) == 0
@@ -147,7 +140,7 @@ def test_lineage_comes_from_the_files_alone(built: Built, capsys, tmp_path):
 
 
 def test_openlineage_events_have_edges_and_versions(built: Built, capsys):
-    states = status(built, capsys)
+    states = built.states(capsys)
     lines = (built.workspace / "lineage" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     runs: dict[str, list[str]] = {}
@@ -170,22 +163,22 @@ def test_openlineage_events_have_edges_and_versions(built: Built, capsys):
 
 
 def test_a_failed_stage_leaves_the_rest_usable(built: Built, capsys):
-    before = status(built, capsys)
+    before = built.states(capsys)
     capsys.readouterr()
     diverges = "tokenizer.train.optimizer.lr=1e30"
     assert cli.run(["refresh", *built.arguments(diverges)]) == 1
     shown = capsys.readouterr()
     last = shown.err.splitlines()[-1]
     assert last.startswith("error: ") and "Traceback" not in shown.err
-    assert must_run(status(built, capsys, diverges)) == {"tokenizer"}
-    after = status(built, capsys)
+    assert must_run(built.states(capsys, diverges)) == {"tokenizer"}
+    after = built.states(capsys)
     assert after == before
 
 
 def test_other_profiles_share_the_workspace_in_peace(built: Built, capsys):
-    states = status(built, capsys, "name=other")
+    states = built.states(capsys, "name=other")
     assert {item["status"] for item in states.values()} == {"missing"}
-    assert {item["status"] for item in status(built, capsys).values()} == {"fresh"}
+    assert {item["status"] for item in built.states(capsys).values()} == {"fresh"}
 
 
 def test_one_writer_at_a_time(built: Built, capsys):

@@ -36,12 +36,9 @@ def artifacts(old: Built) -> dict[str, str]:
 
 def why(old: Built, capsys, *sets: str) -> dict[str, list[str]]:
     """The reasons of what must run, by label."""
-    capsys.readouterr()
-    assert cli.run(["status", "--json", *old.arguments(*sets)]) == 0
-    states = json.loads(capsys.readouterr().out)["assets"]
+    states = old.states(capsys, *sets)
     assert len(states) == 13
-    labels = [item["asset"] + (f"[{item['partition']}]" if item["partition"] else "") for item in states]
-    return {label: item["reasons"] for label, item in zip(labels, states, strict=True) if item["status"] != "fresh"}
+    return {label: state["reasons"] for label, state in states.items() if state["status"] != "fresh"}
 
 
 def test_nothing_is_stale_and_a_refresh_runs_nothing(old: Built, capsys):

@@ -62,12 +62,6 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return unpack(tmp_path_factory.mktemp("old"))
 
 
-def status(old: Built, capsys) -> dict[str, dict]:
-    capsys.readouterr()
-    assert cli.run(["status", "--json", *old.arguments()]) == 0
-    return {item["asset"]: item for item in json.loads(capsys.readouterr().out)["assets"]}
-
-
 def test_a_new_row_is_an_asset_a_status_a_selection_and_part_of_a_refresh(
     old: Built, thumbnails: dict[str, Thumbnails], capsys
 ):
@@ -76,21 +70,21 @@ def test_a_new_row_is_an_asset_a_status_a_selection_and_part_of_a_refresh(
     assert {parent.path[-1] for parent in graph.get(key).parent_keys} == {"image_shards"}
     assert graph.get(key).group_name == "extra" and "| `thumbnails` | small pictures |" in stage_table()
 
-    assert status(old, capsys)["thumbnails"]["reasons"] == ["it was never made"]
+    assert old.states(capsys)["thumbnails"]["reasons"] == ["it was never made"]
     assert cli.run(["run", "--select", "thumbnails", *old.arguments()]) == 0
     assert "thumbnails: done" in capsys.readouterr().err
-    state = status(old, capsys)["thumbnails"]
+    state = old.states(capsys)["thumbnails"]
     assert state["status"] == "fresh" and Path(state["uri"]).parent == old.workspace / "thumbnails"
     assert cli.run(["lineage", "--json", state["uri"]]) == 0
     assert [item["kind"] for item in json.loads(capsys.readouterr().out)["inputs"]] == ["corpus"]
 
     thumbnails["thumbnails"] = Thumbnails(threads=3)
-    assert status(old, capsys)["thumbnails"]["status"] == "fresh"
+    assert old.states(capsys)["thumbnails"]["status"] == "fresh"
     thumbnails["thumbnails"] = Thumbnails(side=16)
-    assert status(old, capsys)["thumbnails"]["reasons"] == ["settings changed: thumbnails.side: 8 -> 16"]
+    assert old.states(capsys)["thumbnails"]["reasons"] == ["settings changed: thumbnails.side: 8 -> 16"]
     assert cli.run(["refresh", *old.arguments()]) == 0
     assert "refreshed 1: thumbnails" in capsys.readouterr().err
-    assert {item["status"] for item in status(old, capsys).values()} == {"fresh"}
+    assert {item["status"] for item in old.states(capsys).values()} == {"fresh"}
 
 
 def test_a_name_is_given_once(thumbnails: dict[str, Thumbnails]):

@@ -1,7 +1,6 @@
 """A run in training ends within ten seconds of a signal, leaves no process behind, and is resumed."""
 
 import re
-import shutil
 import signal
 from pathlib import Path
 
@@ -16,8 +15,7 @@ STAGES = {"vae": "latents", "tokenizer": "tokenizer", "prior": "prior"}
 @pytest.fixture
 def made(built: Built, tmp_path: Path) -> Built:
     """All results before a training, in a workspace of the test's own."""
-    shutil.copytree(built.workspace, tmp_path / "w")
-    return Built(built.profile, tmp_path / "w")
+    return built.copied(tmp_path / "w")
 
 
 def start(made: Built, kind: str, *sets: str) -> Command:
