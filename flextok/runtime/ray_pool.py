@@ -76,8 +76,10 @@ class RayPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, fault: type[BaseException] | None, *_: object) -> None:
         self.end()
+        if fault is None:
+            self._watch.tell_changes()
 
     def submit(self, function: Callable[..., T], /, *arguments: Any) -> Future[T]:
         """The result of `function(*arguments)`, some time, or what it raised.

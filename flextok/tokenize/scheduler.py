@@ -107,12 +107,12 @@ def run_tasks(
     import ray
     from ray.exceptions import RayError
 
+    watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT, beside=workers.beside)
     monitor = _start_monitor(tasks)
     rows = _Rows(_mapped(tasks, actor, {**arguments, "monitor": monitor}, workers))
     outcomes: dict[str, ShardOutcome] = {}
     images = 0
     fitness = _Fitness(workers.most)
-    watch = ClusterWatch("an actor", workers.cpus, workers.gpus, WAITING_HINT, beside=workers.beside)
 
     def settle(found: Iterable[ShardOutcome]) -> None:
         if new := {outcome.shard: outcome for outcome in found if outcome.shard not in outcomes}:
@@ -129,6 +129,7 @@ def run_tasks(
             fitness.look(fit, unfit)
             watch.look(begun + fit > 0)
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
+        watch.tell_changes()
     except RayError as error:
         raise FlextokError(
             f"expected Ray to finish the job, found: {innermost_message(error)}; run the same command again "

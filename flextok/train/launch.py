@@ -300,3 +300,4 @@ def _shown_from(job: TrainJob, run: str, watch: ClusterWatch) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
+        watch.tell_changes()
