@@ -9,6 +9,7 @@ from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import holder_token
 from flextok.runtime.storage_errors import telling_storage_errors
 
+PROOF_BYTES = 4096
 ADVICE = "every node must see the same files: use a shared file system or s3:// URLs"
 
 
@@ -40,7 +41,8 @@ class DestinationProof:
 def _write_into(folder: str) -> None:
     """Write and leave nothing: on a disk a file without a name, which not even a kill leaves behind."""
     if storage.is_local(folder):
-        tempfile.TemporaryFile(dir=storage.local_path(folder)).close()
+        with tempfile.TemporaryFile(dir=storage.local_path(folder)) as file:
+            file.write(bytes(PROOF_BYTES))  # an empty file fits a full disk
     else:
         own = storage.join(folder, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         storage.write_bytes(own, b"")

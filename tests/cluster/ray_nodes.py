@@ -81,8 +81,25 @@ class RayNodes:
 
     def hide(self, number: int, folder: str) -> None:
         """From now on the node does not see `folder`, as where a mount is lost."""
+        self._mount(number, 'mount -t tmpfs tmpfs "$0"', folder)
+
+    def protect(self, number: int, folder: str) -> None:
+        """From now on the node may not write into `folder`."""
+        self._mount(number, 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0"', folder)
+
+    def fill(self, number: int, folder: str) -> None:
+        """From now on there is no room for what the node writes into `folder`."""
+        layer = tempfile.mkdtemp(dir=self._folder)
+        self._mount(
+            number,
+            'mount -t tmpfs -o size=16k tmpfs "$1" && mkdir "$1/upper" "$1/work" && head -c 16k /dev/zero > "$1/full" && '
+            'mount -t overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" overlay "$0"',
+            folder, layer,
+        )  # fmt: skip
+
+    def _mount(self, number: int, how: str, *folders: str) -> None:
         nsenter = ["nsenter", f"--target={self._raylet(number)}", "--mount"]
-        subprocess.run([*nsenter, "mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+        subprocess.run([*nsenter, "sh", "-c", how, *folders], check=True)
 
     def signal_workers(self, number: int, what: signal.Signals) -> None:
         """Send it to what the node's workers run in."""
@@ -91,7 +108,7 @@ class RayNodes:
                 process.send_signal(what)
 
     def where(self, worker: str) -> list[int]:
-        """Numbers of the nodes on which a worker of this class is at work."""
+        """Numbers of the nodes that have a worker of this class; with a method behind it, one that is in it."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

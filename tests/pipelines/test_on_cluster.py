@@ -1,5 +1,5 @@
-"""The whole profile on unequal nodes that want a token, of which each stage loses one in its midst: the digests of one
-machine."""
+"""The whole profile on unequal nodes that want a token, of which each stage loses one in its midst, and on clusters that
+lose their head: the digests of one machine."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ import pytest
 from flextok_process import Command, wait_until
 from ray_nodes import RayNodes, ray_nodes
 from shrunk_smoke import Built
+
+from flextok.runtime import head
 
 pytestmark = pytest.mark.slow
 TOKEN = "cd" * 32
@@ -23,6 +25,15 @@ WORKERS = {
     "samples": "_Worker",
     "fid": "_Worker",
 }
+HEADS_LOST = ("latents", "token_shards[scenes/train]", "samples")
+"""Ray Train's, Ray Data's, and calls to workers: all other stages work in one of these ways."""
+# A command whose main thread waits for Ray is ended by force.
+IMPATIENT = """
+from flextok.runtime import interrupts
+interrupts.GRACE_S = 3
+from pipelines.cli import main
+main()
+"""
 
 
 @pytest.mark.timeout(1200)
@@ -50,6 +61,35 @@ def test_each_stage_loses_a_node(built: Built, tmp_path: Path, monkeypatch: pyte
             replace(nodes, nodes.where(worker)[0], sizes)
         assert command.finish() == 0, command.told
         assert other.finish() == 0, other.told
+    check_made(workspace, built)
+
+
+@pytest.mark.timeout(1200)
+def test_the_head_is_lost(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a stage of each kind of work. The same command on the next cluster, at last on this machine, goes on from there."""
+    monkeypatch.setenv(head.RECONNECT, f"{head.BEFORE_THAT_S + 3:g}")
+    workspace = tmp_path / "w"
+    arguments = "refresh", "--profile", str(built.profile), "--workspace", str(workspace)
+    for stage in HEADS_LOST:
+        with ray_nodes() as nodes:
+            address = nodes.start_head(cpus=0)
+            nodes.add(2)
+            command = Command(
+                *arguments, sets=(f"compute.address={address}", "compute.train_workers=1"), program=IMPATIENT
+            )
+            command.wait_for(f"{stage}: start")
+            wait_until(lambda stage=stage, nodes=nodes: bool(nodes.where(WORKERS[stage])), every_s=0.02)
+            nodes.kill_head()
+            assert command.finish() == 1, command.told
+            assert command.told[-1].startswith(f"error: expected Ray's head at {address}"), command.told
+            assert not command.left()
+    command = Command(*arguments)
+    assert command.finish() == 0, command.told
+    check_made(workspace, built)
+
+
+def check_made(workspace: Path, built: Built) -> None:
+    """Whatever is there is what one machine makes, and nothing is wanting."""
     made, expected = contents(workspace), contents(built.workspace)
     for kind in ("manifest.json", "provenance.json", "metrics.json", ".png"):
         of_kind = {place: content for place, content in made.items() if place.endswith(kind)}

@@ -17,20 +17,23 @@ from flextok.data.tokens import TokenStore
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "infra" / "slurm" / "flextok.sbatch"
 SCONTROL = f'#!/bin/sh\n[ "$*" = "show hostnames node[2-3]" ] && printf "{host(2)}\\n{host(3)}\\n"\n'
-# Where Ray is started on a node it gets the node's address, which on a machine of its own it would find by itself.
 SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node=${1#*=}; shift; done
-case $1 in
-    hostname) echo "$node" ;;
-    ray) exec "$@" --num-cpus=1 --node-ip-address="$node" --object-store-memory=157286400 ;;
-esac
+while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && export NODE=${1#*=}; shift; done
+if [[ $1 == hostname ]]; then echo "$NODE"; else exec "$@"; fi
+"""
+# Where Ray is started on a node it gets the node's address, which on a machine of its own it would find by itself. The
+# first start of the second node fails.
+RAY = f"""#!/bin/bash
+echo "$NODE" >> "$0.starts"
+[[ $NODE == {host(3)} && $(grep --count --line-regexp {host(3)} "$0.starts") == 1 ]] && exit 1
+exec "{Path(sys.executable).with_name("ray")}" "$@" --num-cpus=1 --node-ip-address="$NODE" --object-store-memory=157286400
 """
 
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a job; what it has left is ended."""
-    for name, text in {"scontrol": SCONTROL, "srun": SRUN}.items():
+    for name, text in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -72,3 +75,6 @@ def test_a_job_on_two_nodes_stops_at_its_limit_and_resumes(
     assert done.returncode == 0, done.stdout + done.stderr
     wait_until(lambda: not _of_the_job(), within_s=20)
     assert TokenStore.open(str(dest)).digest == undisturbed[1]
+    assert (tmp_path / "ray.starts").read_text().splitlines().count(host(3)) == 3, (
+        "a failed start, and one for each job"
+    )

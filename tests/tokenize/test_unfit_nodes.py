@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(not may_hide(), reason="may not make a mount namespace here"),
 ]
+AT_WORK = "MapWorker(Map(ShardTokenizer)).submit"
 PROGRAM = """
 import sys
 from flextok.errors import FlextokError
@@ -47,8 +48,8 @@ def shards_in(folder: Path) -> int:
 
 
 def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
-    """Two nodes, one that sees no corpus and one that has another destination; a third that sees all; a fourth that
-    loses the corpus' shards in mid-job."""
+    """Two nodes, one that sees no corpus and one that has another destination; one that sees all; three of which in mid-job
+    one loses the corpus' shards, one may no longer write, and one has no room left."""
     corpus, alone = many_shards(inputs, tmp_path)
     dest = tmp_path / "shared" / "tokens"
     dest.parent.mkdir()
@@ -62,17 +63,20 @@ def test_nodes_without_the_files_spend_no_shard(inputs, tmp_path: Path) -> None:
         assert command.told[-1].startswith(f"UsageError: node {NET}."), command.told
         assert not list(dest.glob("*.parquet"))
 
-        failing, good = nodes.add(cpus=1), nodes.add(cpus=1)
-        command = Command(*job, address, "4", program=PROGRAM)
+        failing, good = [nodes.add(cpus=1) for _ in range(3)], nodes.add(cpus=1)
+        command = Command(*job, address, "6", program=PROGRAM)
         wait_until(lambda: shards_in(dest) > 0, every_s=0.005)
-        nodes.signal_workers(good, signal.SIGSTOP)  # else it may have made all before the other begins
-        made = shards_in(dest)
-        wait_until(lambda: shards_in(dest) > made, every_s=0.005)
-        nodes.hide(failing, f"{corpus}/shards")
+        nodes.signal_workers(good, signal.SIGSTOP)  # else it may have made all before the others begin
+        wait_until(lambda: set(failing) <= set(nodes.where(AT_WORK)), every_s=0.005)
+        nodes.hide(failing[0], f"{corpus}/shards")
+        nodes.protect(failing[1], str(dest))
+        nodes.fill(failing[2], str(dest))
         nodes.signal_workers(good, signal.SIGCONT)
         assert command.finish() == 0, command.told
-    left_out = f"node {host(failing)} is left out: 3 shards in a row failed there that other nodes made"
-    assert left_out in command.told[-1] and "made without: " in command.told[-1], command.told
+    assert "made without: " in command.told[-1], command.told
+    for number, why in zip(failing, ("No such file", "Read-only file system", "No space left"), strict=True):
+        left_out = f"node {host(number)} is left out: 3 shards in a row failed there that other nodes made"
+        assert left_out in command.told[-1] and why in command.told[-1], command.told
     told = [line for line in command.told if " takes no part: " in line and not line.startswith("made without: ")]
     assert len(told) == len(hidden)
     for number, folder in hidden.items():
