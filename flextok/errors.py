@@ -15,3 +15,7 @@ class UsageError(FlextokError):
 
 class IntegrityError(FlextokError):
     """Stored bytes do not match what their manifest says."""
+
+
+class TransientError(FlextokError):
+    """The work failed for something that may have passed by the next attempt: a store, a network, a lost worker."""

@@ -56,13 +56,15 @@ def read_provenance(url: str) -> dict[str, Any]:
     )
 
 
+def artifacts_in(parent: str) -> list[str]:
+    """URLs of the artifacts that lie in the folder `parent`, sorted."""
+    urls = [storage.join(parent, name) for name in storage.list_names(parent) if not name.startswith(".")]
+    return [url for url in urls if any(storage.exists(storage.join(url, document)) for document in DOCUMENTS)]
+
+
 def newest_artifact(parent: str) -> str | None:
     """URL of the artifact made last among those in the folder `parent`; None when there is none."""
-    found: list[tuple[str, str]] = []
-    for name in storage.list_names(parent):
-        url = storage.join(parent, name)
-        if not name.startswith(".") and any(storage.exists(storage.join(url, document)) for document in DOCUMENTS):
-            found.append((read_provenance(url)["created"], url))
+    found = [(read_provenance(url)["created"], url) for url in artifacts_in(parent)]
     return max(found)[1] if found else None
 
 

@@ -208,6 +208,14 @@ def sizes(url: str) -> dict[str, int]:
     }
 
 
+def total_bytes(url: str) -> int:
+    """Bytes of all files below a folder; 0 when it does not exist."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    with _named(url):
+        return cast(int, fs.du(path)) if fs.exists(path) else 0
+
+
 def redact(text: str) -> str:
     """`text` with the passwords and signed queries of any URLs in it left out, fit for logs and manifests."""
     text = re.sub(r"(\w+://)[^/\s@'\"]+@", r"\1", text)

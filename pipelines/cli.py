@@ -15,7 +15,7 @@ from flextok.errors import FlextokError
 from flextok.runtime import interrupts, log
 from flextok.runtime.storage_errors import as_storage_error
 from flextok.storage import redact
-from pipelines.commands import artifacts, corpus, evaluation, pipeline, tokens, train
+from pipelines.commands import artifacts, corpus, evaluation, keeping, pipeline, tokens, train
 
 TYPER_INTERRUPTED = 130
 
@@ -33,7 +33,7 @@ for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, token
 for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
-for command in (artifacts.inspect, artifacts.verify, artifacts.lineage):
+for command in (artifacts.inspect, artifacts.verify, artifacts.lineage, keeping.promote, keeping.prune):
     app.command()(command)
 
 

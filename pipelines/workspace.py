@@ -1,19 +1,23 @@
 """A workspace: one folder or URL with every artifact, and the Dagster home that remembers how they came to be."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from flextok import storage
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime.lock import LockedError, locked
 from flextok.runtime.storage_errors import FULL
-from pipelines.full_disk import full_disk_as_os_error
+from pipelines.record_faults import telling_record_faults
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 NO_CAPTURE = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
+SETTINGS = "dagster.yaml"
 PACKAGE = Path(__file__).resolve().parent
 # Where the project's configs/ and infra/dagster/ lie: inside an installed package, beside the code of a checkout.
 SHIPPED = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
@@ -83,9 +88,9 @@ class Workspace:
         home = self.dagster_home
         try:
             home.mkdir(parents=True, exist_ok=True)
-            settings = home / "dagster.yaml"
+            settings = home / SETTINGS
             if not settings.exists():
-                storage.write_bytes(str(settings), (SHIPPED / "infra" / "dagster" / "dagster.yaml").read_bytes())
+                storage.write_bytes(str(settings), (SHIPPED / "infra" / "dagster" / SETTINGS).read_bytes())
         except OSError as error:
             if error.errno in FULL:
                 raise
@@ -93,6 +98,23 @@ class Workspace:
                 f"expected a workspace that can be written, found {error}; give another --workspace"
             ) from None
         return home
+
+    @property
+    def has_records(self) -> bool:
+        """Whether Dagster has worked in this workspace on this machine."""
+        return (self.dagster_home / SETTINGS).exists()
+
+    @contextlib.contextmanager
+    def plain_dagster_home(self) -> Iterator[Path]:
+        """A path of the Dagster home for other processes of Dagster's, which take it for a pattern: one without magic."""
+        home = self.prepare_dagster_home()
+        if not glob.has_magic(str(home)):
+            yield home
+            return
+        with tempfile.TemporaryDirectory(prefix="flextok-") as folder:
+            link = Path(folder) / "dagster"
+            link.symlink_to(home)
+            yield link
 
     @contextlib.contextmanager
     def instance(self) -> "Iterator[dg.DagsterInstance]":
@@ -103,8 +125,10 @@ class Workspace:
 
         home = self.prepare_dagster_home()
         os.environ["DAGSTER_HOME"] = str(home)
-        ref = InstanceRef.from_dir(str(home), overrides=NO_CAPTURE)
-        with full_disk_as_os_error(home), dg.DagsterInstance.from_ref(ref) as instance:
+        # Dagster takes the path of its settings for a pattern, which one with brackets does not fit itself.
+        settings = yaml.safe_load((home / SETTINGS).read_text()) or {}
+        ref = InstanceRef.from_dir(str(home), overrides={**settings, **NO_CAPTURE})
+        with telling_record_faults(home), dg.DagsterInstance.from_ref(ref) as instance:
             yield instance
 
     @contextlib.contextmanager

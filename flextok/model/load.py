@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from flextok import storage
+from flextok.aliases import resolve_alias
 from flextok.config import parse_config, parse_member
 from flextok.errors import UsageError
 from flextok.model.autoencoders.base import Autoencoder
@@ -50,14 +51,14 @@ class TokenizerSpec:
 
 
 def load_tokenizer(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tokenizer:
-    """The tokenizer at `path`, ready to use: a checkpoint of ours, or the official layout.
+    """The tokenizer at `path`, ready to use: a checkpoint of ours (its folder, or an alias of it), or the official layout.
 
     The official layout is a model.safetensors file with its config in the metadata, or a Hub folder with config.json.
     `dtype` is float32 (exact) or bfloat16 (trunks in bfloat16; norms, quantizer and autoencoder stay in float32).
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expected dtype float32 or bfloat16, found {dtype}")
-    path = str(path)
+    path = resolve_alias(str(path))
     tokenizer = tokenizer_of(read_kind(path, "tokenizer")) if is_checkpoint(path) else read_official(path).tokenizer
     return tokenizer.to(device).prepare(dtype)
 
@@ -69,7 +70,12 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def tokenizer_spec(url: str) -> TokenizerSpec:
-    """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest."""
+    """The spec of the tokenizer at `url`; reads the weights only where nothing else says their digest.
+
+    Its `url` is no alias, and means the same in every process.
+    """
+    url = resolve_alias(url)
+    url = storage.absolute(url) if storage.exists(url) else url
     tokenizer = tokenizer_outline(url)
     return spec_of(url, tokenizer.digest, tokenizer)
 
@@ -117,8 +123,8 @@ def load_autoencoder(path: str, device: str | torch.device = "cpu") -> Autoencod
 
 def load_prior(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
     """The prior stored at `path`, in evaluation mode; raises UsageError when something else is stored there."""
-    checkpoint = read_kind(str(path), "prior")
-    config = _prior_config(checkpoint.config, str(path))
+    checkpoint = read_kind(resolve_alias(str(path)), "prior")
+    config = _prior_config(checkpoint.config, checkpoint.url)
     prior = Prior.create(config, seed=0)
     load_state(prior, checkpoint.state, checkpoint.url)
     prior.digest = checkpoint.digest

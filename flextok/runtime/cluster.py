@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from flextok.errors import FlextokError
+from flextok.errors import TransientError
 from flextok.runtime import interrupts, ray_token
 from flextok.runtime.head import HeadWatch
 from flextok.runtime.process_group import start_reaper
@@ -47,7 +47,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
     """Connect this process to Ray, once; a second call finds the first one's session.
 
     `address` is "local" (start here, ended by `stop_ray` or the process), "auto" or a cluster's address.
-    Raises FlextokError when Ray cannot be started or reached.
+    Raises TransientError when Ray cannot be started or reached.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -69,7 +69,7 @@ def _start_here(num_cpus: int | None) -> None:
     try:
         _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
     except Exception as error:
-        raise FlextokError(f"expected to start Ray on this machine, found: {first_line(error)}") from error
+        raise TransientError(f"expected to start Ray on this machine, found: {first_line(error)}") from error
     # By themselves some of Ray's agents look for its store for a minute before they end.
     _reapers.append(start_reaper([process.pid for process in _started_here()]))
 
@@ -82,7 +82,7 @@ def _join(address: str) -> None:
     try:
         _start(address, {}, START_ATTEMPTS)
     except Exception as error:
-        raise FlextokError(
+        raise TransientError(
             f"expected to reach Ray at {address}, found: {first_line(error)}; check `ray status` and compute.address"
         ) from error
     if head:
@@ -148,7 +148,7 @@ def _require_listener(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise FlextokError(
+        raise TransientError(
             f"expected a Ray cluster at {address}, found: {error}; check that its head runs there and compute.address"
         ) from error
 

@@ -41,6 +41,12 @@ class ComputeConfig(Config):
         description="What workers ask a cluster's nodes for beside CPUs and GPUs: an amount of a custom resource, or the "
         "value of a label.",
     )
+    price_per_hour: float | None = Field(
+        default=None,
+        ge=0,
+        description="Price of an hour of one GPU, or of one CPU where no GPUs are asked for; the pages of assets then "
+        "show what they cost.",
+    )
 
     @field_validator("resources")
     @classmethod

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-PATIENCE_S = 6.0  # a training writes its state meanwhile (launch.STOP_S); within interrupts.GRACE_S
+PATIENCE_S = 7.0  # a training writes its state meanwhile (launch.STOP_S); within interrupts.GRACE_S
 POLL_S = 0.05
 # A process that was started with `&` or `nohup` ignores signals, and its children would do so too.
 USUAL_SIGNALS = """
@@ -71,7 +71,7 @@ def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterat
     """`command` as the leader of a new group, with the usual handling of signals; the whole group ends with the block.
 
     All of it gets SIGTERM at once, for a leader that waits for its own would use up the time that they have; what is
-    left of it after 6 s is ended.
+    left of it after 7 s is ended.
     """
     process = subprocess.Popen([*PYTHON, USUAL_SIGNALS, *command], env=environment, start_new_session=True)
     with _start_watching(ENDS_GROUP, [process.pid]) as watching:

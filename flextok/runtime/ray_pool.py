@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import FlextokError, TransientError, UsageError
 from flextok.runtime.cluster import first_line
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.fitness import UnfitNodeError, unfit_line
@@ -194,7 +194,7 @@ class RayPool:
         if call is None:
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= MOST_LOST:
-                raise FlextokError(
+                raise TransientError(
                     f"expected a worker to begin, found {MOST_LOST} lost in a row ({first_line(error)}); look for want of "
                     "memory on the nodes"
                 )

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import FlextokError, TransientError, UsageError
 from flextok.storage import redact
 
 P = ParamSpec("P")
@@ -55,7 +55,7 @@ def as_storage_error(error: Exception, doing: str, keeps: str = "") -> FlextokEr
     """The one line for `error` if it came from a disk or a store, None if it did not.
 
     `doing` says what could not be done, `keeps` what a run that ended so leaves behind. UsageError where something may not
-    be read or written, or is not there; FlextokError where it failed.
+    be read or written, or is not there; FlextokError where there is no room; TransientError where it failed otherwise.
     """
     from_store = type(error).__module__.partition(".")[0] in STORE_LIBRARIES
     if not isinstance(error, OSError) and not from_store:
@@ -74,5 +74,5 @@ def as_storage_error(error: Exception, doing: str, keeps: str = "") -> FlextokEr
     if number in FULL:
         return FlextokError(f"{failed}; free some room, then {again}")
     if from_store:
-        return FlextokError(f"{failed}; check the network and your credentials, then {again}")
-    return FlextokError(f"{failed}; check the disk or the store, then {again}")
+        return TransientError(f"{failed}; check the network and your credentials, then {again}")
+    return TransientError(f"{failed}; check the disk or the store, then {again}")

@@ -85,7 +85,7 @@ def tokenize_corpus(
     """
     dest = storage.absolute(dest)
     corpus = Corpus.open(corpus_url)
-    spec = tokenizer_spec(storage.absolute(tokenizer_url) if storage.exists(tokenizer_url) else tokenizer_url)
+    spec = tokenizer_spec(tokenizer_url)
     with locked(dest):
         check_destination(dest, spec)
         return _tokenize(corpus, spec, dest, config, compute, progress)

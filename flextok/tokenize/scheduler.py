@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flextok import storage
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import TransientError, UsageError
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.memory import ONE_HEAP
 from flextok.runtime.nodes import Beside, ClusterNodes, beside_options
@@ -102,7 +102,7 @@ def run_tasks(
     """The first outcome of each task, made by actors of the class `actor` with `arguments` and a monitor.
 
     `show` gets the images done and the shards failed by now, every second. Raises UsageError where no node can do the
-    work; FlextokError when Ray cannot go on. Ray is connected.
+    work; TransientError when Ray cannot go on. Ray is connected.
     """
     import ray
     from ray.exceptions import RayError
@@ -131,7 +131,7 @@ def run_tasks(
             show(images, sum(1 for outcome in outcomes.values() if outcome.record is None))
         watch.tell_changes()
     except RayError as error:
-        raise FlextokError(
+        raise TransientError(
             f"expected Ray to finish the job, found: {innermost_message(error)}; run the same command again "
             "(finished shards are kept)"
         ) from error

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from flextok import storage
-from flextok.errors import FlextokError, UsageError
+from flextok.errors import FlextokError, TransientError, UsageError
 from flextok.runtime import interrupts
 from flextok.runtime.cluster import ensure_ray
 from flextok.runtime.compute import ComputeConfig
@@ -158,7 +158,7 @@ def _run_on_ray(job: TrainJob, compute: ComputeConfig) -> TrainResult:
             raise KeyboardInterrupt from None
         except ray.train.TrainingFailedError as error:
             _raise_recorded(run)
-            raise FlextokError(_one_line(error)) from error
+            raise TransientError(_one_line(error)) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)
@@ -207,7 +207,7 @@ def _ray_worker(spec: dict) -> TrainResult | None:
         storage.write_bytes(storage.join(run_url(job), STOPPED), b"")
         raise
     except FlextokError as error:
-        storage.write_json(error_url, {"usage": isinstance(error, UsageError), "message": str(error)})
+        storage.write_json(error_url, {"kind": type(error).__name__, "message": str(error)})
         raise
 
 
@@ -238,7 +238,8 @@ def _raise_recorded(run: str) -> None:
     error_url = storage.join(run, ERROR)
     if storage.exists(error_url):
         error = storage.read_json(error_url)
-        raise (UsageError if error["usage"] else FlextokError)(error["message"])
+        kinds: dict[str, type[FlextokError]] = {kind.__name__: kind for kind in (UsageError, TransientError)}
+        raise kinds.get(error["kind"], FlextokError)(error["message"])
 
 
 def _one_line(error: Exception) -> str:

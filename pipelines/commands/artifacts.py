@@ -8,17 +8,16 @@ import yaml
 
 from flextok import provenance, storage
 from flextok.errors import FlextokError, IntegrityError, UsageError
-from pipelines.commands.options import PIPE_WIDTH, AsJson, Debug, print_json
+from pipelines.commands.options import PIPE_WIDTH, ArtifactPath, AsJson, Debug, print_json
 
 logger = logging.getLogger(__name__)
 
-Artifact = Annotated[str, typer.Argument(metavar="PATH", help="Folder of a corpus, tokens, checkpoint, evaluation.")]
 CORPUS = ("corpus",)
 TOKENS = ("tokens", "samples")
 CHECKPOINTS = ("tokenizer", "prior", "vae")
 
 
-def inspect(path: Artifact, as_json: AsJson = False, debug: Debug = False) -> None:
+def inspect(path: ArtifactPath, as_json: AsJson = False, debug: Debug = False) -> None:
     """What this artifact is: shards, token store, checkpoint, evaluation."""
     described = _describe(path)
     if as_json:
@@ -37,7 +36,7 @@ def inspect(path: Artifact, as_json: AsJson = False, debug: Debug = False) -> No
 
 
 def verify(
-    path: Artifact,
+    path: ArtifactPath,
     against: Annotated[
         str | None, typer.Option("--against", metavar="SHARDS", help="For tokens: their corpus, to compare rows with.")
     ] = None,
@@ -67,7 +66,7 @@ def verify(
         print(f"{kind} {path}: holds")
 
 
-def lineage(path: Artifact, as_json: AsJson = False, debug: Debug = False) -> None:
+def lineage(path: ArtifactPath, as_json: AsJson = False, debug: Debug = False) -> None:
     """Everything this artifact came from, from the files alone."""
     tree = provenance.lineage(path)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flextok.aliases import resolve_alias
 from flextok.errors import FlextokError
 
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file.")]
@@ -21,7 +22,24 @@ Sets = Annotated[
 WorkspaceUrl = Annotated[str, typer.Option("--workspace", metavar="DIR|URL", help="Where all artifacts lie.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TokenizerPath = Annotated[
-    str, typer.Option("--tokenizer", metavar="CKPT", help="Tokenizer checkpoint, ours or official.")
+    str,
+    typer.Option(
+        "--tokenizer",
+        metavar="CKPT",
+        help="Tokenizer checkpoint, ours (or FOLDER@ALIAS) or official.",
+        callback=resolve_alias,
+    ),
+]
+PriorPath = Annotated[
+    str, typer.Option("--prior", metavar="CKPT", help="Prior checkpoint, or FOLDER@ALIAS.", callback=resolve_alias)
+]
+ArtifactPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="Folder of a corpus, tokens, checkpoint, evaluation, or FOLDER@ALIAS.",
+        callback=resolve_alias,
+    ),
 ]
 RayAddress = Annotated[str, typer.Option("--address", help="Ray: local, auto, or a cluster's address.")]
 Resources = Annotated[

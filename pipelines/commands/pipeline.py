@@ -50,6 +50,7 @@ def run(
 ) -> None:
     """Build the profile's assets in order, in this process; prints where the report is."""
     from pipelines.execute import open_executor
+    from pipelines.lineage.sender import sending
 
     recipe = load_recipe(profile, sets)
     if dry_run:
@@ -59,7 +60,12 @@ def run(
             parts = executor.parts(executor.select(select), partition)
             print_plan(make_plan(recipe, list(dict.fromkeys(key.path[-1] for key, _ in parts))))
         return
-    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
+    with (
+        open_executor(recipe, workspace) as executor,
+        sending(executor.workspace),
+        executor.workspace.lock(),
+        ray_ended(),
+    ):
         executor.run(executor.parts(executor.select(select), partition))
         _print_report(executor)
 
@@ -119,9 +125,15 @@ def refresh(
 ) -> None:
     """Build again only what is out of date, until nothing is."""
     from pipelines.execute import open_executor
+    from pipelines.lineage.sender import sending
 
     recipe = load_recipe(profile, sets)
-    with open_executor(recipe, workspace) as executor, executor.workspace.lock(), ray_ended():
+    with (
+        open_executor(recipe, workspace) as executor,
+        sending(executor.workspace),
+        executor.workspace.lock(),
+        ray_ended(),
+    ):
         done = executor.refresh()
         if done:
             logger.info("refreshed %d: %s", len(done), ", ".join(done))
@@ -144,7 +156,6 @@ def ui(
     place = Workspace(workspace)
     environment = {
         **os.environ,
-        "DAGSTER_HOME": str(place.prepare_dagster_home()),
         "FLEXTOK_PROFILE": "\n".join(profiles),
         "FLEXTOK_SET": "\n".join(sets),
         "FLEXTOK_WORKSPACE": place.root,
@@ -165,7 +176,10 @@ def ui(
         str(port),
     ]
     logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
-    with process_group(command, environment) as process:
+    with (
+        place.plain_dagster_home() as home,
+        process_group(command, {**environment, "DAGSTER_HOME": str(home)}) as process,
+    ):
         try:
             process.wait()
         except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import typer
 
 from flextok.config import parse_config
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, RayAddress, Resources, TokenizerPath
+from pipelines.commands.options import Debug, PriorPath, RayAddress, Resources, TokenizerPath
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def decode(
 
 
 def generate(
-    prior: Annotated[str, typer.Option("--prior", metavar="CKPT", help="Prior checkpoint.")],
+    prior: PriorPath,
     tokenizer: TokenizerPath,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the PNG files.")],
     label: Annotated[int | None, typer.Option("--label", min=0, help="Class to draw; default all in turn.")] = None,

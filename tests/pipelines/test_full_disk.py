@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.full_disk import full_disk_as_os_error
+from pipelines.record_faults import telling_record_faults
 
 FULL = (
     r"error: could not .*: \[Errno 28\] No space left on device: .*; free some room, then run the same command again.*"
@@ -34,14 +34,14 @@ def test_a_full_disk_is_one_line_and_no_lasting_harm(
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path):
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"), full_disk_as_os_error(tmp_path):
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"), telling_record_faults(tmp_path):
         sqlite3.connect(tmp_path / "no" / "folder.db")
-    with pytest.raises(ValueError), full_disk_as_os_error(tmp_path):
+    with pytest.raises(ValueError), telling_record_faults(tmp_path):
         raise ValueError
 
 
 def test_errors_that_lead_to_each_other_end(tmp_path: Path):
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
-    with pytest.raises(ValueError, match="first"), full_disk_as_os_error(tmp_path):
+    with pytest.raises(ValueError, match="first"), telling_record_faults(tmp_path):
         raise first

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from flextok import storage
@@ -35,6 +36,16 @@ def test_a_folder_by_any_name(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     run_and_look(name, f"{name}/corpora/scenes/train", capsys)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["corpora", "dagster", "lineage"]
+
+
+def test_dagster_reads_its_settings_whatever_the_name(tmp_path: Path):
+    """It opens them through glob."""
+    place = Workspace(f"{tmp_path}/w*[1]")
+    with place.instance() as instance:
+        assert not instance.telemetry_enabled
+    with place.plain_dagster_home() as home, dg.DagsterInstance.from_config(str(home)) as instance:
+        assert not instance.telemetry_enabled
+        assert home.resolve() == place.dagster_home
 
 
 @pytest.mark.parametrize("prefix", ["w%41 é#", "w?q=1&x", "w*[1]"])

@@ -1,0 +1,129 @@
+"""Which artifacts of a workspace nothing stands on any more, and their removal.
+
+Kept are the current ones (the latest that Dagster records of each asset and partition, of every profile), what an alias
+stands for, the newest of each folder, those not older than asked for, and whatever any of these was made of.
+"""
+
+import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flextok import storage
+from flextok.aliases import alias_names, promotions
+from flextok.errors import FlextokError, UsageError
+from flextok.provenance import DOCUMENTS, artifacts_in, read_provenance
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+CURRENT, NEWEST, YOUNG = "current", "newest of its folder", "not old enough"
+FOLDERS = ("corpora/*", "checkpoints/*", "tokens/*/*", "samples", "evaluation")
+"""Where artifacts lie."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An artifact, and why it is kept; "" where it is not."""
+
+    url: str
+    kind: str
+    digest: str
+    size: int
+    kept: str
+
+
+def judge(
+    workspace: Workspace, current: set[str], keep_last: int, older_than: datetime.timedelta | None
+) -> list[Judged]:
+    """All artifacts, in the order of their folders. `current` are URLs."""
+    found: dict[str, dict[str, Any]] = {}
+    kept: dict[str, str] = {}
+    for folder in _folders(workspace):
+        here = {url: read_provenance(url) for url in artifacts_in(folder)}
+        found |= here
+        by_age = sorted(here, key=lambda url: here[url]["created"], reverse=True)
+        kept |= dict.fromkeys(by_age[:keep_last], NEWEST)
+        for name in alias_names(folder):
+            kept[storage.join(folder, promotions(folder, name)[-1].artifact)] = f"promoted as {name}"
+    if older_than is not None:
+        limit = datetime.datetime.now(datetime.UTC) - older_than
+        young = (url for url, block in found.items() if datetime.datetime.fromisoformat(block["created"]) > limit)
+        kept = dict.fromkeys(young, YOUNG) | kept
+    kept |= dict.fromkeys(current & found.keys(), CURRENT)
+    _keep_what_they_need(found, kept)
+    return [
+        Judged(url, block["kind"], block["digest"], storage.total_bytes(url), kept.get(url, ""))
+        for url, block in found.items()
+    ]
+
+
+def current_artifacts(workspace: Workspace, instance: "dg.DagsterInstance") -> set[str]:
+    """URLs of what Dagster recorded last, for each asset and partition of all profiles."""
+    from pipelines.staleness import latest_record, metadata_of
+
+    records = (
+        latest_record(instance, key, partition)
+        for key in instance.all_asset_keys()
+        for partition in (None, *instance.get_materialized_partitions(key))
+    )
+    return {workspace.resolve(path) for record in records if (path := metadata_of(record).get("path"))}
+
+
+def require_idle(instance: "dg.DagsterInstance") -> None:
+    """Raises FlextokError while a run of Dagster's is at work or waits to be: it may need what is to be removed."""
+    import dagster as dg
+
+    from pipelines.automation import UNFINISHED
+
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1):
+        raise FlextokError(
+            f"expected no run at work in the workspace, found {run.run_id[:8]} ({run.status.value}); wait for it or "
+            "cancel it in the UI"
+        )
+
+
+def remove(artifact: Judged) -> None:
+    """Delete it. What says that it is there goes last, so that an interrupted removal is found by the next one."""
+    for name in storage.list_names(artifact.url):
+        if name not in DOCUMENTS:
+            storage.remove(storage.join(artifact.url, name))
+    storage.remove(artifact.url)
+
+
+def _folders(workspace: Workspace) -> Iterator[str]:
+    for pattern in FOLDERS:
+        folders = [workspace.root]
+        for part in pattern.split("/"):
+            names = [(folder, name) for folder in folders for name in (_subfolders(folder) if part == "*" else [part])]
+            folders = [storage.join(folder, name) for folder, name in names]
+        yield from folders
+
+
+def _subfolders(folder: str) -> list[str]:
+    return [name for name in storage.list_names(folder) if not name.startswith(".")]
+
+
+def _keep_what_they_need(found: Mapping[str, dict[str, Any]], kept: dict[str, str]) -> None:
+    """Adds to `kept` what any of it was made of, at any distance, wherever in the workspace it lies."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for url, block in found.items():
+        places.setdefault((block["kind"], block["digest"]), []).append(url)
+    todo = [url for url in kept if url in found]
+    while todo:
+        block = found[todo.pop()]
+        for item in block["inputs"]:
+            for url in places.get((item["kind"], item["digest"]), []):
+                if url not in kept:
+                    kept[url] = f"{block['kind']} {block['digest'][:12]} was made of it"
+                    todo.append(url)
+
+
+def require_records(workspace: Workspace) -> None:
+    """Raises UsageError where Dagster has no records of the workspace on this machine, which say what is current."""
+    if not workspace.has_records:
+        raise UsageError(
+            f"expected Dagster's records of {workspace.root} in {workspace.dagster_home}, found none, so that nothing says "
+            "what is current; give --keep-last N to keep the newest N of each folder, or another --workspace"
+        )
