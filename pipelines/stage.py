@@ -4,7 +4,7 @@ A stage knows nothing of Dagster. The same body runs as an asset (pipelines.asse
 they differ only in how they find the latest artifact of another stage, which is what `StageRun` tells.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +45,42 @@ class Made:
     url: str | None = None
     numbers: Mapping[str, Any] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
+
+
+TableRow = Mapping[str, int | float | None]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A grid of thumbnails as a PNG or JPEG file, and what it shows."""
+
+    file: bytes
+    title: str
+    """Words of ours."""
+    captions: tuple[str, ...] = ()
+    """Of each picture or row; any text from anywhere."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What people look for on the page of a stage, beside the numbers of its result."""
+
+    pictures: Pictures | None = None
+    curve: bytes | None = None
+    """The losses of a training as an SVG file."""
+    table: Sequence[TableRow] = ()
+    """Metrics, a row for each number of tokens `K`."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Curves as a line of text, by name."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Paths or URLs by name."""
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
+    size_bytes: int | None = None
+    """Of what was made."""
+    images: int | None = None
+    """How many it worked on."""
+    workers: int = 0
+    """Processes that work at a time and hold the GPUs that were asked for; 0 for work without any."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +130,8 @@ class Stage:
     """Where its artifact lies in the workspace."""
     observe: Callable[[Recipe, str], str] | None = None
     """For a stage that only looks at the outside world: the digest of what is there now, for a split."""
+    page: Callable[[StageRun, Made], Page] = lambda run, made: Page()
+    """What its page shows of a result; decides nothing."""
 
     def content(self, recipe: Recipe) -> dict[str, Any]:
         """The deciding content of the settings it reads, as plain values by dotted name."""

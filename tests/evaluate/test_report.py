@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from tiny_pipeline import EVALUATION, TinyPipeline
@@ -114,6 +115,17 @@ def test_charts_escape_their_texts_and_stay_inside():
     points = re.search(r'points="([^"]*)"', svg)
     assert points
     assert [float(x) for x in re.findall(r"([\d.]+),", points[1])] == [48.0, 198.0, 348.0]
+
+
+def test_a_chart_is_a_file_of_its_own():
+    chart = Chart(
+        EVIL, "step", [Line(EVIL, [1, 2], [3.0, 2.0], markers=False), Line("once", [2], [2.5], markers=False)]
+    )
+    elements = list(ElementTree.fromstring(chart.file()).iter())
+    tags = [element.tag.removeprefix("{http://www.w3.org/2000/svg}") for element in elements]
+    assert set(tags) == {"svg", "style", "text", "line", "polyline", "circle", "title"}
+    assert tags.count("circle") == 1  # a line through one point would not be seen
+    assert [element.text for element in elements].count(EVIL) == 2
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.17, 0.26), (-3, 8), (5, 5), (0, 0), (1e-9, 2e-9), (120, 9000)])

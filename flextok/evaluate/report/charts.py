@@ -12,6 +12,15 @@ Y_TICKS = 5
 MAX_X_TICKS = 9
 # More points than pixels only make the page heavier.
 MAX_POINTS = 300
+HEAD = 26
+"""Height of the line with title and legend in a file of its own."""
+FILE_STYLE = """
+svg { background: #fff; font: 11px system-ui, sans-serif; } text { fill: #5c6370; } .axis { font-size: 12px; }
+.title { font-weight: 600; fill: #1b1e24; } .grid { stroke: #dfe2e7; } .dot { fill: currentColor; }
+.line { fill: none; stroke: currentColor; stroke-width: 2; } .level { stroke: currentColor; stroke-dasharray: 5 4; }
+.legend { fill: currentColor; }
+.c1 { color: #2563c9; } .c2 { color: #c2541b; } .c3 { color: #64748b; } .c4 { color: #8a3ffc; }
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,21 @@ class Chart:
 
     def svg(self) -> Markup:
         """The chart without its title and legend, as an <svg> element."""
+        begin = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, self.title)
+        return Markup("").join([begin, *self._marks(), Markup("</svg>")])
+
+    def file(self) -> bytes:
+        """The chart with its title and the names of its lines as an SVG file, for where there is no style sheet."""
+        begin = Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}" viewBox="0 {} {} {}"><style>{}</style>'
+        ).format(2 * WIDTH, 2 * (HEIGHT + HEAD), -HEAD, WIDTH, HEIGHT + HEAD, Markup(FILE_STYLE))
+        head = [_text(LEFT, 4 - HEAD / 2, "start", self.title, "title")]
+        for place, line in enumerate(reversed(self.lines)):
+            head.append(_text(WIDTH - RIGHT - 60 * place, 4 - HEAD / 2, "end", line.label, f"legend c{line.colour}"))
+        return Markup("").join([begin, *head, *self._marks(), Markup("</svg>")]).encode()
+
+    def _marks(self) -> list[Markup]:
+        """Grid, ticks, levels and lines."""
         points = [(x, y) for line in self.lines for x, y in zip(line.x, line.y, strict=True)]
         heights = [y for _, y in points] + [level.y for level in self.levels]
         low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
@@ -63,7 +87,7 @@ class Chart:
         def py(y: float) -> float:
             return round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-        parts = [Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, self.title)]
+        parts: list[Markup] = []
         for tick in y_ticks:
             parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                 LEFT, WIDTH - RIGHT, py(tick), py(tick)
@@ -83,14 +107,14 @@ class Chart:
             drawn = list(zip(line.x, line.y, strict=True))[::stride]
             path = " ".join(f"{px(x)},{py(y)}" for x, y in drawn)
             parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
-            if line.markers:
+            if line.markers or len(drawn) == 1:
                 parts += [
                     Markup(
                         '<circle class="dot c{}" cx="{}" cy="{}" r="3.5"><title>{}, {} {}: {}</title></circle>'
                     ).format(line.colour, px(x), py(y), line.label, self.x_label, _short(x), _short(y))
                     for x, y in drawn
                 ]
-        return Markup("").join([*parts, Markup("</svg>")])
+        return parts
 
     def _place(self, x: float) -> float:
         return math.log2(x) if self.log2_x else x

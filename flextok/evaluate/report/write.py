@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.prior_statistics import prior_statistics
+from flextok.evaluate.report.histories import loss_series
 from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
 from flextok.evaluate.sampling import open_samples
@@ -20,7 +19,6 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 
 HTML = "report/index.html"
-HISTORY = "history.parquet"
 
 
 @dataclass(frozen=True)
@@ -92,21 +90,9 @@ def write_report(
 
 
 def _histories(inputs: ReportInputs) -> list[Series]:
-    """The losses of each training, as `<what>/<train or val>/loss` by step."""
+    """The losses of each training."""
     trained = (("latents", inputs.latents_url), ("tokenizer", inputs.tokenizer_url), ("prior", inputs.prior_url))
-    found = []
-    for what, url in trained:
-        if url is None or not storage.exists(storage.join(url, HISTORY)):
-            continue
-        with storage.open_read(storage.join(url, HISTORY)) as file:
-            rows = pq.read_table(file, columns=["step", "name", "value"]).to_pylist()
-        for name in ("train/loss", "val/loss"):
-            curve = [(row["step"], row["value"]) for row in rows if row["name"] == name]
-            if curve:
-                steps, values = zip(*curve, strict=True)
-                protocol = {"checkpoint": read_provenance(url)["digest"], "definition": f"{name} in training"}
-                found.append(Series(f"{what}/{name}", "step", steps, values, protocol))
-    return found
+    return [series for what, url in trained if url is not None for series in loss_series(what, url)]
 
 
 def _settings(inputs: ReportInputs) -> Sequence[tuple[str, Any]]:
