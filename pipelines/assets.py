@@ -1,24 +1,45 @@
 """The stages as Dagster's assets: one factory makes each row of the register an asset of a profile."""
 
-import json
+import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
+from flextok.errors import TransientError
 from flextok.runtime import interrupts
+from pipelines import metadata, pages
+from pipelines.alive import alive
+from pipelines.graph import AssetPart, Graph
+from pipelines.lineage.telling import telling
 from pipelines.partitions import partition_key, split_of
 from pipelines.recipe import Recipe
 from pipelines.resources import Store
+from pipelines.schedules import AutomationConfig, seconds
 from pipelines.stage import Dep, Made, Stage
 from pipelines.stages import STAGES
+from pipelines.watching import freshness_policy
 from pipelines.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
 POOL = "compute"
+IN_PROCESS_TAG = "flextok/in_process"
+"""On runs of `flextok run` and `refresh`, which no daemon looks after."""
 
 
 def build_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     """The assets of a profile, one for each stage."""
-    return [_asset(stage, recipe) for stage in STAGES]
+    assets: list[dg.AssetsDefinition] = []
+
+    def reads(part: AssetPart) -> list[AssetPart]:
+        graph = Graph(spec for asset in assets for spec in asset.specs)
+        return [read for parts in graph.reads(*part).values() for read in parts]
+
+    assets += [_asset(stage, recipe, reads) for stage in STAGES]
+    return assets
 
 
 def asset_key(recipe: Recipe, stage: str) -> dg.AssetKey:
@@ -54,7 +75,7 @@ def only(corpus: str, *splits: str) -> dg.SpecificPartitionsPartitionMapping:
     return dg.SpecificPartitionsPartitionMapping([partition_key(corpus, split) for split in splits])
 
 
-def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
+def _asset(stage: Stage, recipe: Recipe, reads: Callable[[AssetPart], list[AssetPart]]) -> dg.AssetsDefinition:
     key = asset_key(recipe, stage.name)
 
     @dg.asset(
@@ -66,6 +87,7 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
         code_version=stage.code_version(recipe),
         partitions_def=dg.StaticPartitionsDefinition(recipe.partitions()) if stage.partitioned else None,
         pool=POOL,
+        freshness_policy=freshness_policy(recipe.automation.freshness, stage.name),
         check_specs=[
             dg.AssetCheckSpec(check.name, asset=key, blocking=check.blocking, description=check.description)
             for check in stage.checks
@@ -74,15 +96,39 @@ def _asset(stage: Stage, recipe: Recipe) -> dg.AssetsDefinition:
     def body(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
         partition = context.partition_key if stage.partitioned else None
         run = AssetRun(recipe.of_partition(partition), store, context.instance, partition)
+        part = (key, partition)
         try:
-            with interrupts.owned():
-                made = stage.run(run)
-        except KeyboardInterrupt:
-            # Dagster's own handlers raise this from the start, which Ray drops.
-            raise dg.DagsterExecutionInterruptedError from None
-        return _result(stage, run.recipe, store.workspace, made)
+            with (
+                alive(store.workspace, context.run_id),
+                telling(context.instance, store.workspace, context.run_id, part, lambda: reads(part)) as told,
+            ):
+                told.result = _materialize(stage, run)
+        except TransientError as error:
+            if IN_PROCESS_TAG in context.run.tags:  # a command, which its user repeats
+                raise
+            raise _again(context, recipe.automation, error) from error
+        return told.result
 
     return body
+
+
+def _materialize(stage: Stage, run: AssetRun) -> dg.MaterializeResult:
+    try:
+        with interrupts.owned():
+            started = time.monotonic()
+            made = stage.run(run)
+            page = _page(stage, run, made, round(time.monotonic() - started, 1))
+    except KeyboardInterrupt:
+        # Dagster's own handlers raise this from the start, which Ray drops.
+        raise dg.DagsterExecutionInterruptedError from None
+    return _result(stage, run.recipe, run.workspace, made, page)
+
+
+def _again(context: dg.AssetExecutionContext, config: AutomationConfig, error: TransientError) -> dg.RetryRequested:
+    """What has Dagster run the step again, after a wait that doubles each time."""
+    wait_s = seconds(config.retry_wait) * 2**context.retry_number
+    context.log.warning(f"{error}; attempt {context.retry_number + 2} in {wait_s} s if there is one")
+    return dg.RetryRequested(max_retries=config.retries, seconds_to_wait=wait_s)
 
 
 def _dep(dep: Dep, recipe: Recipe) -> dg.AssetDep:
@@ -91,11 +137,22 @@ def _dep(dep: Dep, recipe: Recipe) -> dg.AssetDep:
     return dg.AssetDep(asset_key(recipe, dep.stage), partition_mapping=mapping)
 
 
-def _result(stage: Stage, recipe: Recipe, workspace: Workspace, made: Made) -> dg.MaterializeResult:
-    """The content digest as data version, where it lies, the settings that made it, key numbers, checks."""
-    metadata = {"settings": json.dumps(stage.content(recipe), sort_keys=True), **made.numbers}
-    if made.url is not None:
-        metadata |= {"dagster/uri": made.url, "path": workspace.relative(made.url)}
+def _page(stage: Stage, run: AssetRun, made: Made, duration_s: float) -> dict[str, Any]:
+    """What the asset's page shows. What goes wrong with it costs the page alone, never what was made."""
+    duration = {metadata.DURATION: duration_s}
+    try:
+        page = stage.page(run, made)
+        return {**metadata.shown(page), **duration, **pages.spent(page, run.recipe.compute, duration_s)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, hours of work must not be lost for a picture
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s: its page is without pictures and tables (%s)", stage.name, message)
+        return duration
+
+
+def _result(
+    stage: Stage, recipe: Recipe, workspace: Workspace, made: Made, page: Mapping[str, Any]
+) -> dg.MaterializeResult:
+    """The content digest as data version, its page, where it lies, the settings that made it, key numbers, checks."""
     checks = [
         dg.AssetCheckResult(
             check_name=check.name,
@@ -106,4 +163,8 @@ def _result(stage: Stage, recipe: Recipe, workspace: Workspace, made: Made) -> d
         )
         for check in stage.checks
     ]
-    return dg.MaterializeResult(data_version=dg.DataVersion(made.digest), metadata=metadata, check_results=checks)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(made.digest),
+        metadata={**page, **metadata.recorded(stage, recipe, workspace, made)},
+        check_results=checks,
+    )

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from pipelines.alive import lost_runs_sensor
 from pipelines.assets import build_assets
 from pipelines.automation import Refresher, automation
 from pipelines.facts import RecipeFacts
 from pipelines.graph import Graph
-from pipelines.lineage import lineage_sensor
+from pipelines.lineage.endings import lineage_sensor
 from pipelines.recipe import DEFAULT_PROFILE, Recipe, check_together, load_recipe
 from pipelines.resources import Store
+from pipelines.watching import watching
 from pipelines.workspace import Workspace
 
 DEFAULT_WORKSPACE = "./workspace"
@@ -28,7 +30,11 @@ def build_definitions(recipes: Sequence[Recipe], workspace: str) -> dg.Definitio
     specs = {name: [spec for asset in own for spec in asset.specs] for name, own in assets.items()}
     pipelines = dg.Definitions(
         assets=[asset for own in assets.values() for asset in own],
-        sensors=[lineage_sensor(Graph(spec for own in specs.values() for spec in own), workspace)],
+        sensors=[
+            lineage_sensor(workspace),
+            lost_runs_sensor(workspace),
+            *(watching(recipe.name, Graph(specs[recipe.name]), recipe.automation.freshness) for recipe in recipes),
+        ],
         resources={"store": Store(root=workspace)},
         executor=dg.in_process_executor,
     )

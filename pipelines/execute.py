@@ -12,10 +12,15 @@ import dagster as dg
 
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime import interrupts
-from pipelines import lineage, staleness
+from pipelines import staleness
+from pipelines.assets import IN_PROCESS_TAG
 from pipelines.definitions import build_definitions
 from pipelines.facts import RecipeFacts
 from pipelines.graph import AssetPart, Graph, label
+from pipelines.lineage import record
+from pipelines.lineage.endings import tell_ends
+from pipelines.lineage.quietly import quietly
+from pipelines.metadata import ONLY_ON_PAGES
 from pipelines.recipe import Recipe
 from pipelines.staleness import AssetState, Facts
 from pipelines.workspace import Workspace
@@ -125,17 +130,15 @@ class Executor:
                 asset_selection=[key],
                 partition_key=partition,
                 run_config=QUIET_LOGS,
-                tags={lineage.IN_PROCESS_TAG: "true"},
+                tags={IN_PROCESS_TAG: "true", "dagster/max_retries": "0"},  # a command is its user's to repeat
                 raise_on_error=True,
             )
         except BaseException as error:
-            lineage.emit_failure(self.instance, self.workspace, self.graph, key, partition, str(error))
             if isinstance(error, dg.DagsterExecutionInterruptedError):
                 raise KeyboardInterrupt from error
             if isinstance(error, Exception) and not isinstance(error, FlextokError | OSError):
                 raise FlextokError(f"{name} failed: {_one_line(error)}") from error
             raise
-        lineage.emit_run(self.instance, self.workspace, self.graph, result.run_id)
         record = staleness.latest_record(self.instance, key, partition)
         for check in result.get_asset_check_evaluations():
             if not check.passed:
@@ -145,10 +148,11 @@ class Executor:
     def _close_dead_runs(self) -> None:
         """Mark runs of killed commands as failed: the caller holds the workspace's lock, so none is alive.
 
-        Their places in the pool are given back too; else the next run would wait for them without end.
+        Their places in the pool are given back too; else the next run would wait for them without end. Lineage has their
+        end too.
         """
         unfinished = dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING], tags={lineage.IN_PROCESS_TAG: "true"}
+            statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING], tags={IN_PROCESS_TAG: "true"}
         )
         for run in self.instance.get_runs(unfinished):
             self.instance.report_run_failed(run, "its process ended before it did")
@@ -157,6 +161,8 @@ class Executor:
             run = self.instance.get_run_by_id(run_id)
             if run is None or run.is_finished:
                 log.free_concurrency_slots_for_run(run_id)
+        with quietly(f"tell the ends of runs in {record.events_url(self.workspace)}"):
+            tell_ends(self.instance, self.workspace)
 
 
 @contextlib.contextmanager
@@ -185,10 +191,10 @@ def _qualify(expression: str, names: dict[str, dg.AssetKey]) -> str:
 
 
 def _summary(record: Any) -> str:
-    """The digest and the numbers an asset put in its metadata."""
+    """The digest and the numbers an asset put in its metadata, without those that only its page shows."""
     parts = [f"digest {(staleness.data_version(record) or '')[:12]}"]
     for name, value in staleness.metadata_of(record).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or name in ONLY_ON_PAGES:
             continue
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         parts.append(f"{name.removeprefix('dagster/')} {shown}")

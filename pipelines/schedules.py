@@ -11,7 +11,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class AutomationConfig(Config):
-    """When work starts by itself, where `flextok ui` or Dagster's daemon runs. Nothing does unless it stands here."""
+    """When work starts by itself, where `flextok ui` or Dagster's daemon runs, and what happens where it fails.
+
+    Nothing starts unless it stands here.
+    """
 
     refresh: str | None = Field(
         default=None, description='When to build what is out of date, as a cron line ("0 3 * * *").'
@@ -25,6 +28,17 @@ class AutomationConfig(Config):
         description="How often to look whether the source changed, as in 30s, 15m, 6h or 1d; a change starts a refresh.",
     )
 
+    max_regression: float = Field(
+        default=0.05, ge=0, description="Part by which a new evaluation may be worse than the last promoted one."
+    )
+    freshness: dict[str, str] = Field(
+        default_factory=dict, description="By stage, how old its newest result may be, as in {report: 7d}."
+    )
+    retries: int = Field(
+        default=3, ge=0, description="How often a step that a store, a network or a lost worker ended is run again."
+    )
+    retry_wait: str = Field(default="1m", description="Wait before the first of these, as in 30s or 5m; it doubles.")
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -32,11 +46,18 @@ class AutomationConfig(Config):
             raise ValueError(f"expected a time zone such as UTC or Europe/Berlin, found '{value}'")
         return value
 
-    @field_validator("watch_source")
+    @field_validator("watch_source", "retry_wait")
     @classmethod
     def _duration(cls, value: str | None) -> str | None:
         if value is not None:
             seconds(value)
+        return value
+
+    @field_validator("freshness")
+    @classmethod
+    def _durations(cls, value: dict[str, str]) -> dict[str, str]:
+        for duration in value.values():
+            seconds(duration)
         return value
 
     @model_validator(mode="after")

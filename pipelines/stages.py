@@ -3,10 +3,12 @@
 A stage reads whole sections of the recipe: those that its body hands to the library.
 """
 
+from functools import partial
 from typing import Any
 
 from flextok.config import Config
 from flextok.evaluate.config import GenerationConfig, ReconstructionConfig, SamplingConfig  # noqa: TID253
+from pipelines import pages
 from pipelines.defs import data, evaluation, prior, tokenizer
 from pipelines.recipe import Recipe
 from pipelines.stage import STAGES, Check, Dep, Stage, register
@@ -14,6 +16,7 @@ from pipelines.stage import STAGES, Check, Dep, Stage, register
 __all__ = ["STAGES", "stage_table"]
 
 BOTH = ("train", "val")
+NOT_WORSE = "The first metric is not worse than the last promoted evaluation's by more than automation.max_regression."
 
 
 def _evaluation(recipe: Recipe, part: type[Config]) -> dict[str, Any]:
@@ -47,9 +50,11 @@ register(
         partitioned=True,
         checks=(
             Check(data.SHARDS_MATCH_MANIFEST, "Every shard is there with the bytes its manifest says.", blocking=True),
+            Check(data.FEW_REJECTS, "Far fewer images are rejected than would end the sharding."),
             Check(data.CLASSES_FOR_PRIOR, "Every sample has a class, if the prior is to be trained on classes."),
         ),
         folder="corpora/<corpus>/<split>/",
+        page=pages.image_shards,
     )
 )
 register(
@@ -63,6 +68,7 @@ register(
         deps=(Dep("image_shards", ("train",)),),
         run=tokenizer.train_the_autoencoder,
         folder="checkpoints/vae/<digest>/",
+        page=partial(pages.training, "latents"),
     )
 )
 register(
@@ -76,6 +82,7 @@ register(
         deps=(Dep("latents"), Dep("image_shards", ("train",))),
         run=tokenizer.train_the_tokenizer,
         folder="checkpoints/tokenizer/<digest>/",
+        page=partial(pages.training, "tokenizer"),
     )
 )
 register(
@@ -88,8 +95,12 @@ register(
         settings=lambda recipe: _evaluation(recipe, ReconstructionConfig),
         deps=(Dep("tokenizer"), Dep("image_shards", ("val",))),
         run=evaluation.reconstruct,
-        checks=(Check(evaluation.MORE_TOKENS_ARE_CLOSER, "All tokens give a smaller pixel error than one."),),
+        checks=(
+            Check(evaluation.MORE_TOKENS_ARE_CLOSER, "All tokens give a smaller pixel error than one."),
+            Check(evaluation.NOT_WORSE_THAN_PROMOTED, NOT_WORSE),
+        ),
         folder="evaluation/<digest>/",
+        page=pages.reconstructions,
     )
 )
 register(
@@ -109,8 +120,10 @@ register(
                 "Every image that was not rejected has tokens of the latest tokenizer.",
                 blocking=True,
             ),
+            Check(prior.CODEBOOK_IN_USE, "The ids in use are not far fewer than uniform ones would be."),
         ),
         folder="tokens/<corpus>/<split>/<tokenizer>/",
+        page=pages.token_shards,
     )
 )
 register(
@@ -124,6 +137,7 @@ register(
         deps=(Dep("token_shards", BOTH),),
         run=prior.train_the_prior,
         folder="checkpoints/prior/<digest>/",
+        page=partial(pages.training, "prior"),
     )
 )
 register(
@@ -137,6 +151,7 @@ register(
         deps=(Dep("prior"), Dep("tokenizer"), Dep("image_shards", evaluation.split_of_conditions)),
         run=evaluation.draw_samples,
         folder="samples/<digest>/",
+        page=pages.samples,
     )
 )
 register(
@@ -154,8 +169,10 @@ register(
         run=evaluation.measure_samples,
         checks=(
             Check(evaluation.CLOSER_THAN_RANDOM, "Samples are closer to the val set than images of random tokens."),
+            Check(evaluation.NOT_WORSE_THAN_PROMOTED, NOT_WORSE),
         ),
         folder="evaluation/<digest>/",
+        page=pages.fid,
     )
 )
 register(
@@ -172,7 +189,9 @@ register(
             Dep("image_shards", BOTH),
         ),
         run=evaluation.write_the_report,
+        checks=(Check(evaluation.REPORT_IS_READABLE, "The page is whole and needs nothing beside it."),),
         folder="evaluation/<digest>/report/index.html",
+        page=pages.report,
     )
 )
 

@@ -9,6 +9,9 @@ from pipelines.stage import Made, StageRun
 
 SHARDS_MATCH_MANIFEST = "shards_match_manifest"
 CLASSES_FOR_PRIOR = "classes_for_prior"
+FEW_REJECTS = "few_rejects"
+FEW = 0.1
+"""Part of what `corpus.max_reject_fraction` allows."""
 
 
 def listing_settings(recipe: Recipe) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def shard_images(run: StageRun) -> Made:
         {"dagster/row_count": made.samples, "shards": made.shards, "rejects": made.rejects},
         {
             SHARDS_MATCH_MANIFEST: shards_match_manifest(made.url),
+            FEW_REJECTS: few_rejects(made.rejects, made.samples, recipe.corpus.max_reject_fraction),
             # Images without a class do no harm where the prior is not trained on them.
             CLASSES_FOR_PRIOR: classes_for_prior(made.url, recipe) if _is_for_prior(run) else "",
         },
@@ -69,6 +73,17 @@ def shards_match_manifest(corpus_url: str) -> str:
         if found != shard.bytes:
             wrong.append(f"{shard.name}: expected {shard.bytes} bytes, found {found}")
     return "; ".join(wrong[:3])
+
+
+def few_rejects(rejects: int, samples: int, most: float) -> str:
+    """Warn long before so many images are rejected that sharding fails."""
+    share = rejects / max(rejects + samples, 1)
+    if share <= FEW * most:
+        return ""
+    return (
+        f"{rejects} of {rejects + samples} images ({share:.2%}) could not be used, {most:.2%} would end the sharding; "
+        "rejects.parquet names them"
+    )
 
 
 def classes_for_prior(corpus_url: str, recipe: Recipe) -> str:

@@ -8,6 +8,8 @@ from pipelines.stage import Made, StageRun
 
 MORE_TOKENS_ARE_CLOSER = "more_tokens_are_closer"
 CLOSER_THAN_RANDOM = "closer_than_random_tokens"
+NOT_WORSE_THAN_PROMOTED = "not_worse_than_promoted"
+REPORT_IS_READABLE = "report_is_readable"
 
 
 def split_of_conditions(recipe: Recipe) -> tuple[str, ...]:
@@ -28,7 +30,10 @@ def reconstruct(run: StageRun) -> Made:
         run.recipe.compute,
     )
     metric = IMAGE_METRICS[run.recipe.evaluation.metrics[0]]
-    problems = {MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(metric, made.curve(metric.name))}
+    problems = {
+        MORE_TOKENS_ARE_CLOSER: more_tokens_are_closer(metric, made.curve(metric.name)),
+        NOT_WORSE_THAN_PROMOTED: not_worse_than_promoted(run, metric, metric.name, made.url),
+    }
     return Made(made.digest, made.url, ends_of_curves(made.metrics), problems)
 
 
@@ -68,8 +73,12 @@ def measure_samples(run: StageRun) -> Made:
     )
     metric = SET_METRICS[config.set_metrics[0]]
     name = metric.called(config.extractor)
-    problem = closer_than_random(metric, made.curve(f"{name}_samples"), made.curve(f"{name}_random_tokens"))
-    return Made(made.digest, made.url, ends_of_curves(made.metrics), {CLOSER_THAN_RANDOM: problem})
+    of_samples, of_random = made.curve(f"{name}_samples"), made.curve(f"{name}_random_tokens")
+    problems = {
+        CLOSER_THAN_RANDOM: closer_than_random(metric, of_samples, of_random),
+        NOT_WORSE_THAN_PROMOTED: not_worse_than_promoted(run, metric, f"{name}_samples", made.url),
+    }
+    return Made(made.digest, made.url, ends_of_curves(made.metrics), problems)
 
 
 def write_the_report(run: StageRun) -> Made:
@@ -89,7 +98,8 @@ def write_the_report(run: StageRun) -> Made:
         val_url=run.latest("image_shards", "val"),
     )
     made = write_report(inputs, run.workspace.url("evaluation"), run.recipe.report, run.recipe.compute)
-    return Made(made.digest, made.url, {"html": run.workspace.relative(made.html_path)})
+    problems = {REPORT_IS_READABLE: report_is_readable(made.html_path)}
+    return Made(made.digest, made.url, {"html": run.workspace.relative(made.html_path)}, problems)
 
 
 def more_tokens_are_closer(metric: Quantity, by_keep: Mapping[int, float]) -> str:
@@ -112,6 +122,38 @@ def closer_than_random(metric: Quantity, samples: Mapping[int, float], random: M
         f"{metric.name} of samples at K={most} is {samples[most]:.4g}, that of random tokens {random[most]:.4g}: "
         "the prior has not learned; train it longer"
     )
+
+
+def not_worse_than_promoted(run: StageRun, metric: Quantity, name: str, url: str) -> str:
+    """Compare the number `name` at each K with that of the last promoted evaluation of this kind, where both were measured
+    alike."""
+    from flextok.aliases import last_promoted
+    from flextok.errors import UsageError
+    from flextok.evaluate.comparison import compare_evaluations
+    from flextok.provenance import read_provenance
+
+    promoted = last_promoted(run.workspace.url("evaluation"), read_provenance(url)["kind"])
+    if promoted is None:
+        return ""
+    try:
+        numbers = compare_evaluations([promoted, url])
+    except UsageError:  # it is gone, or was measured otherwise
+        return ""
+    most, sign = run.recipe.automation.max_regression, -1 if metric.better == "higher" else 1
+    worse = []
+    for number in numbers:
+        before, difference = number.values[0], number.differences[0]
+        if number.name == name and before and difference and sign * difference.value > most * abs(before):
+            share = sign * difference.value / abs(before)
+            worse.append(f"{name} is {number.values[1]:.4g} at K={number.k}, {share:.1%} worse than {before:.4g}")
+    return "; ".join([*worse, f"those of the promoted evaluation {promoted.rpartition('/')[2][:12]}"]) if worse else ""
+
+
+def report_is_readable(url: str) -> str:
+    """Read the page as a browser would: whole, with a heading, and needing nothing beside it."""
+    from pipelines.html_page import problems_of
+
+    return "; ".join(problems_of(url))
 
 
 def _is_better(metric: Quantity, value: float, other: float) -> bool:

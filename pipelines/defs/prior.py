@@ -3,6 +3,9 @@
 from pipelines.stage import Made, StageRun
 
 ROWS_MATCH_IMAGES = "rows_match_images"
+CODEBOOK_IN_USE = "codebook_in_use"
+COLLAPSED = 0.1
+"""Distinct ids, as a part of what ids drawn uniformly would have."""
 
 
 def tokenize_shards(run: StageRun) -> Made:
@@ -22,7 +25,10 @@ def tokenize_shards(run: StageRun) -> Made:
         made.digest,
         made.url,
         {"dagster/row_count": made.rows, "shards": made.shards, "images_per_s": made.images_per_s},
-        {ROWS_MATCH_IMAGES: rows_match_images(made.url, expected, tokenizer)},
+        {
+            ROWS_MATCH_IMAGES: rows_match_images(made.url, expected, tokenizer),
+            CODEBOOK_IN_USE: codebook_in_use(made.url),
+        },
     )
 
 
@@ -50,3 +56,16 @@ def rows_match_images(tokens_url: str, expected_rows: int, tokenizer: str) -> st
     if tokens.tokenizer != tokenizer:
         return f"expected tokens of tokenizer {tokenizer[:12]}, found those of {tokens.tokenizer[:12]}"
     return ""
+
+
+def codebook_in_use(tokens_url: str) -> str:
+    """Count the distinct ids of the first rows: a codebook that collapsed shows there."""
+    from flextok.evaluate.vocabulary import vocabulary_use
+
+    use = vocabulary_use(tokens_url)
+    if use is None or use.share_of_uniform >= COLLAPSED:
+        return ""
+    return (
+        f"{use.used} of {use.vocabulary:,} ids are in use in the first {use.rows:,} rows, {use.share_of_uniform:.1%} of what "
+        "ids drawn uniformly have: the codebook has collapsed; train the tokenizer longer or with fewer levels"
+    )

@@ -14,6 +14,7 @@ from pipelines.automation import PROFILE_TAG, REFRESH_TAG, Refresher
 from pipelines.definitions import build_definitions
 from pipelines.recipe import load_recipe
 
+ALWAYS = {"lineage", "lost_runs", "smoke_tell_problems"}
 ON = ["automation.refresh='0 3 * * *'", "automation.watch_source=15m", "automation.evaluate='0 8 * * 1'"]
 
 
@@ -169,7 +170,7 @@ def test_none_begins_beside_a_command_at_work(settled: Daemon):
 
 def test_a_profile_says_what_runs_by_itself(tmp_path):
     quiet = build_definitions([load_recipe("smoke")], str(tmp_path))
-    assert not quiet.schedules and [sensor.name for sensor in quiet.sensors or ()] == ["lineage"]
+    assert not quiet.schedules and {sensor.name for sensor in quiet.sensors or ()} == ALWAYS
     definitions = build_definitions([load_recipe("smoke", [*ON, "automation.timezone=Europe/Berlin"])], str(tmp_path))
     dg.Definitions.validate_loadable(definitions)
     schedules = {schedule.name: schedule for schedule in definitions.schedules or ()}
@@ -179,7 +180,7 @@ def test_a_profile_says_what_runs_by_itself(tmp_path):
     assert {schedule.execution_timezone for schedule in schedules.values()} == {"Europe/Berlin"}
     assert {schedule.default_status for schedule in schedules.values()} == {dg.DefaultScheduleStatus.RUNNING}
     sensors = {sensor.name: sensor for sensor in definitions.sensors or ()}
-    assert set(sensors) == {"lineage", "smoke_watch_source", "smoke_go_on_with_refresh"}
+    assert set(sensors) == {*ALWAYS, "smoke_watch_source", "smoke_go_on_with_refresh"}
     assert sensors["smoke_watch_source"].minimum_interval_seconds == 900
 
 

@@ -1,11 +1,17 @@
 """The files of infra/ parse, agree with the project's pins, and hold for the readers that are at hand."""
 
+import json
 import os
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import jsonschema
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
@@ -40,7 +46,7 @@ def test_dagster_reads_its_settings(name: str, tmp_path: Path):
     assert config["telemetry"] == {"enabled": False}
     assert config["concurrency"]["pools"]["default_limit"] == 1
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        assert instance.telemetry_enabled is False
+        assert instance.telemetry_enabled is False and instance.nux_enabled is False
 
 
 def test_ray_reads_its_cluster():
@@ -105,3 +111,74 @@ def test_every_cluster_is_joined_with_its_token():
     services = load("docker/compose.yaml")["services"]
     assert all("RAY_AUTH_TOKEN" in services[name]["environment"] for name in ("code", "webserver", "daemon"))
     assert "~/.ray/auth_token" in load("ray/cluster.yaml")["file_mounts"]
+
+
+def strict(schema: Any) -> Any:
+    """A schema of a custom resource as Kubernetes' field validation takes it: what it does not name is an error."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: strict(value) for name, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def test_the_ray_job_holds_for_its_resource(shared: Path):
+    resource = yaml.safe_load((shared / "data" / "schemas" / "ray.io_rayjobs.yaml").read_text())
+    (schema,) = [version["schema"] for version in resource["spec"]["versions"] if version["name"] == "v1"]
+    job = load("kuberay/rayjob.yaml")
+    validator = jsonschema.Draft202012Validator(strict(schema["openAPIV3Schema"]))
+    assert [error.message for error in validator.iter_errors(job)] == []
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParam"] = {}
+    assert [error.message for error in validator.iter_errors(job)], "a mistyped field is an error"
+
+
+def test_the_compose_file_holds_for_the_specification(shared: Path):
+    schema = json.loads((shared / "data" / "schemas" / "compose-spec.json").read_text())
+    compose = load("docker/compose.yaml")
+    validator = jsonschema.Draft7Validator(schema)
+    assert [error.message for error in validator.iter_errors(compose)] == []
+    compose["services"]["code"]["entry_point"] = []
+    assert [error.message for error in validator.iter_errors(compose)], "a mistyped field is an error"
+
+
+def commands() -> Iterator[list[str]]:
+    """All that the files of infra/ call of this project's environment."""
+    programs = {"dagster", "dagster-webserver", "dagster-daemon", "flextok", "ray"}
+    services = load("docker/compose.yaml")["services"].values()
+    yield from (service["entrypoint"] for service in services if "entrypoint" in service)
+    yield from (service["healthcheck"]["test"][1:] for service in services if "healthcheck" in service)
+    yield load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
+    yield [
+        "dagster",
+        "api",
+        "grpc",
+        *load("helm/values.yaml")["dagster-user-deployments"]["deployments"][0]["dagsterApiGrpcArgs"],
+    ]
+    cluster = load("ray/cluster.yaml")
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for line in cluster[name]:
+            yield from (part.split() for part in re.split(r"&&|;", line) if part.split()[0] in programs)
+    for line in (INFRA / "slurm" / "flextok.sbatch").read_text().splitlines():
+        yield from (["ray", *match.split()] for match in re.findall(r"\bray (start [^&]*)&", line))
+
+
+def test_every_command_and_option_is_there():
+    asked: dict[tuple[str, ...], set[str]] = {}
+    for words in commands():
+        if not words[0].startswith("pg_isready"):
+            first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+            options = {word.partition("=")[0] for word in words[first:] if word.startswith("-")}
+            asked.setdefault(tuple(words[:first]), set()).update(options)
+    assert {words[0] for words in asked} == {"dagster", "dagster-webserver", "dagster-daemon", "flextok", "ray"}
+    for words, options in asked.items():
+        program = Path(sys.executable).with_name(words[0])
+        told = subprocess.run([program, *words[1:], "--help"], capture_output=True, text=True, check=False)
+        assert told.returncode == 0, words
+        assert not [
+            option for option in options if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told.stdout)
+        ], words

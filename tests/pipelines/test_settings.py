@@ -72,9 +72,10 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         if isinstance(value, int):
             yield value // 2
     elif isinstance(value, str):
-        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin")
+        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m")
     elif isinstance(value, dict):
         yield {**value, "flow": 2.0}
+        yield {**value, "report": "7d"}
     elif value == ():
         yield [{"url": "elsewhere"}]
         yield [{"name": "other"}]

@@ -69,6 +69,7 @@ def test_the_ui_leaves_none_of_its_processes(tmp_path: Path, number: signal.Sign
     assert not command.left(2 * END_S)
 
 
+@pytest.mark.alone  # it has seconds in which to write its state
 def test_a_training_launched_from_the_ui_ends_with_it_and_keeps_its_state(tmp_path: Path) -> None:
     workspace = str(tmp_path / "w")
     arguments = ["run", "--select", "+image_shards", "--workspace", workspace]
