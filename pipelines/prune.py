@@ -44,7 +44,9 @@ def judge(
         here = {url: read_provenance(url) for url in artifacts_in(folder)}
         found |= here
         by_age = sorted(here, key=lambda url: here[url]["created"], reverse=True)
-        kept |= dict.fromkeys(by_age[:keep_last], NEWEST)
+        # A split of a corpus is always made in its place, and has no older ones beside it.
+        newest = by_age if keep_last and folder.startswith(workspace.url("corpora/")) else by_age[:keep_last]
+        kept |= dict.fromkeys(newest, NEWEST)
         for name in alias_names(folder):
             kept[storage.join(folder, promotions(folder, name)[-1].artifact)] = f"promoted as {name}"
     if older_than is not None:

@@ -32,6 +32,7 @@ PLACES = {
     "samples": "samples/2",
     "old evaluation": "evaluation/1",
     "evaluation": "evaluation/2",
+    "other split": "corpora/c/val",
 }
 MADE_OF = {
     "old vae": ["corpus"],
@@ -49,7 +50,7 @@ MADE_OF = {
     "old evaluation": ["old samples"],
     "evaluation": ["samples"],
 }
-NEW = {"corpus", "vae", "tokenizer", "tokens", "prior", "samples", "evaluation"}
+NEW = {"corpus", "other split", "vae", "tokenizer", "tokens", "prior", "samples", "evaluation"}
 BEHIND_OLD_PRIOR = {"old prior", "old tokens", "old tokenizer", "old vae"}
 OLDER = "0" * 64
 DAY = datetime.timedelta(days=1)
@@ -90,7 +91,7 @@ def kept(
         (set(), 2, None, PLACES.keys()),  # the old tokenizer and vae as the old prior was made of them
         (set(), 0, 3 * DAY, PLACES.keys()),
         (set(), 0, 1.5 * DAY, {"evaluation", "samples", "prior", "tokens", "tokenizer", "vae", "corpus"}
-         | BEHIND_OLD_PRIOR | {"old evaluation", "old samples"}),
+         | BEHIND_OLD_PRIOR | {"old evaluation", "old samples", "other split"}),
         (set(), 0, DAY, set()),
     ],
 )  # fmt: skip
