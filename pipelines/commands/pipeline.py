@@ -175,11 +175,12 @@ def ui(
         "-p",
         str(port),
     ]
-    logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
     with (
+        place.daemon_lock(),
         place.plain_dagster_home() as home,
         process_group(command, {**environment, "DAGSTER_HOME": str(home)}) as process,
     ):
+        logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
         try:
             process.wait()
         except KeyboardInterrupt:

@@ -88,3 +88,12 @@ def test_a_moved_workspace_is_as_fresh_as_before(built: Built, tmp_path, capsys)
     shown = capsys.readouterr()
     assert "nothing to do" in shown.err
     assert Path(shown.out.strip()).is_relative_to(moved)
+
+
+def test_a_workspace_has_one_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Workspace(str(tmp_path)).daemon_lock():
+        assert cli.run(["ui", "--workspace", str(tmp_path)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"error: expected no other `flextok ui` for {tmp_path}, found one"), (
+        told
+    )
