@@ -137,7 +137,7 @@ def test_image_shards_tell_columns_counts_and_checks(sharded: Path):
     statistics = output["outputFacets"]["outputStatistics"]
     assert (statistics["rowCount"], statistics["size"], statistics["fileCount"]) == (4, tar.stat().st_size, 1)
     tests = {test["name"]: test["status"] for test in complete["run"]["facets"]["test"]["tests"]}
-    assert tests == {"shards_match_manifest": "pass", "classes_for_prior": "pass"}
+    assert tests == {"shards_match_manifest": "pass", "few_rejects": "pass", "classes_for_prior": "pass"}
     assert [item["name"] for item in complete["inputs"]] == ["smoke/corpus/scenes/val"]
 
 
@@ -154,8 +154,9 @@ def test_every_stage_tells_what_it_read_and_made(built: Built):
     counts = tokens["inputFacets"]["dataQualityMetrics"]
     assert counts["rowCount"] == made["outputFacets"]["outputStatistics"]["rowCount"] == 48
     assert counts["bytes"] == made["outputFacets"]["outputStatistics"]["size"] > 0
-    (check,) = tokens["inputFacets"]["dataQualityAssertions"]["assertions"]
-    assert (check["assertion"], check["success"], check["severity"]) == ("rows_match_images", True, "error")
+    checks = {check["assertion"]: check for check in tokens["inputFacets"]["dataQualityAssertions"]["assertions"]}
+    assert checks.keys() == {"rows_match_images", "codebook_in_use"}
+    assert (checks["rows_match_images"]["success"], checks["rows_match_images"]["severity"]) == (True, "error")
     (samples,) = last_of(told, "samples")["outputs"]
     assert samples["facets"]["dataQualityMetrics"]["rowCount"] == 32 and samples["facets"]["schema"]["fields"]
 
