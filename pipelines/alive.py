@@ -17,6 +17,7 @@ from pipelines.workspace import Workspace
 
 FOLDER = "alive"
 LOOK_EVERY_S = 30
+PROCESS_IS_GONE = "its process ended before it did"
 YOUNG_S = 60.0
 """A file as young as that may not be locked yet."""
 
@@ -46,7 +47,7 @@ def mark_lost_runs(instance: dg.DagsterInstance, workspace: Workspace) -> list[s
             with FileLock(path, timeout=0, fallback_to_soft=False):
                 run = instance.get_run_by_id(path.name)
                 if run is not None and not run.is_finished:
-                    instance.report_run_failed(run, "its process ended before it did")
+                    instance.report_run_failed(run, PROCESS_IS_GONE)
                     lost.append(run.run_id)
                 path.unlink(missing_ok=True)
     return lost

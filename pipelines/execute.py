@@ -13,6 +13,7 @@ import dagster as dg
 from flextok.errors import FlextokError, UsageError
 from flextok.runtime import interrupts
 from pipelines import staleness
+from pipelines.alive import PROCESS_IS_GONE
 from pipelines.assets import IN_PROCESS_TAG
 from pipelines.definitions import build_definitions
 from pipelines.facts import RecipeFacts
@@ -155,7 +156,7 @@ class Executor:
             statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING], tags={IN_PROCESS_TAG: "true"}
         )
         for run in self.instance.get_runs(unfinished):
-            self.instance.report_run_failed(run, "its process ended before it did")
+            self.instance.report_run_failed(run, PROCESS_IS_GONE)
         log = self.instance.event_log_storage
         for run_id in log.get_concurrency_run_ids():
             run = self.instance.get_run_by_id(run_id)

@@ -82,16 +82,13 @@ def reconstructions(run: StageRun, made: Made) -> Page:
 
 
 def token_shards(run: StageRun, made: Made) -> Page:
-    """Bytes of an image, and the share of the vocabulary that the first rows use."""
+    """Bytes of an image."""
     from flextok.data.tokens import read_manifest
-    from flextok.evaluate.vocabulary import vocabulary_use
 
     counts = read_manifest(_url(made))["counts"]
-    size_bytes, use = counts["bytes"], vocabulary_use(_url(made))
-    shown = {"vocabulary_use": _significant(use.share), "vocabulary_use_rows": use.rows} if use else {}
     return Page(
-        numbers={"bytes_per_image": round(size_bytes / max(counts["rows"], 1), 1), **shown},
-        size_bytes=size_bytes,
+        numbers={"bytes_per_image": round(counts["bytes"] / max(counts["rows"], 1), 1)},
+        size_bytes=counts["bytes"],
         workers=run.recipe.compute.tokenize_actors[1],
     )
 

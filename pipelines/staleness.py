@@ -140,6 +140,14 @@ def data_version(record: Any | None) -> str | None:
     return record.asset_materialization.tags.get(DATA_VERSION) if record else None
 
 
+def checks_of(instance: dg.DagsterInstance, run_id: str, part: AssetPart) -> list[dg.AssetCheckEvaluation]:
+    """The checks of `part` in the run that made it. A run makes one partition, which Dagster does not name beside a check."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    events = [record.event_log_entry.dagster_event for record in records]
+    checks = [event.asset_check_evaluation_data for event in events if event is not None]
+    return [check for check in checks if check.asset_key == part[0] and check.partition in (None, part[1])]
+
+
 def _inputs_changed(
     instance: dg.DagsterInstance,
     record: Any,

@@ -8,14 +8,16 @@ import difflib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 
 from flextok.errors import FlextokError, UsageError
-from pipelines.graph import Graph, label
+from pipelines.alive import PROCESS_IS_GONE
+from pipelines.graph import AssetPart, Graph, label
 from pipelines.notify import ADDRESSES, is_wanted, notify
 from pipelines.schedules import seconds
-from pipelines.staleness import latest_record
+from pipelines.staleness import checks_of, latest_record
 
 LOOK_EVERY_S = 60
 LOOK_BACK = datetime.timedelta(days=1)
@@ -25,10 +27,12 @@ MOST_RUNS = 200
 
 def problems(instance: dg.DagsterInstance, graph: Graph, freshness: Mapping[str, str], now: float) -> dict[str, str]:
     """What is wrong at the time `now` (seconds since the epoch), a line for each, by a name that stays while it is wrong."""
+    parts = [(key, partition) for key in graph.keys for partition in graph.partitions(key)]
+    latest = {part: record for part in parts if (record := latest_record(instance, *part)) is not None}
     return {
         **dict(_failed_runs(instance, graph, now)),
-        **dict(_failed_checks(instance, graph)),
-        **dict(_old_results(instance, graph, freshness, now)),
+        **dict(_failed_checks(instance, latest)),
+        **dict(_old_results(latest, freshness, now)),
     }
 
 
@@ -99,40 +103,28 @@ def _why(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             error = error.cause
         if error is not None:
             return error.message.strip().splitlines()[0]
-    return "its process ended before it did"
+    return PROCESS_IS_GONE
 
 
-def _failed_checks(instance: dg.DagsterInstance, graph: Graph) -> Iterator[tuple[str, str]]:
+def _failed_checks(instance: dg.DagsterInstance, latest: Mapping[AssetPart, Any]) -> Iterator[tuple[str, str]]:
     """Of the latest result of each asset and partition."""
-    for key in graph.keys:
-        for partition in graph.partitions(key):
-            record = latest_record(instance, key, partition)
-            if record is None:
-                continue
-            checks = instance.get_records_for_run(
-                record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
-            ).records
-            for entry in checks:
-                event = entry.event_log_entry.dagster_event
-                assert event is not None  # of_type asks for records that have one
-                check = event.asset_check_evaluation_data
-                if check.asset_key == key and not check.passed:
-                    yield (
-                        f"check {record.run_id} {label(key, partition)} {check.check_name}",
-                        f"{label(key, partition)}: {check.check_name} does not hold: {check.description}",
-                    )
+    for part, record in latest.items():
+        for check in checks_of(instance, record.run_id, part):
+            if not check.passed:
+                yield (
+                    f"check {record.run_id} {label(*part)} {check.check_name}",
+                    f"{label(*part)}: {check.check_name} does not hold: {check.description}",
+                )
 
 
 def _old_results(
-    instance: dg.DagsterInstance, graph: Graph, freshness: Mapping[str, str], now: float
+    latest: Mapping[AssetPart, Any], freshness: Mapping[str, str], now: float
 ) -> Iterator[tuple[str, str]]:
-    for key in graph.keys:
-        age = freshness.get(key.path[-1])
-        for partition in graph.partitions(key) if age else ():
-            record = latest_record(instance, key, partition)
-            if record is not None and age and now - record.timestamp > seconds(age):
-                made = datetime.datetime.fromtimestamp(record.timestamp, datetime.UTC)
-                yield (
-                    f"age {record.storage_id}",
-                    f"{label(key, partition)}: the newest result is of {made:%Y-%m-%d %H:%M} UTC, older than {age}",
-                )
+    for part, record in latest.items():
+        age = freshness.get(part[0].path[-1])
+        if age and now - record.timestamp > seconds(age):
+            made = datetime.datetime.fromtimestamp(record.timestamp, datetime.UTC)
+            yield (
+                f"age {record.storage_id}",
+                f"{label(*part)}: the newest result is of {made:%Y-%m-%d %H:%M} UTC, older than {age}",
+            )

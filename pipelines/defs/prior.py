@@ -1,6 +1,11 @@
 """Token shards by Ray Data, and the prior over them by Ray Train."""
 
+from typing import TYPE_CHECKING
+
 from pipelines.stage import Made, StageRun
+
+if TYPE_CHECKING:
+    from flextok.evaluate.vocabulary import VocabularyUse
 
 ROWS_MATCH_IMAGES = "rows_match_images"
 CODEBOOK_IN_USE = "codebook_in_use"
@@ -11,6 +16,7 @@ COLLAPSED = 0.1
 def tokenize_shards(run: StageRun) -> Made:
     """One Parquet file of tokens for each image shard of a split."""
     from flextok.data.corpus.reader import Corpus
+    from flextok.evaluate.vocabulary import vocabulary_use
     from flextok.provenance import read_provenance
     from flextok.tokenize.config import TokenizeConfig
     from flextok.tokenize.job import tokenize_corpus
@@ -21,15 +27,15 @@ def tokenize_shards(run: StageRun) -> Made:
     dest = run.workspace.tokens(recipe.corpus.name, run.split, tokenizer)
     made = tokenize_corpus(shards_url, tokenizer_url, dest, recipe.tokens.part(TokenizeConfig), recipe.compute)
     expected = (Corpus.open(shards_url).num_samples - made.rejects) * len(recipe.tokens.views)
-    return Made(
-        made.digest,
-        made.url,
-        {"dagster/row_count": made.rows, "shards": made.shards, "images_per_s": made.images_per_s},
-        {
-            ROWS_MATCH_IMAGES: rows_match_images(made.url, expected, tokenizer),
-            CODEBOOK_IN_USE: codebook_in_use(made.url),
-        },
-    )
+    numbers = {"dagster/row_count": made.rows, "shards": made.shards, "images_per_s": made.images_per_s}
+    use = vocabulary_use(made.url)
+    if use is not None:
+        numbers |= {"vocabulary_use": float(f"{use.share:.3g}"), "vocabulary_use_rows": use.rows}
+    problems = {
+        ROWS_MATCH_IMAGES: rows_match_images(made.url, expected, tokenizer),
+        CODEBOOK_IN_USE: codebook_in_use(use),
+    }
+    return Made(made.digest, made.url, numbers, problems)
 
 
 def train_the_prior(run: StageRun) -> Made:
@@ -58,11 +64,8 @@ def rows_match_images(tokens_url: str, expected_rows: int, tokenizer: str) -> st
     return ""
 
 
-def codebook_in_use(tokens_url: str) -> str:
-    """Count the distinct ids of the first rows: a codebook that collapsed shows there."""
-    from flextok.evaluate.vocabulary import vocabulary_use
-
-    use = vocabulary_use(tokens_url)
+def codebook_in_use(use: "VocabularyUse | None") -> str:
+    """Judge the distinct ids of the first rows: a codebook that collapsed shows there."""
     if use is None or use.share_of_uniform >= COLLAPSED:
         return ""
     return (

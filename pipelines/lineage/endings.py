@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from pipelines.alive import PROCESS_IS_GONE
 from pipelines.lineage import record
 from pipelines.lineage.events import dagster_run_of, failure_line
 from pipelines.lineage.quietly import quietly
@@ -10,7 +11,7 @@ from pipelines.workspace import Workspace
 
 LOOK_EVERY_S = 30
 MESSAGES = {
-    dg.DagsterRunStatus.FAILURE: "its process ended before it did",
+    dg.DagsterRunStatus.FAILURE: PROCESS_IS_GONE,
     dg.DagsterRunStatus.CANCELED: "it was cancelled",
 }
 

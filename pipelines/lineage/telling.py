@@ -12,7 +12,6 @@ from pipelines.graph import AssetPart
 from pipelines.lineage import record
 from pipelines.lineage.contents import contents_of
 from pipelines.lineage.events import (
-    Check,
     Subject,
     dataset_name,
     event_line,
@@ -123,17 +122,9 @@ def _inputs(
         if version := staleness.data_version(latest):
             path = staleness.metadata_of(latest).get("path")
             contents = contents_of(workspace.resolve(path)) if path else None
-            checks = _checks(instance, latest.run_id, part) if latest else []
+            checks = staleness.checks_of(instance, latest.run_id, part) if latest else []
             found.append(input_dataset(namespace, dataset_name(part), version, contents, checks))
     return found
-
-
-def _checks(instance: dg.DagsterInstance, run_id: str, part: AssetPart) -> list[Check]:
-    """The checks of `part` in the run that made it. A run makes one partition, which Dagster does not name beside a check."""
-    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
-    events = [record.event_log_entry.dagster_event for record in records]
-    checks = [event.asset_check_evaluation_data for event in events if event is not None]
-    return [check for check in checks if check.asset_key == part[0] and check.partition in (None, part[1])]
 
 
 def _output(subject: Subject, result: dg.MaterializeResult) -> "OutputDataset":

@@ -13,7 +13,7 @@ from flextok.aliases import promote
 from flextok.data.tokens import TokenMeta, token_schema, token_table, write_token_manifest, write_token_shard
 from flextok.errors import FlextokError, TransientError, UsageError
 from flextok.evaluate.results import Metric, write_evaluation
-from flextok.evaluate.vocabulary import VocabularyUse
+from flextok.evaluate.vocabulary import VocabularyUse, vocabulary_use
 from flextok.metrics.base import IMAGE_METRICS
 from pipelines import html_page
 from pipelines.assets import IN_PROCESS_TAG
@@ -41,8 +41,8 @@ def store_of(ids: np.ndarray, vocabulary: int, folder: Path) -> str:
 @pytest.mark.parametrize("vocabulary", [16, 64_000])
 def test_a_codebook_in_use_and_one_that_collapsed(vocabulary: int, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, vocabulary, (300, 8))
-    assert codebook_in_use(store_of(ids, vocabulary, tmp_path / "used")) == ""
-    told = codebook_in_use(store_of(ids % 1, vocabulary, tmp_path / "collapsed"))
+    assert codebook_in_use(vocabulary_use(store_of(ids, vocabulary, tmp_path / "used"))) == ""
+    told = codebook_in_use(vocabulary_use(store_of(ids % 1, vocabulary, tmp_path / "collapsed")))
     assert told.startswith(f"1 of {vocabulary:,} ids are in use in the first 300 rows, ")
 
 

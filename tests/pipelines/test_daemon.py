@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from flextok_process import END_S, IN_THE_BACKGROUND, Command, wait_until
-from openlineage_receiver import receiving
+from json_receiver import receiving
 from ray_nodes import free_port
 from shrunk_smoke import Built
 

@@ -14,7 +14,8 @@ from typing import Any
 import dagster as dg
 import pytest
 from flextok_process import END_S, SMALL, Command
-from openlineage_receiver import check_event, receiving
+from json_receiver import receiving
+from openlineage_facets import check_event
 from ray_nodes import free_port
 from shrunk_smoke import Built
 

@@ -1,15 +1,13 @@
 """People are told of what is wrong, once, over a real receiver, which may be away."""
 
 import datetime
-import http.server
-import json
-import threading
 import time
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 from asset_chain import Chain
+from json_receiver import Receiver, receiving
 
 from flextok.errors import FlextokError, UsageError
 from pipelines import notify
@@ -20,36 +18,11 @@ from pipelines.watching import problems, watching
 SECRET = "s3cr3t"
 
 
-class Receiver:
-    """An HTTP server that keeps the messages it gets; while `refuses`, it takes none."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict] = []
-        self.refuses = False
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not receiver.refuses:
-                    receiver.messages.append(message)
-                self.send_response(503 if receiver.refuses else 200)
-                self.end_headers()
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    found = Receiver()
-    port = found.server.server_address[1]
-    monkeypatch.setenv(notify.ADDRESSES, f"json://user:{SECRET}@127.0.0.1:{port}/")
-    yield found
-    found.server.shutdown()
+    with receiving() as found:
+        monkeypatch.setenv(notify.ADDRESSES, found.url.replace("http://", f"json://user:{SECRET}@") + "/")
+        yield found
 
 
 class Watch:
@@ -121,12 +94,12 @@ def test_people_are_told_once(tmp_path, receiver: Receiver) -> None:
     assert watch.look() == "0 of 0 problems are new"
     with pytest.raises(FlextokError):
         chain.refresh()
-    receiver.refuses = True
+    receiver.status = 503
     assert "could not send" in watch.look() and SECRET not in watch.look()
-    receiver.refuses = False
+    receiver.status = 200
     watch.look()
     assert watch.look() == "0 of 1 problems are new"
-    (message,) = receiver.messages
+    (message,) = receiver.events
     assert message["title"] == "flextok chain: 1 new problem" and "model: run " in message["message"]
 
 
