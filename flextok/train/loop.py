@@ -25,7 +25,7 @@ from flextok.runtime.ahead import ahead
 from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
-from flextok.train.parallel import DistContext, wrap
+from flextok.train.parallel import DistContext, adding_up, shares, wrap
 from flextok.train.sample_order import SampleOrder
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 
@@ -89,10 +89,12 @@ def train(
     """
     if len(objective.source) == 0:
         raise UsageError("expected samples to train on, found none")
-    if config.batch_size < world.size:
+    if config.batch_size < world.size * config.gradient_accumulation_steps:
         raise UsageError(
-            f"expected a batch of at least one sample a worker, found batch_size {config.batch_size} "
-            f"for {world.size} workers; raise train.batch_size or lower compute.train_workers"
+            "expected a batch of at least one sample a worker and accumulation step, found batch_size "
+            f"{config.batch_size} for {world.size} workers and gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps}; raise train.batch_size, or lower train.gradient_accumulation_steps "
+            "or compute.train_workers"
         )
     return _Run(objective, config, world, run_url, validation).run(on_progress)
 
@@ -105,7 +107,7 @@ class _Run:
         self.validation = validation.to(world.device) if validation is not None else None
         self.named = objective.trained()
         self.parameters: list[Tensor] = list(self.named.values())
-        self.buffers = LearnedBuffers(self.objective.model, world)
+        self.buffers = LearnedBuffers(self.objective.model, world, config.gradient_accumulation_steps)
         self.average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
         self.optimizer = Optimizer(self.named, config.optimizer)
         self.dtype = autocast_dtype(config.precision, world.device)
@@ -152,20 +154,26 @@ class _Run:
 
     def _step(self, forward: nn.Module, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
-        # Dropout's masks: the same after a resume, different for each worker.
+        # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
-        with self._autocast():
-            losses_B = forward(batch, rng)
-        # The gradient is averaged over workers, which may hold unequal parts of the batch.
-        (losses_B.sum() * (world.size / config.batch_size)).backward()
-        self.buffers.synchronise(len(losses_B) / config.batch_size)
+        cuts = shares(len(rng), config.gradient_accumulation_steps)
+        for cut in cuts:
+            is_last = cut is cuts[-1]
+            part = {name: tensor[cut] for name, tensor in batch.items()}
+            places = rng.places[cut]
+            with adding_up(forward, is_last):
+                with self._autocast(), self.buffers.slice(len(places) / config.batch_size, is_last):
+                    losses_B = forward(part, SampleRng(rng.seed, places))
+                # The gradient is averaged over workers, which may hold unequal parts of the batch.
+                (losses_B.sum() * (world.size / config.batch_size)).backward()
+            self.sums[0] += losses_B.detach().sum()
+        self.buffers.synchronise()
         norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
         self.optimizer.step(learning_rate(config.optimizer, step, config.steps))
         # A long average forgets the random start of a short run only with a warm-up.
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self._weights().values()), step)
-        self.sums[0] += losses_B.detach().sum()
         self.sums[1] += norm / world.size
         self.summed_steps += 1
 

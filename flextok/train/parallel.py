@@ -1,6 +1,8 @@
 """The group of processes that train one model, as one of its members sees it, and how the model is spread over it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +36,7 @@ class DistContext:
 
     def part(self, count: int) -> slice:
         """This member's contiguous share of `count` things; all shares together are all of them."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        return shares(count, self.size)[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all members, in place."""
@@ -49,6 +51,11 @@ class DistContext:
         return tensor
 
 
+def shares(count: int, size: int) -> list[slice]:
+    """`count` things in `size` contiguous shares, as equal as they can be."""
+    return [slice(count * rank // size, count * (rank + 1) // size) for rank in range(size)]
+
+
 def wrap(module: nn.Module, world: DistContext) -> nn.Module:
     """`module` to call in its place: gradients of what it gives back are means over all members.
 
@@ -57,3 +64,10 @@ def wrap(module: nn.Module, world: DistContext) -> nn.Module:
     if world.size == 1:
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+
+
+@contextlib.contextmanager
+def adding_up(module: nn.Module, is_last: bool) -> Iterator[None]:
+    """Around forward and backward pass of one of several slices of a batch: members exchange gradients in the last."""
+    with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else contextlib.nullcontext():
+        yield
