@@ -1,14 +1,11 @@
-"""The group of processes that train one model, as one of its members sees it, and how the model is spread over it."""
+"""The group of processes that train one model, as one of its members sees it."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -54,20 +51,3 @@ class DistContext:
 def shares(count: int, size: int) -> list[slice]:
     """`count` things in `size` contiguous shares, as equal as they can be."""
     return [slice(count * rank // size, count * (rank + 1) // size) for rank in range(size)]
-
-
-def wrap(module: nn.Module, world: DistContext) -> nn.Module:
-    """`module` to call in its place: gradients of what it gives back are means over all members.
-
-    Buffers are left to `buffers.LearnedBuffers`: those of frozen parts are equal from the start.
-    """
-    if world.size == 1:
-        return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
-
-
-@contextlib.contextmanager
-def adding_up(module: nn.Module, is_last: bool) -> Iterator[None]:
-    """Around forward and backward pass of one of several slices of a batch: members exchange gradients in the last."""
-    with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else contextlib.nullcontext():
-        yield
