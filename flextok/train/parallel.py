@@ -22,6 +22,8 @@ class DistContext:
     def joined(cls, use_gpu: bool) -> "DistContext":
         """This process's place in the process group that was set up (by Ray Train or torchrun), else a world of one."""
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else CPU
+        if use_gpu:
+            torch.cuda.set_device(device)  # which FSDP takes for this process's own
         if not dist.is_initialized():
             return cls(device=device)
         return cls(dist.get_rank(), dist.get_world_size(), device)

@@ -1,6 +1,6 @@
 """What of a block's forward pass is computed again, and compiled blocks."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,17 @@ import pytest
 import torch
 from test_jobs import make_tokens
 from test_parallel import KINDS, Objective, prior_objectives, tokenizer_objectives
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from train_toy import ToyConfig, ToyObjective, ToySource
 
 from flextok.model.rng import SampleRng
 from flextok.runtime.compute import ComputeConfig
+from flextok.train import blocks
 from flextok.train.blocks import prepare_blocks, trunk_blocks
-from flextok.train.parallel import CPU
+from flextok.train.config import TrainConfig
+from flextok.train.loop import train
+from flextok.train.parallel import CPU, DistContext
 
 
 class Counting(TorchDispatchMode):
@@ -50,8 +55,52 @@ def test_checkpointing_computes_again_what_it_does_not_keep(kind: str, tmp_path:
     attention = "_scaled_dot_product_flash_attention_for_cpu"
     assert none["mm"] == selective["mm"] < full["mm"]
     assert none[attention] == selective[attention] > 0 and full[attention] == 2 * none[attention]
-    blocks = 4 if kind == "tokenizer" else 2
-    assert selective["silu"] == full["silu"] == none["silu"] + blocks
+    depth = 4 if kind == "tokenizer" else 2
+    assert selective["silu"] == full["silu"] == none["silu"] + depth
+
+
+class Residual(nn.Module):
+    """A block: torch passes over modules of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x).tanh()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And where there is no compiler, a line says so."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    config = TrainConfig(steps=4, batch_size=8, log_every=1, precision="float32")
+    compute = ComputeConfig(compile=True)
+
+    def losses(name: str, compute: ComputeConfig) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(OrderedDict({"blocks": nn.Sequential(Residual(), Residual()), "head": nn.Linear(8, 4)}))
+        objective = ToyObjective(model, ToySource(ToyConfig()))
+        rows = train(objective, config, DistContext(), str(tmp_path / name), compute=compute)
+        return [value for _, name, value in rows if name == "train/loss"]
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if record.name == blocks.logger.name]
+
+    from torch._dynamo.utils import counters
+    from torch._inductor import config as inductor
+
+    plain = losses("plain", ComputeConfig())
+    with inductor.patch({"cpp.cxx": (None, "/no/such/compiler")}):
+        assert losses("without", compute) == plain
+    (line,) = said()
+    assert line.startswith("compute.compile: no compiler for cpu here, blocks run as they are (")
+    counters.clear()
+    assert losses("compiled", compute) == pytest.approx(plain, abs=1e-5)
+    assert counters["stats"]["unique_graphs"] == 3  # what was tried, and two blocks
+    assert len(said()) == 1
 
 
 def test_blocks_are_those_that_are_trained() -> None:
