@@ -26,10 +26,10 @@ class LearnedBuffers:
 
     A forward pass changes them by the samples it sees: a slice of the member's part of the batch. `synchronise` then
     makes each change the mean of the changes by all slices of all members, weighted by their samples: what one process
-    would have done with the whole batch at once, where a buffer is changed by means over samples (counts as shares of
-    the batch, sums divided by it), or by sums that went through `summed`, which has those of the whole batch in the last
-    slice. A buffer that no member changed keeps its bits. Those that hold no floating-point numbers are the first
-    member's.
+    would have done with the whole batch at once, where buffers are changed by means over samples (counts as shares of the
+    batch, sums divided by it). Where a model calls `summed`, which has the sums over the whole batch in the last slice, that
+    slice's changes are all: with several slices, all buffers of such a model must come of sums. A buffer that no member
+    changed keeps its bits. Those that hold no floating-point numbers are the first member's.
     """
 
     def __init__(self, model: nn.Module, world: DistContext, slices: int = 1):
