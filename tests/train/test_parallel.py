@@ -193,6 +193,7 @@ def test_one_process_comes_to_the_same_in_any_way(kind: str, case: Case, straigh
     assert_equal(trained(kind, case, DistContext(), root, f"1-{kind}-{case}"), straight[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "case"), [(size, case) for size, cases in TOGETHER.items() for case in cases], ids=str
 )
@@ -207,6 +208,7 @@ def test_a_group_comes_to_the_same_in_any_way(
     assert_equal(together[size][kind, str(case)], straight[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_of_two_with_shards_is_resumed_by_one_and_by_three(
     kind: str, straight: dict[str, Found], together: dict[int, dict[tuple[str, str], Found]], root: str
@@ -216,6 +218,7 @@ def test_a_state_of_two_with_shards_is_resumed_by_one_and_by_three(
     assert_equal(trained(kind, Case(), DistContext(), root, f"state-{kind}"), straight[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("together")
 def test_a_wish_to_stop_has_all_members_write_their_shards(kind: str, straight: dict[str, Found], root: str) -> None:
