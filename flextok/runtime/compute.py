@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,6 +19,21 @@ class ComputeConfig(Config):
     num_cpus: int | None = Field(default=None, gt=0, description="CPUs that a local Ray may use; null means all.")
     train_workers: int = Field(
         default=2, ge=0, description="Training processes; 0 trains in this process, without Ray."
+    )
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = Field(
+        default="auto",
+        description="How training workers hold a model: each the whole (ddp), in shards over all of them (fsdp), or in "
+        "shards over those of a node (hsdp); auto is fsdp where weights, gradients, average and moments would fill half "
+        "of a GPU's memory, else ddp.",
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="What of a block's forward pass training computes again rather than keeps: all but results of matrix "
+        "products and attention (selective), or everything (full).",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the blocks for training, where torch finds a compiler; else a warning says so.",
     )
     gpus_per_worker: float = Field(
         default=0, ge=0, description="GPUs for each worker that trains, tokenizes or decodes."

@@ -53,6 +53,12 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the matrix products; auto is bfloat16 where the machine computes it natively."
     )
+    gradient_accumulation_steps: Operational[int] = Field(
+        default=1,
+        gt=0,
+        description="Slices in which each worker's part of a batch goes through the model, one after the other: less "
+        "memory for activations, the same step.",
+    )
     checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run resumes from."
     )

@@ -10,6 +10,7 @@ from flextok.config import ConfigT, parse_config
 from flextok.digests import digest_of
 from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
+from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
 from flextok.train.loop import Objective, OnProgress, train
 from flextok.train.parallel import DistContext
@@ -58,10 +59,12 @@ def run_url(job: TrainJob) -> str:
     return storage.join(job.parent_url, RUNS, job.fingerprint()[:32])
 
 
-def run_member(job: TrainJob, world: DistContext, on_progress: OnProgress) -> TrainResult | None:
+def run_member(
+    job: TrainJob, world: DistContext, compute: ComputeConfig, on_progress: OnProgress
+) -> TrainResult | None:
     """Train as one member of `world`; the first one writes the checkpoint and gives back the result."""
     objective, validation = job.build(world)
-    history = train(objective, job.train_config, world, run_url(job), validation, on_progress)
+    history = train(objective, job.train_config, world, run_url(job), validation, on_progress, compute)
     if not world.is_first:
         return None
     saved = job.save(objective, history_table(history))

@@ -79,9 +79,9 @@ def _run_here(job: TrainJob, world: DistContext, compute: ComputeConfig) -> Trai
     torch.set_num_threads(compute.threads or threads)
     try:
         if not world.is_first:
-            return run_member(job, world, lambda step, note: None)
+            return run_member(job, world, compute, _quiet)
         with _shown(job) as show:
-            return run_member(job, world, show)
+            return run_member(job, world, compute, show)
     finally:
         torch.set_num_threads(threads)
 
@@ -202,9 +202,10 @@ def _ray_worker(spec: dict) -> TrainResult | None:
     if world.is_first:
         storage.write_bytes(storage.join(run_url(job), BEGUN), b"")
     try:
-        return run_member(job, world, _ProgressFile(run_url(job)) if world.is_first else _quiet)
+        return run_member(job, world, compute, _ProgressFile(run_url(job)) if world.is_first else _quiet)
     except StopTraining:
-        storage.write_bytes(storage.join(run_url(job), STOPPED), b"")
+        if world.is_first:  # whose state is written by now
+            storage.write_bytes(storage.join(run_url(job), STOPPED), b"")
         raise
     except FlextokError as error:
         storage.write_json(error_url, {"kind": type(error).__name__, "message": str(error)})

@@ -5,7 +5,6 @@ weights and learned buffers. A run resumes exactly where its last state was writ
 moments and step are stored, sample order and random draws follow from them (see sample_order.py).
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,23 +14,26 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
 from flextok.runtime import interrupts
 from flextok.runtime.ahead import ahead
-from flextok.train.buffers import LearnedBuffers
+from flextok.runtime.compute import ComputeConfig
+from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
-from flextok.train.optimizer import Optimizer, learning_rate
-from flextok.train.parallel import DistContext, wrap
+from flextok.train.optimizer import learning_rate
+from flextok.train.parallel import DistContext, shares
 from flextok.train.sample_order import SampleOrder
+from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
+from flextok.train.trained import Trained
 
 T = TypeVar("T")
 Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
+DEFAULT_COMPUTE = ComputeConfig()
 VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
 READ_AHEAD = 3  # batches
 
@@ -81,48 +83,58 @@ def train(
     run_url: str,
     validation: Objective | None = None,
     on_progress: OnProgress = lambda step, note: None,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
 ) -> list[HistoryRow]:
     """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
 
-    Resumes from the newest state under `run_url`. All members of `world` call it with equal arguments; only the
-    first writes. Raises FlextokError when the loss or the gradient is not finite.
+    Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
+    members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
+    were trained in shards. Raises FlextokError when the loss or the gradient is not finite.
     """
     if len(objective.source) == 0:
         raise UsageError("expected samples to train on, found none")
-    if config.batch_size < world.size:
+    if config.batch_size < world.size * config.gradient_accumulation_steps:
         raise UsageError(
-            f"expected a batch of at least one sample a worker, found batch_size {config.batch_size} "
-            f"for {world.size} workers; raise train.batch_size or lower compute.train_workers"
+            "expected a batch of at least one sample a worker and accumulation step, found batch_size "
+            f"{config.batch_size} for {world.size} workers and gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps}; raise train.batch_size, or lower train.gradient_accumulation_steps "
+            "or compute.train_workers"
         )
-    return _Run(objective, config, world, run_url, validation).run(on_progress)
+    return _Run(objective, config, world, run_url, validation, compute).run(on_progress)
 
 
 class _Run:
     def __init__(
-        self, objective: Objective, config: TrainConfig, world: DistContext, run_url: str, validation: Objective | None
+        self,
+        objective: Objective,
+        config: TrainConfig,
+        world: DistContext,
+        run_url: str,
+        validation: Objective | None,
+        compute: ComputeConfig,
     ):
         self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
         self.validation = validation.to(world.device) if validation is not None else None
-        self.named = objective.trained()
-        self.parameters: list[Tensor] = list(self.named.values())
-        self.buffers = LearnedBuffers(self.objective.model, world)
-        self.average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
-        self.optimizer = Optimizer(self.named, config.optimizer)
+        prepare_blocks(objective.model, compute, world.device)
+        # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
+        self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
+        self.trained = Trained(objective.model, objective.trained(), config, world)
         self.dtype = autocast_dtype(config.precision, world.device)
         self.history: list[HistoryRow] = []
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
+        self.wish: StopTraining | None = None
+        self.wishes = torch.zeros(1, device=world.device)  # of all members, after the step before
 
     def run(self, on_progress: OnProgress) -> list[HistoryRow]:
         first_step = self._resume()
-        forward = wrap(self.objective, self.world)
         self.objective.train()
         logged_at, note = time.monotonic(), ""
         on_progress(first_step, note)
         with interrupts.held():  # between steps, where a state can be written
             for step, batch, rng in self._batches(first_step):
-                self._step(forward, step, batch, rng)
+                self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
                     rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
@@ -133,7 +145,7 @@ class _Run:
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
-        self._set_weights(self.average)
+        self.trained.finish()
         self.objective.eval()
         return self.history
 
@@ -143,30 +155,47 @@ class _Run:
             if interrupts.pending():
                 raise StopTraining
             on_progress(done, note)
-        except StopTraining:
-            # The other members are in the next step: what this one wrote of their sums would need them here.
-            if self.world.is_first and done < self.config.steps and self.sums.isfinite().all():
+        except StopTraining as wish:
+            self.wish = wish
+        if self._is_stopped():
+            if done < self.config.steps and self._is_sound():
                 self._write_state(done)
             interrupts.check()
-            raise
+            raise self.wish or StopTraining
 
-    def _step(self, forward: nn.Module, step: int, batch: Batch, rng: SampleRng) -> None:
+    def _is_stopped(self) -> bool:
+        """Whether to end after this step: at once where this member can write the state without the others.
+
+        Shards take all of them. They agree a step late, so that none waits for what the others do in this one.
+        """
+        if not self.trained.is_sharded:
+            return self.wish is not None
+        wishes, own = self.wishes, torch.full_like(self.wishes, self.wish is not None)
+        self.wishes = self.world.sum(own)
+        return bool(wishes > 0)
+
+    def _is_sound(self) -> bool:
+        """Whether all losses and gradients since the last row are finite: of all members where all of them write."""
+        # Without shards the others are in the next step, and would be needed here for their sums.
+        sums = self.world.sum(self.sums.clone()) if self.trained.is_sharded else self.sums
+        return bool(sums.isfinite().all())
+
+    def _step(self, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
-        # Dropout's masks: the same after a resume, different for each worker.
+        # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
-        with self._autocast():
-            losses_B = forward(batch, rng)
-        # The gradient is averaged over workers, which may hold unequal parts of the batch.
-        (losses_B.sum() * (world.size / config.batch_size)).backward()
-        self.buffers.synchronise(len(losses_B) / config.batch_size)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip, foreach=True)
-        self.optimizer.step(learning_rate(config.optimizer, step, config.steps))
-        # A long average forgets the random start of a short run only with a warm-up.
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self._weights().values()), step)
-        self.sums[0] += losses_B.detach().sum()
-        self.sums[1] += norm / world.size
+        cuts = shares(len(rng), config.gradient_accumulation_steps)
+        for cut in cuts:
+            is_last = cut is cuts[-1]
+            part = {name: tensor[cut] for name, tensor in batch.items()}
+            places = rng.places[cut]
+            with adding_up(self.forward, is_last):
+                with self._autocast(), self.trained.buffers.slice(len(places) / config.batch_size, is_last):
+                    losses_B = self.forward(part, SampleRng(rng.seed, places))
+                # The gradient is averaged over workers, which may hold unequal parts of the batch.
+                (losses_B.sum() * (world.size / config.batch_size)).backward()
+            self.sums[0] += losses_B.detach().sum()
+        self.sums[1] += self.trained.step(step) / world.size
         self.summed_steps += 1
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
@@ -222,7 +251,7 @@ class _Run:
         part = self.world.part(count)
         total = torch.zeros(1, dtype=torch.float64, device=self.world.device)
         validation.eval()
-        with torch.no_grad(), self._averaged_weights(), self._autocast():
+        with torch.no_grad(), self.trained.averaged(), gathered(self.objective), self._autocast():
             for start in range(part.start, part.stop, self.config.batch_size):
                 places = range(start, min(start + self.config.batch_size, part.stop))
                 batch = validation.source.fetch(np.arange(places.start, places.stop))
@@ -231,65 +260,27 @@ class _Run:
         self.objective.train()
         self.history.append((done, "val/loss", self.world.sum(total).item() / count))
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What is averaged over the steps, as it lies in memory: parameters and learned buffers."""
-        return {**self.named, **self.buffers.averaged()}
-
-    @contextlib.contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        current = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
-        self._set_weights(self.average)
-        try:
-            yield
-        finally:
-            self._set_weights(current)
-
-    @torch.no_grad()
-    def _set_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, tensor in self._weights().items():
-            tensor.copy_(weights[name])
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the training state by name, as it lies in memory."""
-        present = {**self.named, **self.buffers.named()}
-        return {
-            **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
-            **{f"average.{name}": tensor for name, tensor in self.average.items()},
-            **self.optimizer.state(self.objective.model),
-        }
 
     def _save(self, done: int) -> None:
         """Write the training state, unless it is already spoiled by a loss that is not finite."""
         self._check_finite(done, *self.world.sum(self.sums.clone()).tolist())
-        if self.world.is_first:
-            self._write_state(done)
+        self._write_state(done)
 
     def _write_state(self, done: int) -> None:
-        tensors = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
-        save_state(self.run_url, TrainState(done, tensors, self.history))
+        tensors = self.trained.gathered()
+        if self.world.is_first:
+            save_state(self.run_url, TrainState(done, tensors, self.history))
 
     def _resume(self) -> int:
         """Take over the newest state, which only the first member needs to see; gives back the steps done."""
         state = load_latest_state(self.run_url) if self.world.is_first else None
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
-        if done == 0:
-            return 0
-        self.optimizer.begin_at(self.objective.model, done)
-        for name, tensor in self._tensors().items():
-            if state is not None and (name in state.tensors or not self._may_lack(name)):
-                tensor.copy_(state.tensors[name])
-            self.world.from_first(tensor)
-        self.buffers.accept()
-        self.history = list(state.history) if state else []
+        if done > 0:
+            self.trained.take_over(state, done)
+            self.history = list(state.history) if state else []
         return done
-
-    def _may_lack(self, name: str) -> bool:
-        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts."""
-        kind, _, owner = name.partition(".")
-        return kind == "step" or owner in self.buffers.named()
 
 
 def _read_ahead(fetch: Callable[[int], T], steps: range) -> Iterator[T]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flextok.model.nn.precision import cpu_has_bfloat16
 from flextok.train.config import OptimizerConfig
+from flextok.train.sharding import is_sharded, local, sharded_like, whole
 
 Parameters = dict[str, nn.Parameter]
 
@@ -44,7 +45,7 @@ class Optimizer:
     def begin_at(self, model: nn.Module, steps_done: int) -> None:
         """Zero moments and step counts as after `steps_done` steps, for a resumed run to fill."""
         for name, tensor in self.state(model).items():  # torch makes the state where there is none yet
-            tensor.fill_(steps_done if name.startswith("step.") else 0)
+            local(tensor).fill_(steps_done if name.startswith("step.") else 0)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -72,13 +73,18 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
 def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
     # torch's iterates in bfloat16, which CPUs that cannot multiply it take fifty times as long for.
     emulated = matrices[0].device.type == "cpu" and not cpu_has_bfloat16()
-    kind = Float32Muon if emulated else torch.optim.Muon
+    kind = Float32Muon if emulated else ShardedMuon if is_sharded(matrices[0]) else torch.optim.Muon
     # Steps as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one learning rate serves both.
     return kind(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
 
 
-class Float32Muon(torch.optim.Muon):
-    """torch.optim.Muon with Nesterov momentum and steps as large as AdamW's, its iteration in the gradients' own float32."""
+class ShardedMuon(torch.optim.Muon):
+    """torch.optim.Muon with Nesterov momentum and steps as large as AdamW's, also for matrices that lie in shards.
+
+    The iteration needs a whole matrix: each process gathers one after the other, and keeps its rows of the result.
+    """
+
+    iterates_in = torch.bfloat16  # as torch's does
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -92,9 +98,16 @@ class Float32Muon(torch.optim.Muon):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                update = _orthogonal(matrix.grad.lerp(mean, momentum), group)
+                direction = whole(matrix.grad.lerp(mean, momentum)).to(self.iterates_in)
+                update = sharded_like(_orthogonal(direction, group).to(matrix.dtype), matrix)
                 matrix.mul_(1 - lr * group["weight_decay"])
                 matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+class Float32Muon(ShardedMuon):
+    """The same with its iteration in float32."""
+
+    iterates_in = torch.float32
 
 
 def _orthogonal(gradient: Tensor, group: dict[str, Any]) -> Tensor:

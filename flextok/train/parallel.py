@@ -1,12 +1,11 @@
-"""The group of processes that train one model, as one of its members sees it, and how the model is spread over it."""
+"""The group of processes that train one model, as one of its members sees it."""
 
 import os
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -23,6 +22,8 @@ class DistContext:
     def joined(cls, use_gpu: bool) -> "DistContext":
         """This process's place in the process group that was set up (by Ray Train or torchrun), else a world of one."""
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else CPU
+        if use_gpu:
+            torch.cuda.set_device(device)  # which FSDP takes for this process's own
         if not dist.is_initialized():
             return cls(device=device)
         return cls(dist.get_rank(), dist.get_world_size(), device)
@@ -34,7 +35,7 @@ class DistContext:
 
     def part(self, count: int) -> slice:
         """This member's contiguous share of `count` things; all shares together are all of them."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        return shares(count, self.size)[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all members, in place."""
@@ -49,11 +50,6 @@ class DistContext:
         return tensor
 
 
-def wrap(module: nn.Module, world: DistContext) -> nn.Module:
-    """`module` to call in its place: gradients of what it gives back are means over all members.
-
-    Buffers are left to `buffers.LearnedBuffers`: those of frozen parts are equal from the start.
-    """
-    if world.size == 1:
-        return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+def shares(count: int, size: int) -> list[slice]:
+    """`count` things in `size` contiguous shares, as equal as they can be."""
+    return [slice(count * rank // size, count * (rank + 1) // size) for rank in range(size)]

@@ -41,7 +41,8 @@ OPERATIONAL = {
     "tokens.corpora",
     "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
-      for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples")),
+      for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples",
+                   "gradient_accumulation_steps")),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +12,12 @@ from train_toy import ToyConfig, ToySource
 
 from flextok.model.nn.collective import summed
 from flextok.model.rng import SampleRng
+from flextok.runtime.compute import ComputeConfig
 from flextok.train.buffers import learned_buffers
 from flextok.train.config import OptimizerConfig, TrainConfig
-from flextok.train.loop import Batch, Objective, train
+from flextok.train.loop import DEFAULT_COMPUTE, Batch, Objective, train
 from flextok.train.parallel import DistContext
+from flextok.train.sharding import is_sharded
 from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(
@@ -40,9 +43,9 @@ class Codebook(nn.Module):
     counts: Tensor
     counted: Tensor
 
-    def __init__(self, num_codes: int, width: int, reassigns: bool):
+    def __init__(self, num_codes: int, width: int, reassigns: bool, learns: str):
         super().__init__()
-        self.reassigns = reassigns
+        self.reassigns, self.learns = reassigns, learns
         self.register_buffer("shares", torch.full((num_codes,), 1.0 / num_codes))
         self.register_buffer("sums", torch.randn(num_codes, width) / num_codes)
         self.register_buffer("steps", torch.tensor(0))
@@ -55,29 +58,34 @@ class Codebook(nn.Module):
         one_hot = nn.functional.one_hot(torch.cdist(x.detach(), codes).argmin(1), len(codes)).float()
         if self.training:
             with torch.no_grad():
-                shares, sums = one_hot.mean(0), one_hot.T @ x / len(x)
-                if self.reassigns:
-                    self.shares, self.sums = (0.8 * self.shares + 0.2 * shares, 0.8 * self.sums + 0.2 * sums)
-                else:
-                    self.shares.lerp_(shares, 0.2)
-                    self.sums.lerp_(sums, 0.2)
                 self.steps += 1
-                # Over the whole batch rather than by its means, and a buffer that is no linear function of the others.
-                self.counts.lerp_(summed(one_hot.sum(0)), 0.2)
-                self.counted.copy_(summed(one_hot.T @ x) / self.counts[:, None])
+                if self.learns in ("means", "both"):
+                    self.learn_means(one_hot, x)
+                if self.learns in ("sums", "both"):
+                    # Over the whole batch, and a buffer that is no linear function of the others.
+                    self.counts.lerp_(summed(one_hot.sum(0)), 0.2)
+                    self.counted.copy_(summed(one_hot.T @ x) / self.counts[:, None])
         return x + (one_hot @ codes - x).detach()
+
+    def learn_means(self, one_hot: Tensor, x: Tensor) -> None:
+        shares, sums = one_hot.mean(0), one_hot.T @ x / len(x)
+        if self.reassigns:
+            self.shares, self.sums = (0.8 * self.shares + 0.2 * shares, 0.8 * self.sums + 0.2 * sums)
+        else:
+            self.shares.lerp_(shares, 0.2)
+            self.sums.lerp_(sums, 0.2)
 
 
 class Model(nn.Module):
     """An encoder and a head around the codebook, behind a frozen part with statistics of its own."""
 
-    def __init__(self, reassigns: bool = False):
+    def __init__(self, reassigns: bool = False, learns: str = "both"):
         super().__init__()
         torch.manual_seed(0)
         self.frozen = nn.BatchNorm1d(8).requires_grad_(False).eval()
         nn.init.normal_(self.frozen.running_mean)  # pyright: ignore[reportArgumentType]
         self.scale = nn.BatchNorm1d(8)
-        self.encoder, self.codebook, self.head = nn.Linear(8, 6), Codebook(5, 6, reassigns), nn.Linear(6, 4)
+        self.encoder, self.codebook, self.head = nn.Linear(8, 6), Codebook(5, 6, reassigns, learns), nn.Linear(6, 4)
         self.scale.eval()
 
     def train(self, mode: bool = True) -> "Model":
@@ -179,8 +187,30 @@ def _member(rank: int, size: int, folder: str, results) -> None:
             objective, validation = objectives()
     rows = train(objective, CONFIG, world, run, validation)
     losses = {name: value for _, name, value in rows if name in ("train/loss", "val/loss")}
-    results[rank] = (losses, {name: tensor.numpy() for name, tensor in state_of(objective).items()})
+    sliced = {
+        learns: sliced_run(learns, 2, world, f"{folder}/{learns}", ComputeConfig.model_validate({"parallel": parallel}))
+        for learns, parallel in (("means", "ddp"), ("sums", "fsdp"))
+    }
+    results[rank] = (losses, {name: tensor.numpy() for name, tensor in state_of(objective).items()}, sliced)
     dist.destroy_process_group()
+
+
+def sliced_run(
+    learns: str, slices: int, world: DistContext, run: str, compute: ComputeConfig = DEFAULT_COMPUTE
+) -> dict[str, np.ndarray]:
+    """What this member has whole of the toy, whose buffers learn from means or from sums over the batch."""
+    objective = CodebookObjective(Model(learns=learns), ToySource(ToyConfig()))
+    config = CONFIG.model_copy(update={"gradient_accumulation_steps": slices, "validate_every": None})
+    train(objective, config, world, run, compute=compute)
+    return {name: tensor.numpy() for name, tensor in state_of(objective).items() if not is_sharded(tensor)}
+
+
+@pytest.mark.parametrize("learns", ["means", "sums"])
+def test_slices_of_a_batch_change_buffers_once(learns: str, tmp_path: Path) -> None:
+    whole = sliced_run(learns, 1, DistContext(), str(tmp_path / "whole"))
+    slices = sliced_run(learns, 4, DistContext(), str(tmp_path / "slices"))
+    assert all(slices[name] == pytest.approx(tensor, abs=1e-5) for name, tensor in whole.items())
+    assert slices["codebook.steps"] == 20
 
 
 def test_any_number_of_workers_learns_the_same_buffers(tmp_path: Path) -> None:
@@ -193,9 +223,14 @@ def test_any_number_of_workers_learns_the_same_buffers(tmp_path: Path) -> None:
             results = manager.dict()
             mp.spawn(_member, args=(size, str(folder), results), nprocs=size)
             found[size] = dict(results)
-    losses, expected = found[1][0]
+    losses, expected, sliced = found[1][0]
     for rank in (0, 1):
-        losses_two, state = found[2][rank]
+        losses_two, state, sliced_two = found[2][rank]
+        for learns, wanted in sliced.items():
+            assert rank == 1 or sliced_two[learns].keys() == wanted.keys()
+            assert {"codebook.sums", "codebook.counts", "codebook.counted"} < sliced_two[learns].keys()
+            for name, tensor in sliced_two[learns].items():
+                assert tensor == pytest.approx(wanted[name], abs=1e-5), (learns, name)
         if rank == 0:
             assert losses_two == pytest.approx(losses, rel=1e-4)
         for name, tensor in expected.items():

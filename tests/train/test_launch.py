@@ -138,6 +138,17 @@ def test_ray_workers_go_on_after_one_is_killed(ray_session: None, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_ray_workers_train_in_shards(ray_session: None, tmp_path: Path) -> None:
+    straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
+    config = CONFIG.model_copy(update={"gradient_accumulation_steps": 2})
+    compute = ON_RAY.model_copy(update={"parallel": "fsdp", "activation_checkpointing": "full"})
+    result = run_training(ToyJob(config, str(tmp_path / "ray")), compute)
+    found, expected = read_checkpoint(result.url).state, read_checkpoint(straight.url).state
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    assert result.metrics["train/loss"] == pytest.approx(straight.metrics["train/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_an_error_on_one_ray_worker_is_raised_here_as_it_is(ray_session: None, tmp_path: Path) -> None:
     # Place 44 belongs to the second worker; the first waits for it in an all-reduce.
     with pytest.raises(FlextokError, match=r"^expected no place 44, found it$"):

@@ -148,31 +148,45 @@ def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000015"]
 
 
+def sliced(config: TrainConfig, slices: int) -> TrainConfig:
+    return config.model_copy(update={"gradient_accumulation_steps": slices})
+
+
+def validated_run(slices: int, world: DistContext, run: str) -> tuple[list[tuple[int, str, float]], np.ndarray]:
+    objective, validation = make_objective(), make_objective(ToyConfig(samples=11))
+    validation.model = objective.model
+    config = sliced(CONFIG, slices).model_copy(update={"validate_every": 10})
+    rows = train(objective, config, world, run, validation)
+    return [row for row in rows if row[1] != "train/images_per_s"], weights(objective).numpy()
+
+
 def _member(rank: int, size: int, folder: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    objective, validation = make_objective(), make_objective(ToyConfig(samples=11))
-    validation.model = objective.model
-    config = CONFIG.model_copy(update={"validate_every": 10})
-    rows = train(objective, config, DistContext(rank, size), f"{folder}/run", validation)
+    found = [validated_run(slices, DistContext(rank, size), f"{folder}/{slices}") for slices in (1, 2)]
     if rank == 0:
-        results.put(([row for row in rows if row[1] != "train/images_per_s"], weights(objective).numpy()))
+        results.put(found)
     dist.destroy_process_group()
 
 
-def test_any_number_of_workers_sees_the_same_numbers(tmp_path: Path) -> None:
-    # A batch of 8 over 3 workers: unequal parts, one mean.
-    found = []
-    for size in (1, 3):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        results = mp.get_context("spawn").SimpleQueue()
-        mp.spawn(_member, args=(size, str(folder), results), nprocs=size)
-        found.append(results.get())
-    (rows_one, weights_one), (rows_three, weights_three) = found
-    assert [row[:2] for row in rows_one] == [row[:2] for row in rows_three]
-    assert [row[2] for row in rows_one] == pytest.approx([row[2] for row in rows_three], rel=1e-4)
-    assert np.allclose(weights_one, weights_three, atol=1e-5)
+def test_any_number_of_workers_and_slices_sees_the_same_numbers(tmp_path: Path) -> None:
+    # A batch of 8 over 3 workers, or 2 slices of each: unequal parts, one mean.
+    expected_rows, expected = validated_run(1, DistContext(), str(tmp_path / "one"))
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_member, args=(3, str(tmp_path), results), nprocs=3)
+    for rows, found in [validated_run(3, DistContext(), str(tmp_path / "sliced")), *results.get()]:
+        assert [row[:2] for row in rows] == [row[:2] for row in expected_rows]
+        assert [row[2] for row in rows] == pytest.approx([row[2] for row in expected_rows], rel=1e-4)
+        assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_goes_on_with_other_slices(tmp_path: Path) -> None:
+    straight, resumed = make_objective(), make_objective()
+    train(straight, CONFIG, DistContext(), str(tmp_path / "straight"))
+    with pytest.raises(Stopped):
+        train(make_objective(), CONFIG, DistContext(), str(tmp_path / "run"), on_progress=stop_at(13))
+    train(resumed, sliced(CONFIG, 8), DistContext(), str(tmp_path / "run"))
+    assert torch.allclose(weights(resumed), weights(straight), atol=1e-6)
 
 
 def test_a_corpus_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
@@ -250,6 +264,8 @@ def test_no_samples_is_a_usage_error(tmp_path: Path) -> None:
 def test_more_workers_than_samples_in_a_batch_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch_size 8 for 9 workers"):
         train(make_objective(), CONFIG, DistContext(size=9), str(tmp_path))
+    with pytest.raises(UsageError, match="batch_size 8 for 3 workers and gradient_accumulation_steps 3;"):
+        train(make_objective(), sliced(CONFIG, 3), DistContext(size=3), str(tmp_path))
 
 
 def test_learning_rate_warms_up_and_comes_down() -> None:

@@ -113,6 +113,9 @@ class ModulatedBlock(nn.Module):
     its stream and never a tensor for each position.
     """
 
+    forward_methods = ("modulation",)
+    """What is called from outside beside `forward`: a sharded block gathers its weights for these as well."""
+
     def __init__(self, config: TrunkConfig):
         super().__init__()
         self.attn = Attention(config)

@@ -62,6 +62,8 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
+    forward_methods = ("memory",)  # as in `ModulatedBlock`
+
     def __init__(self, config: AutoregressiveConfig):
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio * 2 / 3)

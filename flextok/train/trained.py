@@ -1,0 +1,117 @@
+"""What a training changes: parameters, learned buffers, the average of both, and the optimizer's moments."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from flextok.train.buffers import LearnedBuffers
+from flextok.train.config import TrainConfig
+from flextok.train.optimizer import Optimizer, learning_rate
+from flextok.train.parallel import DistContext
+from flextok.train.sharding import fill, is_sharded, local, make_whole, whole
+from flextok.train.state import TrainState
+
+
+class Trained:
+    """The tensors of a training on one member of a group, whole or in shards.
+
+    `named` are the parameters of `model` that are trained.
+    """
+
+    def __init__(self, model: nn.Module, named: dict[str, nn.Parameter], config: TrainConfig, world: DistContext):
+        self._model, self._named, self._config, self._world = model, named, config, world
+        self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps)
+        self._average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        self._optimizer = Optimizer(named, config.optimizer)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no member has all of it."""
+        return any(is_sharded(parameter) for parameter in self._named.values())
+
+    def step(self, step: int) -> Tensor:
+        """Change all of it by the gradients that are there; gives back their norm before it was clipped."""
+        config = self._config
+        self.buffers.synchronise()
+        norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
+        self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
+        # A long average forgets the random start of a short run only with a warm-up.
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            averages, weights = (
+                [local(tensor) for tensor in tensors.values()] for tensors in (self._average, self._weights())
+            )
+            get_ema_multi_avg_fn(decay)(averages, weights, step)
+        return norm
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights in the block."""
+        current = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        self._set_weights(self._average)
+        try:
+            yield
+        finally:
+            self._set_weights(current)
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the model, on the first member all of them; all members call it."""
+        self._set_weights(self._average)
+        make_whole(self._model, self._world)
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Every tensor of the training state, whole, on the CPU of the first member; empty on the others.
+
+        Where it is sharded all members call it, and each holds one whole tensor at a time.
+        """
+        found: dict[str, Tensor] = {}
+        for name, tensor in self._tensors().items():
+            if self._world.is_first or is_sharded(tensor):
+                gathered = whole(tensor.detach())
+                if self._world.is_first:
+                    found[name] = gathered.cpu()
+        return found
+
+    def take_over(self, state: TrainState | None, done: int) -> None:
+        """Take over a state after `done` steps, which only the first member has; all members call it."""
+        self._optimizer.begin_at(self._model, done)
+        for name, tensor in self._tensors().items():
+            source = None
+            if state is not None and (name in state.tensors or not self._may_lack(name)):
+                source = state.tensors[name]
+            fill(tensor, source, self._world)
+        self.buffers.accept()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What is averaged over the steps, as it lies in memory: parameters and learned buffers."""
+        return {**self._named, **self.buffers.averaged()}
+
+    @torch.no_grad()
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self._weights().items():
+            local(tensor).copy_(local(weights[name]))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the training state by name, as it lies in memory."""
+        present = {**self._named, **self.buffers.named()}
+        return {
+            **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
+            **{f"average.{name}": tensor for name, tensor in self._average.items()},
+            **self._optimizer.state(self._model),
+        }
+
+    def _may_lack(self, name: str) -> bool:
+        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts."""
+        kind, _, owner = name.partition(".")
+        return kind == "step" or owner in self.buffers.named()
+
+
+def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
+    """The norm of all gradients together, which are scaled down where it is above `largest`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm, foreach=True)
+    return norm
