@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.errors import UsageError
-from flextok.evaluate.grid import LATENTS
+from flextok.evaluate.grid import GIVEN, LATENTS
 from flextok.evaluate.results import IMAGES, METRICS, OF_LATENTS, EvaluationResult, Metric, read_evaluation
 
-SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint")
+SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint", "pictures")
 """Parts of a protocol that say what was measured rather than how. Only they may differ."""
 NORMAL_95 = 1.96
 MOST_SHOWN = 24
@@ -141,7 +141,7 @@ class _Images:
 
     def minus_in(self, other: "_Images", name: str, k: int | None) -> np.ndarray | None:
         """Float64 [N]: what each image has in `other` minus what it has here; None where one of them does not say."""
-        column, at = (name.removeprefix(OF_LATENTS), LATENTS) if name.startswith(OF_LATENTS) else (name, k)
+        column, at = (name.removeprefix(OF_LATENTS), LATENTS) if name.startswith(OF_LATENTS) else (name, k or GIVEN)
         mine, theirs = self._column(column, at), other._column(column, at)
         if mine is None or theirs is None:
             return None
@@ -150,7 +150,7 @@ class _Images:
             return None
         return (both[f"{column}_other"] - both[column]).to_numpy()
 
-    def _column(self, name: str, k: int | None) -> pl.DataFrame | None:
+    def _column(self, name: str, k: int) -> pl.DataFrame | None:
         if self._frame is None or name not in self._frame.columns:
             return None
         return self._frame.filter(pl.col("k") == k).select("key", pl.col(name).cast(pl.Float64))

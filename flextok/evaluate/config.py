@@ -89,14 +89,23 @@ class SetComparisonConfig(Config):
     )
 
 
-class ReconstructionConfig(DecodingConfig, KeepConfig, SetComparisonConfig):
-    """What the evaluation of reconstructions reads."""
+class ImageComparisonConfig(Config):
+    """How images are compared with their originals."""
 
     metrics: Added[Annotated[tuple[str, ...], _names_in(IMAGE_METRICS)]] = Field(
         default=("mae", "mse", "psnr"),
         min_length=1,
         description="Metrics of images, by name (docs/metrics.md); the first is checked.",
     )
+
+
+class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):
+    """What the evaluation of given pictures reads."""
+
+
+class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
+    """What the evaluation of reconstructions reads."""
+
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."

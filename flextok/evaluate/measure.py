@@ -15,7 +15,7 @@ from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, SetMetric
-from flextok.metrics.statistics import FeatureRows, FeatureStatistics
+from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,28 @@ class ImageSets:
             elif self.extractor not in self._sources:
                 extractor = load_extractor(self.extractor, config.extractor_input_px, device)
                 self._sources[self.extractor], self._records[self.extractor] = extractor, extractor.record
-        self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
+        self._gathered: dict[tuple[int, str, str], FeatureStatistics | GivenStatistics | FeatureRows] = {}
         self._counts: Counter[int] = Counter()
 
-    def require(self, images: int, place: str) -> None:
-        """Raises UsageError where a metric has no number for so few `images`, which are those of `place`."""
+    def require(self, images: int, place: str, names: Sequence[str] | None = None) -> None:
+        """Raises UsageError where a metric (of `names`; None: any) has no number for so few `images`, those of `place`."""
         for metric in self.metrics:
-            if images < metric.fewest:
+            if images < metric.fewest and (names is None or metric.name in names):
                 raise UsageError(
                     f"expected at least {metric.fewest} images for {metric.name}, found {images} in {place}; give more, or "
                     f"leave {metric.name} out of evaluation.set_metrics"
                 )
+
+    def give(self, metric: SetMetric, statistics: GivenStatistics) -> None:
+        """Take `statistics` for the reference of `metric`, in place of images; raises UsageError where they do not fit."""
+        source = self._source(metric)
+        width = self._records[source]["width"]
+        if statistics.width != width:
+            raise UsageError(
+                f"expected statistics of {width} features for {metric.name}, as {source} has them, found "
+                f"{statistics.width}; name the extractor they were made with (evaluation.extractor)"
+            )
+        self._gathered[ORIGINAL, source, metric.needs] = statistics
 
     def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """Those of uint8 images [B, H, W, 3], by what gives them."""
@@ -153,23 +164,25 @@ class ImageSets:
             self._records.setdefault(source, {"name": source, "width": width})
             for needs in sorted({metric.needs for metric in self.metrics if self._source(metric) == source}):
                 empty = FeatureStatistics.empty(width) if needs == "statistics" else FeatureRows()
-                self._gathered.setdefault((measured.k, source, needs), empty).add(features)
+                gathered = self._gathered.setdefault((measured.k, source, needs), empty)
+                if not isinstance(gathered, GivenStatistics):
+                    gathered.add(features)
 
     def compare(
         self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""
     ) -> Metric:
-        """The set `k` against the reference. `protocol` says how its images were made (`keep`: of how many tokens),
-        `reference` which the originals are."""
+        """The set `k` against the reference. `protocol` says how its images were made (`keep`: of how many tokens, where
+        there are any), `reference` which the originals are."""
         record = {
             **protocol,
             "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
         }
         value = metric.compute(self._of(metric, ORIGINAL), self._of(metric, k))
-        return Metric(metric.called(self.extractor) + suffix, value, record, protocol["keep"])
+        return Metric(metric.called(self.extractor) + suffix, value, record, protocol.get("keep"))
 
     def _source(self, metric: SetMetric) -> str:
         return self.extractor if metric.features is None else metric.name
 
-    def _of(self, metric: SetMetric, k: int) -> FeatureStatistics | np.ndarray:
+    def _of(self, metric: SetMetric, k: int) -> FeatureStatistics | GivenStatistics | np.ndarray:
         gathered = self._gathered[k, self._source(metric), metric.needs]
         return gathered.stack() if isinstance(gathered, FeatureRows) else gathered

@@ -109,14 +109,19 @@ def write_evaluation(
     input_urls: Sequence[str],
     recipe: Any,
     files: dict[str, bytes],
+    given: Sequence[dict[str, str]] = (),
 ) -> EvaluationResult:
-    """Store an evaluation under its digest, over numbers, protocols and recipe; `files` go beside metrics.json."""
+    """Store an evaluation under its digest, over numbers, protocols and recipe; `files` go beside metrics.json.
+
+    `given`: inputs that are no artifacts, `{kind, digest, uri}`, the kind one of `provenance.GIVEN`.
+    """
     content = {"metrics": [each.to_json() for each in metrics], "series": [each.to_json() for each in series]}
     digest = digest_of({"kind": kind, "recipe": recipe, **content})
     url = storage.join(parent_url, digest)
     for name, file in files.items():
         storage.write_bytes(storage.join(url, name), file)
-    provenance = make_provenance(kind, digest, [artifact_input(each) for each in input_urls], recipe, url)
+    inputs = [*map(artifact_input, input_urls), *given]
+    provenance = make_provenance(kind, digest, inputs, recipe, url)
     storage.write_json(storage.join(url, METRICS), {**content, "provenance": provenance})
     return EvaluationResult(url, digest, content["metrics"], content["series"])
 

@@ -54,10 +54,10 @@ class ImageMetric(Quantity):
     """Whether the report shows it as a chart and beside its title, rather than only in the table of all numbers."""
 
     def require(self, image_px: int) -> None:
-        """Raises UsageError where it has no number for a tokenizer's images, of this side."""
+        """Raises UsageError where it has no number for images of this side."""
         if image_px < self.smallest_px:
             raise UsageError(
-                f"expected images of at least {self.smallest_px} px for {self.name}, found the tokenizer's {image_px} px; "
+                f"expected images of at least {self.smallest_px} px for {self.name}, found {image_px} px; "
                 "name another metric"
             )
 
@@ -91,6 +91,8 @@ class SetMetric(Quantity):
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     fewest: int = 2
     """Images of each set without which there is no number at all."""
+    given: tuple[str, str] | None = None
+    """Names of the mean and covariance in ADM's .npz files that may stand for the reference set."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
     """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
     record: Callable[[], Mapping[str, Any]] = dict
@@ -103,7 +105,8 @@ class SetMetric(Quantity):
     def protocol(self, extractor: Mapping[str, Any], images: int, reference: Mapping[str, Any]) -> dict[str, Any]:
         """How a number was measured: `images` of the set, features by `extractor`, against `reference` (both records).
 
-        `small_sample` says that fewer images than needed entered; such a number compares only with one over as many.
+        `small_sample` says that fewer images than needed entered; such a number compares only with one over as many. Of a
+        reference that does not say its number of images, they are taken to be enough.
         """
         needed = self.images_needed(extractor["width"])
         return {
@@ -112,7 +115,7 @@ class SetMetric(Quantity):
             "images": images,
             "reference": dict(reference),
             "images_needed": needed,
-            "small_sample": min(images, reference["images"]) < needed,
+            "small_sample": min(images, reference.get("images", images)) < needed,
             **self.record(),
         }
 

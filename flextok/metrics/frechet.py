@@ -1,12 +1,12 @@
 """The Fréchet distance of two sets of images. Called FID only where the features are those of the FID paper."""
 
 from flextok.metrics.base import SET_METRICS, SetMetric, features_name
-from flextok.metrics.statistics import FeatureStatistics
+from flextok.metrics.statistics import FeatureStatistics, GivenStatistics
 
 INCEPTION = "inception-v3-compat"
 
 
-def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+def frechet_distance(first: FeatureStatistics | GivenStatistics, second: FeatureStatistics | GivenStatistics) -> float:
     """Fréchet distance |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of two Gaussians (Heusel et al. 2017, FID).
 
     Computed by torch-fidelity from our means and covariances. Rounding may give about -1e-6 for equal sets.
@@ -35,6 +35,7 @@ SET_METRICS.register(
         needs="statistics",
         compute=frechet_distance,
         number_name=distance_name,
+        given=("mu", "sigma"),
         # Fewer leave the covariance poorly known, and the distance biased upwards.
         images_needed=lambda width: 2 * width,
         record=lambda: {"statistics": "float64 sums, sample covariance"},
