@@ -1,7 +1,7 @@
 """Metrics of pictures as they go by: each against its original, and whole sets against the set of originals."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from flextok.evaluate.features import load_extractor
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, SetMetric
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
 from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
 
 
@@ -121,14 +121,13 @@ class ImageSets:
     def __init__(self, config: SetComparisonConfig, device: str):
         self.metrics: list[SetMetric] = [SET_METRICS[name] for name in config.set_metrics]
         self.extractor = config.extractor
-        self._sources: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        self._own = {metric.name: metric.features for metric in self.metrics if metric.features is not None}
         self._records: dict[str, dict[str, Any]] = {}
-        for metric in self.metrics:
-            if metric.features is not None:
-                self._sources[metric.name] = metric.features
-            elif self.extractor not in self._sources:
-                extractor = load_extractor(self.extractor, config.extractor_input_px, device)
-                self._sources[self.extractor], self._records[self.extractor] = extractor, extractor.record
+        self._network = None
+        layers: list[Layer] = list(dict.fromkeys(metric.layer for metric in self.metrics if metric.features is None))
+        if layers:
+            self._network = load_extractor(self.extractor, config.extractor_input_px, device, layers)
+            self._records = {self._source_of(layer): record for layer, record in self._network.records.items()}
         self._gathered: dict[tuple[int, str, str], FeatureStatistics | GivenStatistics | FeatureRows] = {}
         self._counts: Counter[int] = Counter()
 
@@ -154,7 +153,10 @@ class ImageSets:
 
     def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """Those of uint8 images [B, H, W, 3], by what gives them."""
-        return {source: features_of(images_BHWC) for source, features_of in self._sources.items()}
+        found = {source: features_of(images_BHWC) for source, features_of in self._own.items()}
+        if self._network is not None:
+            found |= {self._source_of(layer): each for layer, each in self._network.outputs(images_BHWC).items()}
+        return found
 
     def add(self, measured: Measured) -> None:
         """Take in a batch."""
@@ -177,11 +179,15 @@ class ImageSets:
             **protocol,
             "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
         }
-        value = metric.compute(self._of(metric, ORIGINAL), self._of(metric, k))
+        originals = self._of(metric, ORIGINAL) if metric.uses_reference else None
+        value = metric.compute(originals, self._of(metric, k))
         return Metric(metric.called(self.extractor) + suffix, value, record, protocol.get("keep"))
 
     def _source(self, metric: SetMetric) -> str:
-        return self.extractor if metric.features is None else metric.name
+        return self._source_of(metric.layer) if metric.features is None else metric.name
+
+    def _source_of(self, layer: Layer) -> str:
+        return self.extractor if layer == "features" else f"{self.extractor} {layer}"
 
     def _of(self, metric: SetMetric, k: int) -> FeatureStatistics | GivenStatistics | np.ndarray:
         gathered = self._gathered[k, self._source(metric), metric.needs]

@@ -78,7 +78,7 @@ def evaluate_pictures(
     sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
     images, reference = open_given(images_url), open_given(reference_url)
     statistics = _give_statistics(sets, reference)
-    of_pictures = [metric.name for metric in sets.metrics if metric.name not in statistics]
+    of_pictures = [each.name for each in sets.metrics if each.uses_reference and each.name not in statistics]
     pairs = find_pairs(images, reference, in_pairs)
     names = names_to_read(images, reference if of_pictures else None, pairs, config.distance_images)
     sets.require(len(names[GIVEN]), images.url)
@@ -170,7 +170,7 @@ def _give_statistics(sets: ImageSets, reference: Given) -> dict[str, dict[str, A
     if not isinstance(reference, Arrays):
         return {}
     records = {}
-    for metric in sets.metrics:
+    for metric in (metric for metric in sets.metrics if metric.uses_reference):
         found = reference.file.statistics(*metric.given) if metric.given else None
         if found is not None:
             sets.give(metric, GivenStatistics(*found))

@@ -9,6 +9,9 @@ import numpy as np
 from flextok.errors import UsageError
 from flextok.registry import RoomRegister
 
+Layer = Literal["features", "classes", "spatial"]
+"""Of an extractor: its features, its scores of classes before softmax, or a map of features in its midst."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -91,12 +94,21 @@ class SetMetric(Quantity):
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     fewest: int = 2
     """Images of each set without which there is no number at all."""
+    layer: Layer = "features"
+    """What it takes of the evaluation's extractor."""
+    uses_reference: bool = True
+    """Whether the reference set enters; where it does not, `compute` has None in its place."""
     given: tuple[str, str] | None = None
     """Names of the mean and covariance in ADM's .npz files that may stand for the reference set."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
-    """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
+    """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: a layer of the evaluation's extractor."""
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (kernel, subset size, k), for the protocol."""
+
+    @property
+    def reading(self) -> str:
+        """Which numbers are the good ones, in words."""
+        return f"{self.better} is {'nearer' if self.uses_reference else 'better'}"
 
     def called(self, extractor: str) -> str:
         """What its numbers are called in an evaluation with `extractor`."""
@@ -109,13 +121,14 @@ class SetMetric(Quantity):
         reference that does not say its number of images, they are taken to be enough.
         """
         needed = self.images_needed(extractor["width"])
+        entered = min(images, reference.get("images", images)) if self.uses_reference else images
         return {
             "definition": self.definition,
             "extractor": dict(extractor),
             "images": images,
-            "reference": dict(reference),
+            **({"reference": dict(reference)} if self.uses_reference else {}),
             "images_needed": needed,
-            "small_sample": min(images, reference.get("images", images)) < needed,
+            "small_sample": entered < needed,
             **self.record(),
         }
 

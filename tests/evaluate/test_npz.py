@@ -1,6 +1,7 @@
 """ADM's .npz files: written and read by numpy on the other side, and refused where they are damaged or unsafe."""
 
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_a_reference_batch_uses_its_statistics_for_the_distance_and_its_pictures
     assert numbers(found)["fd_random_conv"] == numbers(whole)["fd_random_conv"]
     assert numbers(found)["precision_random_conv"] == numbers(part)["precision_random_conv"]
     assert protocols(found)["precision_random_conv"]["distance"]["reference"]["images"] == 40
+
+
+def test_spatial_statistics_and_metrics_without_a_reference(made: str, tmp_path: Path, capsys) -> None:
+    spatial = load_extractor("random_conv", layers=("spatial",))(stacked(0))
+    mean, covariance = spatial.mean(axis=0), np.cov(spatial, rowvar=False)
+    np.savez(tmp_path / "adm.npz", **statistics(stacked(0)), mu_s=mean, sigma_s=covariance)
+    np.savez(tmp_path / "pictures.npz", stacked(0))
+    names = ["--set", "evaluation.set_metrics=[spatial_frechet,inception_score]"]
+    of_statistics = evaluate(made, str(tmp_path / "adm.npz"), tmp_path, capsys, *names)
+    of_pictures = evaluate(made, str(tmp_path / "pictures.npz"), tmp_path, capsys, *names)
+    assert numbers(of_statistics) == pytest.approx(numbers(of_pictures), rel=1e-4)
+    assert protocols(of_statistics)["sfd_random_conv"]["distance"]["reference"]["arrays"] == ["mu_s", "sigma_s"]
+    assert cli.run(["compare", str(of_statistics), str(of_pictures), "--json"]) == 0
+    found = {item["name"]: item["differing"] for item in json.loads(capsys.readouterr().out)["numbers"]}
+    assert found["is_random_conv"] == [[]] and "distance.reference.digest" in str(found["sfd_random_conv"])
 
 
 def refused(images: str, reference: Path, capsys, *more: str) -> str:

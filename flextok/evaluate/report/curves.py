@@ -34,7 +34,7 @@ def quality_charts(numbers: Numbers) -> list[Chart]:
             K_AXIS,
             [curve(name, "reconstructions", 1), curve(f"{name}_samples", "samples of the prior", 2)],
             [Level(f"random tokens, K={k}", value, 4) for k, value in stored.curve(f"{name}{RANDOM_TOKENS}").items()],
-            f"{metric.hint}; {metric.better} is nearer",
+            f"{metric.hint}; {metric.reading}",
             log2_x=True,
             from_zero=metric.better == "lower",
         )
