@@ -13,6 +13,9 @@ from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, QuantityRegister
 from flextok.model.decoders.config import SamplerConfig
 
+FEWEST_RESAMPLES = 40
+"""Of which one lies beyond each end of a 95 % interval."""
+
 
 def _names_in(register: QuantityRegister) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -74,6 +77,11 @@ class SetComparisonConfig(Config):
         min_length=1,
         description="Metrics of sets, by name (docs/metrics.md); the first is checked.",
     )
+    bootstrap: Added[int] = Field(
+        default=0,
+        ge=0,
+        description="Resamples for the intervals of metrics of sets, whose features are then kept; 0: no intervals.",
+    )
     distance_images: int | None = Field(
         default=None,
         gt=1,
@@ -87,6 +95,12 @@ class SetComparisonConfig(Config):
         gt=0,
         description="Side that efficientnet_lite0 resizes to (multiple of 32); null: 224. Less is faster.",
     )
+
+    @model_validator(mode="after")
+    def _enough_resamples(self) -> "SetComparisonConfig":
+        if 0 < self.bootstrap < FEWEST_RESAMPLES:
+            raise ValueError(f"bootstrap: expected 0 or at least {FEWEST_RESAMPLES} resamples, found {self.bootstrap}")
+        return self
 
 
 class ImageComparisonConfig(Config):

@@ -15,6 +15,7 @@ from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
+from flextok.metrics.bootstrap import bootstrap
 from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
 
 
@@ -120,7 +121,7 @@ class ImageSets:
 
     def __init__(self, config: SetComparisonConfig, device: str):
         self.metrics: list[SetMetric] = [SET_METRICS[name] for name in config.set_metrics]
-        self.extractor = config.extractor
+        self.extractor, self._resamples = config.extractor, config.bootstrap
         self._own = {metric.name: metric.features for metric in self.metrics if metric.features is not None}
         self._records: dict[str, dict[str, Any]] = {}
         self._network = None
@@ -128,7 +129,8 @@ class ImageSets:
         if layers:
             self._network = load_extractor(self.extractor, config.extractor_input_px, device, layers)
             self._records = {self._source_of(layer): record for layer, record in self._network.records.items()}
-        self._gathered: dict[tuple[int, str, str], FeatureStatistics | GivenStatistics | FeatureRows] = {}
+        self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
+        self._given: dict[str, GivenStatistics] = {}
         self._counts: Counter[int] = Counter()
 
     def require(self, images: int, place: str, names: Sequence[str] | None = None) -> None:
@@ -149,7 +151,7 @@ class ImageSets:
                 f"expected statistics of {width} features for {metric.name}, as {source} has them, found "
                 f"{statistics.width}; name the extractor they were made with (evaluation.extractor)"
             )
-        self._gathered[ORIGINAL, source, metric.needs] = statistics
+        self._given[metric.name] = statistics
 
     def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """Those of uint8 images [B, H, W, 3], by what gives them."""
@@ -164,24 +166,32 @@ class ImageSets:
         for source, features in measured.features.items():
             width = features.shape[1]
             self._records.setdefault(source, {"name": source, "width": width})
-            for needs in sorted({metric.needs for metric in self.metrics if self._source(metric) == source}):
-                empty = FeatureStatistics.empty(width) if needs == "statistics" else FeatureRows()
-                gathered = self._gathered.setdefault((measured.k, source, needs), empty)
-                if not isinstance(gathered, GivenStatistics):
-                    gathered.add(features)
+            for kept in self._kept_of(source):
+                empty = FeatureStatistics.empty(width) if kept == "statistics" else FeatureRows()
+                self._gathered.setdefault((measured.k, source, kept), empty).add(features)
 
     def compare(
-        self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""
+        self,
+        metric: SetMetric,
+        k: int,
+        protocol: dict[str, Any],
+        reference: dict[str, Any],
+        suffix: str = "",
+        in_pairs: bool = False,
     ) -> Metric:
         """The set `k` against the reference. `protocol` says how its images were made (`keep`: of how many tokens, where
-        there are any), `reference` which the originals are."""
+        there are any), `reference` which the originals are; `in_pairs`: each image is made of the original in its place."""
         record = {
             **protocol,
             "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
         }
-        originals = self._of(metric, ORIGINAL) if metric.uses_reference else None
-        value = metric.compute(originals, self._of(metric, k))
-        return Metric(metric.called(self.extractor) + suffix, value, record, protocol.get("keep"))
+        value = metric.compute(self._reference_of(metric, metric.needs), self._of(metric, k, metric.needs))
+        name, keep = metric.called(self.extractor) + suffix, protocol.get("keep")
+        if not self._resamples:
+            return Metric(name, value, record, keep)
+        rows = self._reference_of(metric, "features"), self._of(metric, k, "features")
+        interval = bootstrap(metric, *rows, value, self._resamples, in_pairs)
+        return Metric(name, value, record, keep, interval.standard_error, interval.to_json())
 
     def _source(self, metric: SetMetric) -> str:
         return self._source_of(metric.layer) if metric.features is None else metric.name
@@ -189,6 +199,15 @@ class ImageSets:
     def _source_of(self, layer: Layer) -> str:
         return self.extractor if layer == "features" else f"{self.extractor} {layer}"
 
-    def _of(self, metric: SetMetric, k: int) -> FeatureStatistics | GivenStatistics | np.ndarray:
-        gathered = self._gathered[k, self._source(metric), metric.needs]
+    def _kept_of(self, source: str) -> set[str]:
+        """What its metrics work on, and the features themselves where they are resampled."""
+        kept: set[str] = {metric.needs for metric in self.metrics if self._source(metric) == source}
+        return kept | {"features"} if self._resamples else kept
+
+    def _reference_of(self, metric: SetMetric, kept: str) -> Any:
+        given = self._given.get(metric.name)
+        return None if not metric.uses_reference else given or self._of(metric, ORIGINAL, kept)
+
+    def _of(self, metric: SetMetric, k: int, kept: str) -> Any:
+        gathered = self._gathered[k, self._source(metric), kept]
         return gathered.stack() if isinstance(gathered, FeatureRows) else gathered

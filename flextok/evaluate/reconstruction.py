@@ -97,7 +97,7 @@ def evaluate_reconstruction(
         metrics += [table.mean(metric, keep, {**decoded, "keep": keep}) for keep in keeps]
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
-        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference) for keep in keeps]
+        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference, in_pairs=True) for keep in keeps]
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])

@@ -12,7 +12,8 @@ Named in `evaluation.set_metrics`. The number is called by the features it compa
 torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
 `kid_<n>` or `kd_<n>_<extractor>`, `spatial_frechet` is `sfid` or `sfd_<extractor>`, `inception_score` the same or
 `is_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
-of samples and of their baseline."""
+of samples and of their baseline. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
+resamples of its images, beside its value."""
 
 
 def document() -> str:

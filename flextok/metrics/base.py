@@ -94,6 +94,8 @@ class SetMetric(Quantity):
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     fewest: int = 2
     """Images of each set without which there is no number at all."""
+    of_rows: Callable[[Any, Any], float] | None = None
+    """`compute` from features [N, D], for metrics of statistics that have a faster way where there are few."""
     layer: Layer = "features"
     """What it takes of the evaluation's extractor."""
     uses_reference: bool = True

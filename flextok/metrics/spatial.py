@@ -4,7 +4,7 @@ Called sFID only where the features are those of ADM's evaluator (Nash et al. 20
 """
 
 from flextok.metrics.base import SET_METRICS, SetMetric, features_name
-from flextok.metrics.frechet import INCEPTION, frechet_distance
+from flextok.metrics.frechet import INCEPTION, frechet_distance, frechet_of_rows
 
 
 def spatial_name(extractor: str) -> str:
@@ -24,6 +24,7 @@ SET_METRICS.register(
         needs="statistics",
         layer="spatial",
         compute=frechet_distance,
+        of_rows=frechet_of_rows,
         number_name=spatial_name,
         given=("mu_s", "sigma_s"),
         images_needed=lambda width: 2 * width,
