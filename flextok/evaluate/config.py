@@ -9,15 +9,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from flextok.config import Added, Config, Operational
+from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, QuantityRegister
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
 from flextok.model.decoders.config import SamplerConfig
+from flextok.registry import Register
 
 FEWEST_RESAMPLES = 40
 """Of which one lies beyond each end of a 95 % interval."""
 
 
-def _names_in(register: QuantityRegister) -> AfterValidator:
+def _names_in(register: Register) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError(f"expected each {register.what} once, found {', '.join(names)}")
@@ -120,6 +122,10 @@ class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):
 class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
     """What the evaluation of reconstructions reads."""
 
+    codecs: Added[Annotated[tuple[str, ...], _names_in(CODECS)]] = Field(
+        default=(),
+        description="Picture codecs (jpeg, webp, avif) to measure at as many bytes as tokens take; takes a while.",
+    )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."
