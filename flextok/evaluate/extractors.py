@@ -103,7 +103,7 @@ class RandomConv(OwnExtractor):
     """Two strided random convolutions of uint8 [B, 3, H, W].
 
     `features` [B, 32]: means and spreads over positions of the second; `classes` [B, 16]: the means alone; `spatial`
-    [B, H / 2 * W / 2 * 7]: of the first.
+    [B, 448]: of the first, averaged to 8 x 8 places.
     """
 
     resize = "none"
@@ -126,7 +126,7 @@ class RandomConv(OwnExtractor):
         layers = {
             "features": torch.cat([means, x.std(dim=2)], dim=1),
             "classes": means,
-            SPATIAL: spatial_features(inner),
+            SPATIAL: spatial_features(F.adaptive_avg_pool2d(inner, 8)),
         }
         return tuple(layers[name] for name in self.features_list)
 

@@ -1,7 +1,7 @@
 """Our numbers for anybody's pictures: a folder or `.npz` of them against a reference, by the one protocol."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from flextok.evaluate.protocol import environment_record, evaluation_device
 from flextok.evaluate.results import IMAGES, EvaluationResult, Metric, write_evaluation
 from flextok.metrics.statistics import GivenStatistics
 from flextok.runtime.compute import ComputeConfig
-from flextok.runtime.progress import track
+from flextok.runtime.progress import Task, track
 from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
@@ -85,33 +85,20 @@ def evaluate_pictures(
     sets.require(len(names[ORIGINAL]), reference.url, of_pictures)
     for place, chosen in ((images, names[GIVEN]), (reference, names[ORIGINAL])):
         if 0 < len(chosen) < len(place.names):
-            logger.info(
-                "%d of %d pictures in %s enter their set (evaluation.distance_images)",
-                len(chosen), len(place.names), place.url,
-            )  # fmt: skip
+            counts = len(chosen), len(place.names)
+            logger.info("%d of %d pictures enter their set (evaluation.distance_images): %s", *counts, place.url)
     crop = _crop(size_px, images)
     if pairs:
         table.require(crop.size_px)
 
     in_sets = {k: frozenset(chosen) for k, chosen in names.items()}
-    arguments = (config, crop, in_sets, bool(pairs), device)
     total = 2 * len(pairs) or sum(map(len, names.values()))
     with (
         track("measure", total, "pictures") as task,
-        spread("a measuring worker", PictureMeasurer, arguments, compute) as measure,
+        spread("a measuring worker", PictureMeasurer, (config, crop, in_sets, bool(pairs), device), compute) as measure,
     ):
-        entered = {GIVEN: Entered(), ORIGINAL: Entered()}
-        unusable = [*images.unusable, *reference.unusable]
-        for seen in measure(items(images, reference, pairs, names)):
-            unusable += seen.unusable
-            for measured in seen.measured:
-                sets.add(measured)
-                table.add(measured)
-            for k, found in seen.entered.items():
-                entered[k].add(found)
-                task.advance(len(found.read))
-    _require_usable(unusable)
-
+        seen = measure(items(images, reference, pairs, names))
+        entered = _gather(seen, sets, table, [*images.unusable, *reference.unusable], task)
     protocol = {
         "pictures": _record(entered[GIVEN].read),
         "preprocess": preprocess(crop.size_px),
@@ -120,11 +107,13 @@ def evaluate_pictures(
     }
     metrics = list(_pair_numbers(table, entered[ORIGINAL], protocol)) if pairs else []
     pictures = {"kind": PICTURES, **_reference_record(entered[ORIGINAL], entered[ORIGINAL].in_set)}
-    metrics += [sets.compare(metric, GIVEN, protocol, statistics.get(metric.name, pictures)) for metric in sets.metrics]
-    used = [record["digest"] for record in (*statistics.values(), _record(entered[ORIGINAL].read)) if record]
+    metrics += [
+        sets.compare(metric, GIVEN, protocol, statistics.get(metric.name, pictures), in_pairs=bool(pairs))
+        for metric in sets.metrics
+    ]
     inputs = [
-        {"kind": images.kind, "digest": protocol["pictures"]["digest"], "uri": images.url},
-        {"kind": reference.kind, "digest": used[0] if len(used) == 1 else digest_of(used), "uri": reference.url},
+        *_input(images, [protocol["pictures"]]),
+        *_input(reference, [*statistics.values(), _record(entered[ORIGINAL].read)]),
     ]
     recipe = {**config.content(), "size": crop.size_px, "pairs": bool(pairs)}
     files = {IMAGES: table.to_parquet()} if pairs else {}
@@ -197,12 +186,25 @@ def _crop(size_px: int | None, images: Given) -> Crop:
     return Crop(width, images.url)
 
 
-def _require_usable(unusable: Sequence[Unusable]) -> None:
+def _gather(
+    seen: Iterable[Seen], sets: ImageSets, table: ImageTable, unusable: list[Unusable], task: Task
+) -> dict[int, Entered]:
+    """Take all of `seen` into `sets` and `table`; raises FlextokError naming pictures that were of no use."""
+    entered = {GIVEN: Entered(), ORIGINAL: Entered()}
+    for each in seen:
+        unusable += each.unusable
+        for measured in each.measured:
+            sets.add(measured)
+            table.add(measured)
+        for k, found in each.entered.items():
+            entered[k].add(found)
+            task.advance(len(found.read))
     if unusable:
         told = "; ".join(f"{each.name}: {each.why}" for each in unusable[:TOLD])
         raise FlextokError(
             f"expected pictures that can be read, found {len(unusable):,} that cannot: {told}; restore or remove them"
         )
+    return entered
 
 
 def _record(hashes: Sequence[str]) -> dict[str, Any]:
@@ -212,6 +214,15 @@ def _record(hashes: Sequence[str]) -> dict[str, Any]:
 
 def _reference_record(entered: Entered, hashes: Sequence[str]) -> dict[str, Any]:
     return {**_record(hashes), "file_format": file_format(entered.formats)}
+
+
+def _input(given: Given, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Pictures or statistics as an input for the provenance, by what was read of them; none where nothing was."""
+    digests = [record["digest"] for record in records if record]
+    if not digests:
+        return []
+    digest = digests[0] if len(digests) == 1 else digest_of(digests)
+    return [{"kind": given.kind, "digest": digest, "uri": given.url}]
 
 
 def _pair_numbers(table: ImageTable, originals: Entered, protocol: dict[str, Any]) -> Iterator[Metric]:

@@ -1,7 +1,7 @@
 """Commands on evaluations: numbers with their protocol, and the report about them."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,9 +88,17 @@ def evaluate(
 
             made = evaluate_generation(samples, str(shards), tokenizer, out, recipe.evaluation, recipe.compute)
     for item in made.metrics:
-        at = "" if item["k"] is None else f" at K={item['k']}"
-        logger.info("%s%s: %.6g", item["name"], at, item["value"])
+        logger.info(_told(item))
     print(storage.join(made.url, "metrics.json"))
+
+
+def _told(item: dict[str, Any]) -> str:
+    """A number in a line, with its standard error and whether more images are needed for it."""
+    at = "" if item["k"] is None else f" at K={item['k']}"
+    error = f" ± {item['standard_error']:.2g}" if "standard_error" in item else ""
+    distance = item["protocol"].get("distance", {})
+    few = f" (small sample, below {distance['images_needed']:,} images)" if distance.get("small_sample") else ""
+    return f"{item['name']}{at}: {item['value']:.6g}{error}{few}"
 
 
 def _given(**options: str | None) -> str:

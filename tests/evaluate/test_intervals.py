@@ -46,6 +46,20 @@ def test_they_change_no_number_and_enter_comparisons(tmp_path: Path, capsys) -> 
     assert "[" in shown and "±" in shown
 
 
+def test_pictures_and_their_originals_are_drawn_together(tmp_path: Path, capsys) -> None:
+    reference, images = (
+        save(tmp_path / "reference", pictures(60, 0)),
+        save(tmp_path / "images", pictures(60, 1, noise=10)),
+    )
+    in_pairs, apart = (
+        stored(evaluate(images, reference, tmp_path, capsys, *BOOTSTRAP, *more))["fd_random_conv"]
+        for more in ([], ["--no-pairs"])
+    )
+    assert in_pairs.value == apart.value
+    assert in_pairs.interval is not None and in_pairs.interval["resampled"] == "pairs"
+    assert (in_pairs.standard_error or 0) < 0.2 * (apart.standard_error or 0)
+
+
 def test_pairs_are_drawn_together_and_the_report_shows_all(pipeline: TinyPipeline) -> None:
     config = EVALUATION.model_copy(update={"bootstrap": 40})
     reconstruction = evaluate_reconstruction(pipeline.tokenizer, pipeline.val, pipeline.evaluations, config)

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from given_pictures import SETTINGS, evaluate, numbers, pictures, protocols, save
 from PIL import Image
+from ray_nodes import ray_nodes
 from skimage.metrics import peak_signal_noise_ratio
 
 from flextok.data.images import center_crop
 from flextok.evaluate.features import load_extractor
+from flextok.provenance import lineage
 from pipelines import cli
 
 COUNT = 40
@@ -127,6 +129,13 @@ def test_the_artifact_is_like_any_other(noisy: str, reference: str, tmp_path: Pa
     assert "gone" in capsys.readouterr().out
 
 
+def test_a_score_without_a_reference_reads_none(noisy: str, reference: str, tmp_path: Path, capsys) -> None:
+    settings = ["--set", "evaluation.set_metrics=[inception_score]", "--no-pairs"]
+    made = evaluate(noisy, reference, tmp_path, capsys, *settings)
+    assert set(numbers(made)) == {"is_random_conv"}
+    assert [item["uri"] for item in lineage(str(made))["inputs"]] == [noisy]
+
+
 def _broken(folder: Path) -> None:
     save(folder, pictures(5, 0))
     content = (folder / "001.png").read_bytes()
@@ -180,3 +189,11 @@ def test_options_that_do_not_fit_are_told(options: list[str], capsys) -> None:
     assert cli.run(["evaluate", "--out", "x", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: expected --")
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_give_the_same_artifact(noisy: str, reference: str, tmp_path: Path, capsys) -> None:
+    alone = evaluate(noisy, reference, tmp_path, capsys)
+    with ray_nodes() as nodes:
+        address = f"compute.address={nodes.start_head(cpus=2)}"
+        assert evaluate(noisy, reference, tmp_path / "on nodes", capsys, "--set", address).name == alone.name
