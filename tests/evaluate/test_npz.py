@@ -12,8 +12,10 @@ from given_pictures import SETTINGS, evaluate, numbers, pictures, protocols, sav
 from tiny_pipeline import TinyPipeline
 
 from flextok.data import npz
+from flextok.data.corpus.reader import Corpus
 from flextok.errors import UsageError
 from flextok.evaluate.features import load_extractor
+from flextok.evaluate.images import stream_images
 from flextok.evaluate.sampling import read_images
 from flextok.metrics.statistics import FeatureStatistics
 from pipelines import cli
@@ -194,6 +196,22 @@ def test_samples_are_exported_as_their_pictures(pipeline: TinyPipeline, tmp_path
     for wrong, told in ((["x.npz", "--keep", "3"], "among [1, 2, 4]"), (["x.zip"], "ending in .npz")):
         assert cli.run(["export-samples", pipeline.samples.url, *wrong]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_samples_have_the_number_of_the_pipeline_by_every_way(pipeline: TinyPipeline, tmp_path: Path, capsys) -> None:
+    """As our evaluation reads them, as a folder of their files, and as the .npz for others."""
+    corpus = Corpus.open(pipeline.val)
+    keys = corpus.index("key")["key"].to_list()
+    originals = [batch.images_BHWC for batch in stream_images(corpus, keys, 32, 16)]
+    reference = str(tmp_path / "reference.npz")
+    npz.write_pictures(reference, (len(keys), 32, 32, 3), originals)
+    exported = str(tmp_path / "samples.npz")
+    assert cli.run(["export-samples", pipeline.samples.url, exported, "--keep", "4"]) == 0
+    capsys.readouterr()
+    of_folder = evaluate(f"{pipeline.samples.url}/images/k004", reference, tmp_path, capsys)
+    of_file = evaluate(exported, reference, tmp_path, capsys)
+    expected = {"fd_random_conv": pipeline.generation.value("fd_random_conv_samples", 4)}
+    assert numbers(of_folder) == numbers(of_file) == expected
 
 
 def test_statistics_are_those_of_the_sample_covariance() -> None:
