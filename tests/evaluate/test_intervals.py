@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from given_pictures import evaluate, numbers, pictures, save
 from tiny_pipeline import EVALUATION, TinyPipeline
@@ -10,6 +11,7 @@ from tiny_pipeline import EVALUATION, TinyPipeline
 from flextok.config import parse_config
 from flextok.errors import UsageError
 from flextok.evaluate.config import EvaluationConfig, GenerationConfig, ReportConfig
+from flextok.evaluate.features import load_extractor
 from flextok.evaluate.generation import evaluate_generation
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
@@ -58,6 +60,15 @@ def test_pictures_and_their_originals_are_drawn_together(tmp_path: Path, capsys)
     assert in_pairs.value == apart.value
     assert in_pairs.interval is not None and in_pairs.interval["resampled"] == "pairs"
     assert (in_pairs.standard_error or 0) < 0.2 * (apart.standard_error or 0)
+
+
+def test_given_statistics_stay_as_they_are(tmp_path: Path, capsys) -> None:
+    features = load_extractor("random_conv")(np.stack(list(pictures(60, 0).values())))
+    np.savez(tmp_path / "reference.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    images = save(tmp_path / "images", pictures(60, 1, noise=30))
+    found = stored(evaluate(images, str(tmp_path / "reference.npz"), tmp_path, capsys, *BOOTSTRAP))["fd_random_conv"]
+    assert found.interval is not None and found.interval["resampled"] == "images"
+    assert found.interval["low"] < found.value < found.interval["high"]
 
 
 def test_pairs_are_drawn_together_and_the_report_shows_all(pipeline: TinyPipeline) -> None:

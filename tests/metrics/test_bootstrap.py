@@ -87,6 +87,12 @@ def test_every_metric_of_sets_has_one(name: str) -> None:
     assert 0 < found.standard_error < abs(value)
 
 
+def test_fractions_stay_within_their_bounds() -> None:
+    features = draw(80, 0)
+    found = bootstrap(SET_METRICS["precision"], features, features, 1.0, 60, in_pairs=False)
+    assert found.low < found.high == 1
+
+
 def test_metrics_of_statistics_without_a_faster_way_go_by_them() -> None:
     slow = SetMetric(**{**vars(FRECHET), "of_rows": None})
     reference, images = draw(50, 0), draw(60, 1)
