@@ -18,6 +18,8 @@ from flextok.version import __version__
 
 FORMAT = "flextok.provenance/1"
 DOCUMENTS = ("provenance.json", "manifest.json", "metrics.json")
+GIVEN = ("folder", "npz")
+"""Kinds of inputs that are no artifacts: pictures that somebody else made."""
 
 
 def artifact_input(url: str) -> dict[str, str]:
@@ -72,12 +74,15 @@ def lineage(url: str) -> dict[str, Any]:
     """The tree of everything the artifact at `url` came from.
 
     Each node is `{kind, digest, uri, found, inputs: [node, ...]}`; `found` is false where the input's folder is
-    gone or now holds something else than the recorded digest.
+    gone or now holds something else than the recorded digest. Of pictures that somebody else made, whose digest takes all
+    of them to compute, it says only whether anything is there.
     """
     return _trace(storage.absolute(url), expected=None)
 
 
 def _trace(url: str, expected: dict[str, str] | None) -> dict[str, Any]:
+    if expected is not None and expected["kind"] in GIVEN:
+        return {**expected, "uri": url, "found": storage.exists(url), "inputs": []}
     try:
         block = read_provenance(url)
     except UsageError:

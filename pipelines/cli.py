@@ -32,6 +32,7 @@ for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, token
     app.command()(command)
 for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
+app.command("export-samples")(evaluation.export_samples)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage, keeping.promote, keeping.prune):
     app.command()(command)

@@ -120,9 +120,15 @@ def fid(run: StageRun, made: Made) -> Page:
     table = over_k(result)
     distance = result.metrics[0]["protocol"]["distance"]
     # The samples at each K and as many images of random tokens, against the held-out ones.
-    images = distance["images"] * (len(table) + 1) + distance["reference"]["images"]
+    images = distance["images"] * (len(table) + 1) + _reference_images(result)
     workers = _decoding_workers(run.recipe.compute)
     return Page(table=table, size_bytes=storage.total_bytes(url), images=images, workers=workers)
+
+
+def _reference_images(result: "EvaluationResult") -> int:
+    """Of the numbers that have a reference; 0 where none has."""
+    distances = [item["protocol"]["distance"] for item in result.metrics]
+    return max((each["reference"]["images"] for each in distances if "reference" in each), default=0)
 
 
 def report(run: StageRun, made: Made) -> Page:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from flextok import storage
 from flextok.errors import UsageError
-from flextok.evaluate.grid import LATENTS
+from flextok.evaluate.grid import GIVEN, LATENTS
 from flextok.evaluate.results import IMAGES, METRICS, OF_LATENTS, EvaluationResult, Metric, read_evaluation
 
-SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint")
+SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint", "pictures")
 """Parts of a protocol that say what was measured rather than how. Only they may differ."""
 NORMAL_95 = 1.96
 MOST_SHOWN = 24
@@ -41,6 +41,8 @@ class ComparedNumber:
     k: int | None
     values: list[float | None]
     """None where an evaluation lacks it."""
+    intervals: list[tuple[float, float] | None] = field(default_factory=list)
+    """Both ends of the 95 % interval of each, where it was measured with one."""
     differences: list[Difference | None] = field(default_factory=list)
     """Of all but the first; None where one lacks it or protocols differ."""
     differing: list[list[str]] = field(default_factory=list)
@@ -52,6 +54,7 @@ class ComparedNumber:
             "name": self.name,
             "k": self.k,
             "values": self.values,
+            "intervals": self.intervals,
             "differences": [vars(each) if each else None for each in self.differences],
             "differing": self.differing,
         }
@@ -72,7 +75,8 @@ def compare_evaluations(urls: Sequence[str], may_differ: Sequence[str] = ()) -> 
         found = [each.get((name, k)) for each in numbers]
         if sum(metric is not None for metric in found) < 2:
             continue
-        row = ComparedNumber(name, k, [metric.value if metric else None for metric in found])
+        values = [metric.value if metric else None for metric in found]
+        row = ComparedNumber(name, k, values, [_interval(metric) for metric in found])
         for metric, table in zip(found[1:], tables[1:], strict=True):
             fields, difference = [], None
             if found[0] is not None and metric is not None:
@@ -84,6 +88,11 @@ def compare_evaluations(urls: Sequence[str], may_differ: Sequence[str] = ()) -> 
     if not any(itertools.chain(*(row.differences for row in rows))):
         raise UsageError(_nothing_to_subtract(rows))
     return rows
+
+
+def _interval(metric: Metric | None) -> tuple[float, float] | None:
+    found = metric.interval if metric is not None else None
+    return (found["low"], found["high"]) if found else None
 
 
 def _nothing_to_subtract(rows: Sequence[ComparedNumber]) -> str:
@@ -141,7 +150,7 @@ class _Images:
 
     def minus_in(self, other: "_Images", name: str, k: int | None) -> np.ndarray | None:
         """Float64 [N]: what each image has in `other` minus what it has here; None where one of them does not say."""
-        column, at = (name.removeprefix(OF_LATENTS), LATENTS) if name.startswith(OF_LATENTS) else (name, k)
+        column, at = (name.removeprefix(OF_LATENTS), LATENTS) if name.startswith(OF_LATENTS) else (name, k or GIVEN)
         mine, theirs = self._column(column, at), other._column(column, at)
         if mine is None or theirs is None:
             return None
@@ -150,7 +159,7 @@ class _Images:
             return None
         return (both[f"{column}_other"] - both[column]).to_numpy()
 
-    def _column(self, name: str, k: int | None) -> pl.DataFrame | None:
+    def _column(self, name: str, k: int) -> pl.DataFrame | None:
         if self._frame is None or name not in self._frame.columns:
             return None
         return self._frame.filter(pl.col("k") == k).select("key", pl.col(name).cast(pl.Float64))

@@ -9,12 +9,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from flextok.config import Added, Config, Operational
+from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, QuantityRegister
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
 from flextok.model.decoders.config import SamplerConfig
+from flextok.registry import Register
+
+FEWEST_RESAMPLES = 40
+"""Of which one lies beyond each end of a 95 % interval."""
 
 
-def _names_in(register: QuantityRegister) -> AfterValidator:
+def _names_in(register: Register) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError(f"expected each {register.what} once, found {', '.join(names)}")
@@ -74,6 +79,11 @@ class SetComparisonConfig(Config):
         min_length=1,
         description="Metrics of sets, by name (docs/metrics.md); the first is checked.",
     )
+    bootstrap: Added[int] = Field(
+        default=0,
+        ge=0,
+        description="Resamples for the intervals of metrics of sets, whose features are then kept; 0: no intervals.",
+    )
     distance_images: int | None = Field(
         default=None,
         gt=1,
@@ -88,14 +98,33 @@ class SetComparisonConfig(Config):
         description="Side that efficientnet_lite0 resizes to (multiple of 32); null: 224. Less is faster.",
     )
 
+    @model_validator(mode="after")
+    def _enough_resamples(self) -> "SetComparisonConfig":
+        if 0 < self.bootstrap < FEWEST_RESAMPLES:
+            raise ValueError(f"bootstrap: expected 0 or at least {FEWEST_RESAMPLES} resamples, found {self.bootstrap}")
+        return self
 
-class ReconstructionConfig(DecodingConfig, KeepConfig, SetComparisonConfig):
-    """What the evaluation of reconstructions reads."""
+
+class ImageComparisonConfig(Config):
+    """How images are compared with their originals."""
 
     metrics: Added[Annotated[tuple[str, ...], _names_in(IMAGE_METRICS)]] = Field(
         default=("mae", "mse", "psnr"),
         min_length=1,
         description="Metrics of images, by name (docs/metrics.md); the first is checked.",
+    )
+
+
+class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):
+    """What the evaluation of given pictures reads."""
+
+
+class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
+    """What the evaluation of reconstructions reads."""
+
+    codecs: Added[Annotated[tuple[str, ...], _names_in(CODECS)]] = Field(
+        default=(),
+        description="Picture codecs (jpeg, webp, avif) to measure at as many bytes as tokens take; takes a while.",
     )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(

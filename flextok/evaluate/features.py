@@ -5,6 +5,7 @@ one whose distance is called FID), `dinov2-*`, `clip-*` and `vgg16` fetch their 
 hub cache; on a closed machine put the files there beforehand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from flextok.digests import digest_arrays
 from flextok.errors import FlextokError, UsageError
+from flextok.metrics.base import Layer
 
 # Images of one pass: bounds memory at 224 px to some hundred MB, whatever the batch of the caller.
 PASS_IMAGES = 64
@@ -21,34 +23,52 @@ PASS_IMAGES = 64
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature extractor ready to use, and its part of the protocol record."""
+    """A feature extractor ready to use."""
 
     name: str
     module: nn.Module
     device: torch.device
-    width: int
-    record: dict[str, Any]
+    records: dict[Layer, dict[str, Any]]
+    """The part of the protocol record for each layer that it gives, in the module's order."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Of its first layer."""
+        return next(iter(self.records.values()))
+
+    @property
+    def width(self) -> int:
+        """Of its first layer."""
+        return self.record["width"]
+
+    def __call__(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """What its first layer gives, [B, width] in float64, of uint8 RGB images [B, H, W, 3] of any size."""
+        return next(iter(self.outputs(images_BHWC).values()))
 
     @torch.inference_mode()
-    def __call__(self, images_BHWC: np.ndarray) -> np.ndarray:
-        """Features [B, width] in float64 of uint8 RGB images [B, H, W, 3] of any size."""
+    def outputs(self, images_BHWC: np.ndarray) -> dict[Layer, np.ndarray]:
+        """What each of its layers gives, by one pass through the network."""
         images_BCHW = torch.tensor(images_BHWC).permute(0, 3, 1, 2).contiguous()
-        passes = [self.module(chunk.to(self.device))[0].double().cpu() for chunk in images_BCHW.split(PASS_IMAGES)]
-        return torch.cat(passes).numpy()
+        passes = [self.module(chunk.to(self.device)) for chunk in images_BCHW.split(PASS_IMAGES)]
+        return {
+            layer: torch.cat([given[place].double().cpu() for given in passes]).numpy()
+            for place, layer in enumerate(self.records)
+        }
 
 
-def load_extractor(name: str, input_px: int | None = None, device: str = "cpu") -> Extractor:
-    """The extractor called `name`, with its weights.
+def load_extractor(
+    name: str, input_px: int | None = None, device: str = "cpu", layers: Sequence[Layer] = ("features",)
+) -> Extractor:
+    """The extractor called `name`, with its weights, for the `layers` that it is to give.
 
     `input_px` is the side images are resized to inside `efficientnet_lite0` (default 224, a multiple of 32); the
-    others have a size of their own. Raises UsageError for an unknown name or a size that does not fit, FlextokError
-    when weights cannot be had: call this before any expensive work.
+    others have a size of their own. Raises UsageError for an unknown name, a size that does not fit or a layer that it
+    lacks, FlextokError when weights cannot be had: call this before any expensive work.
     """
-    import flextok.evaluate.extractors  # noqa: F401  (registers ours, makes torch-fidelity importable)
+    import flextok.evaluate.extractors as ours  # (registers them, makes torch-fidelity importable)
 
     # isort: split
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as REGISTRY
-    from torch_fidelity.utils import create_feature_extractor
 
     if name not in REGISTRY:
         known = ", ".join(sorted(REGISTRY))
@@ -57,23 +77,45 @@ def load_extractor(name: str, input_px: int | None = None, device: str = "cpu") 
         raise UsageError(
             f"evaluation.extractor_input_px is for efficientnet_lite0 only, found extractor {name!r}; leave it out"
         )
-    layer = REGISTRY[name].get_default_feature_layer_for_metric("fid")
+    network: Any = ours.IN_PLACE.get(name, REGISTRY[name])
+    names = [_layer_of(network, name, layer) for layer in layers]
     options = {} if input_px is None else {"input_px": input_px}
     try:
-        module = create_feature_extractor(name, [layer], cuda=False, verbose=False, **options).to(device)
+        module = network(name, names, verbose=False, **options).requires_grad_(False).eval().to(device)
     except (OSError, ImportError) as error:
         raise FlextokError(
             f"expected the weights of extractor {name!r}, found: {error}; fetch them on a machine with a network "
             "into torch's hub cache, or set evaluation.extractor=efficientnet_lite0"
         ) from error
     with torch.inference_mode():
-        width = module(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device))[0].shape[1]
-    record = {
-        "name": name,
-        "layer": layer,
-        "width": width,
-        "weights": digest_arrays({key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}, {}),
-        "input_px": getattr(module, "input_px", getattr(module, "INPUT_IMAGE_SIZE", None)),
-        "resize": getattr(module, "resize", "bilinear of TensorFlow 1"),
+        given = module(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device))
+    weights = digest_arrays({key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}, {})
+    records: dict[Layer, dict[str, Any]] = {
+        layer: {
+            "name": name,
+            "layer": layer_name,
+            "width": output.shape[1],
+            "weights": weights,
+            "input_px": getattr(module, "input_px", getattr(module, "INPUT_IMAGE_SIZE", None)),
+            "resize": getattr(module, "resize", "bilinear of TensorFlow 1"),
+        }
+        for layer, layer_name, output in zip(layers, names, given, strict=True)
     }
-    return Extractor(name, module, torch.device(device), width, record)
+    return Extractor(name, module, torch.device(device), records)
+
+
+def _layer_of(network: Any, name: str, layer: Layer) -> str:
+    """What an extractor calls one of its layers; raises UsageError where it lacks it."""
+    features = network.get_default_feature_layer_for_metric("fid")
+    classes = network.get_default_feature_layer_for_metric("isc")
+    found = {"features": features}
+    if classes != features:  # where torch-fidelity has no classes, it takes the features for them
+        found["classes"] = classes
+    if "spatial" in network.get_provided_features_list():
+        found["spatial"] = "spatial"
+    if layer not in found:
+        raise UsageError(
+            f"expected an extractor with {layer} among its layers for evaluation.set_metrics, found {name!r} with "
+            f"{', '.join(found)}; set evaluation.extractor to inception-v3-compat or efficientnet_lite0"
+        )
+    return found[layer]

@@ -12,8 +12,8 @@ from flextok import storage
 from flextok.data.images import to_png
 from flextok.evaluate.images import contact_sheet
 
-# In place of a number of tokens: the original, and its way through the latents alone.
-ORIGINAL, LATENTS = 0, -1
+# In place of a number of tokens: the original, its way through the latents alone, and a picture that somebody else made.
+ORIGINAL, LATENTS, GIVEN = 0, -1, -3
 GRID = "grid.parquet"
 
 

@@ -1,7 +1,7 @@
 """Metrics of pictures as they go by: each against its original, and whole sets against the set of originals."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from flextok.evaluate.features import load_extractor
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, SetMetric
-from flextok.metrics.statistics import FeatureRows, FeatureStatistics
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
+from flextok.metrics.bootstrap import bootstrap
+from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
 
 
 @dataclass(frozen=True)
@@ -120,30 +121,44 @@ class ImageSets:
 
     def __init__(self, config: SetComparisonConfig, device: str):
         self.metrics: list[SetMetric] = [SET_METRICS[name] for name in config.set_metrics]
-        self.extractor = config.extractor
-        self._sources: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        self.extractor, self._resamples = config.extractor, config.bootstrap
+        self._own = {metric.name: metric.features for metric in self.metrics if metric.features is not None}
         self._records: dict[str, dict[str, Any]] = {}
-        for metric in self.metrics:
-            if metric.features is not None:
-                self._sources[metric.name] = metric.features
-            elif self.extractor not in self._sources:
-                extractor = load_extractor(self.extractor, config.extractor_input_px, device)
-                self._sources[self.extractor], self._records[self.extractor] = extractor, extractor.record
+        self._network = None
+        layers: list[Layer] = list(dict.fromkeys(metric.layer for metric in self.metrics if metric.features is None))
+        if layers:
+            self._network = load_extractor(self.extractor, config.extractor_input_px, device, layers)
+            self._records = {self._source_of(layer): record for layer, record in self._network.records.items()}
         self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
+        self._given: dict[str, GivenStatistics] = {}
         self._counts: Counter[int] = Counter()
 
-    def require(self, images: int, place: str) -> None:
-        """Raises UsageError where a metric has no number for so few `images`, which are those of `place`."""
+    def require(self, images: int, place: str, names: Sequence[str] | None = None) -> None:
+        """Raises UsageError where a metric (of `names`; None: any) has no number for so few `images`, those of `place`."""
         for metric in self.metrics:
-            if images < metric.fewest:
+            if images < metric.fewest and (names is None or metric.name in names):
                 raise UsageError(
                     f"expected at least {metric.fewest} images for {metric.name}, found {images} in {place}; give more, or "
                     f"leave {metric.name} out of evaluation.set_metrics"
                 )
 
+    def give(self, metric: SetMetric, statistics: GivenStatistics) -> None:
+        """Take `statistics` for the reference of `metric`, in place of images; raises UsageError where they do not fit."""
+        source = self._source(metric)
+        width = self._records[source]["width"]
+        if statistics.width != width:
+            raise UsageError(
+                f"expected statistics of {width} features for {metric.name}, as {source} has them, found "
+                f"{statistics.width}; name the extractor they were made with (evaluation.extractor)"
+            )
+        self._given[metric.name] = statistics
+
     def features(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """Those of uint8 images [B, H, W, 3], by what gives them."""
-        return {source: features_of(images_BHWC) for source, features_of in self._sources.items()}
+        found = {source: features_of(images_BHWC) for source, features_of in self._own.items()}
+        if self._network is not None:
+            found |= {self._source_of(layer): each for layer, each in self._network.outputs(images_BHWC).items()}
+        return found
 
     def add(self, measured: Measured) -> None:
         """Take in a batch."""
@@ -151,25 +166,48 @@ class ImageSets:
         for source, features in measured.features.items():
             width = features.shape[1]
             self._records.setdefault(source, {"name": source, "width": width})
-            for needs in sorted({metric.needs for metric in self.metrics if self._source(metric) == source}):
-                empty = FeatureStatistics.empty(width) if needs == "statistics" else FeatureRows()
-                self._gathered.setdefault((measured.k, source, needs), empty).add(features)
+            for kept in self._kept_of(source):
+                empty = FeatureStatistics.empty(width) if kept == "statistics" else FeatureRows()
+                self._gathered.setdefault((measured.k, source, kept), empty).add(features)
 
     def compare(
-        self, metric: SetMetric, k: int, protocol: dict[str, Any], reference: dict[str, Any], suffix: str = ""
+        self,
+        metric: SetMetric,
+        k: int,
+        protocol: dict[str, Any],
+        reference: dict[str, Any],
+        suffix: str = "",
+        in_pairs: bool = False,
     ) -> Metric:
-        """The set `k` against the reference. `protocol` says how its images were made (`keep`: of how many tokens),
-        `reference` which the originals are."""
+        """The set `k` against the reference. `protocol` says how its images were made (`keep`: of how many tokens, where
+        there are any), `reference` which the originals are; `in_pairs`: each image is made of the original in its place."""
         record = {
             **protocol,
             "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
         }
-        value = metric.compute(self._of(metric, ORIGINAL), self._of(metric, k))
-        return Metric(metric.called(self.extractor) + suffix, value, record, protocol["keep"])
+        value = metric.compute(self._reference_of(metric, metric.needs), self._of(metric, k, metric.needs))
+        name, keep = metric.called(self.extractor) + suffix, protocol.get("keep")
+        if not self._resamples:
+            return Metric(name, value, record, keep)
+        rows = self._reference_of(metric, "features"), self._of(metric, k, "features")
+        interval = bootstrap(metric, *rows, value, self._resamples, in_pairs)
+        return Metric(name, value, record, keep, interval.standard_error, interval.to_json())
 
     def _source(self, metric: SetMetric) -> str:
-        return self.extractor if metric.features is None else metric.name
+        return self._source_of(metric.layer) if metric.features is None else metric.name
 
-    def _of(self, metric: SetMetric, k: int) -> FeatureStatistics | np.ndarray:
-        gathered = self._gathered[k, self._source(metric), metric.needs]
+    def _source_of(self, layer: Layer) -> str:
+        return self.extractor if layer == "features" else f"{self.extractor} {layer}"
+
+    def _kept_of(self, source: str) -> set[str]:
+        """What its metrics work on, and the features themselves where they are resampled."""
+        kept: set[str] = {metric.needs for metric in self.metrics if self._source(metric) == source}
+        return kept | {"features"} if self._resamples else kept
+
+    def _reference_of(self, metric: SetMetric, kept: str) -> Any:
+        given = self._given.get(metric.name)
+        return None if not metric.uses_reference else given or self._of(metric, ORIGINAL, kept)
+
+    def _of(self, metric: SetMetric, k: int, kept: str) -> Any:
+        gathered = self._gathered[k, self._source(metric), kept]
         return gathered.stack() if isinstance(gathered, FeatureRows) else gathered

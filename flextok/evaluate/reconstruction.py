@@ -23,6 +23,7 @@ from flextok.evaluate.protocol import (
     environment_record,
     evaluation_device,
 )
+from flextok.evaluate.rate import Rated, Rates, token_bytes
 from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
 from flextok.metrics.pixel import MAE_REDUCTION
 from flextok.model.load import load_tokenizer, tokenizer_outline
@@ -47,7 +48,8 @@ def evaluate_reconstruction(
 
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
-    does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. Files:
+    does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
+    `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `figures/reconstructions.png`.
     """
@@ -65,16 +67,20 @@ def evaluate_reconstruction(
     if len(set_keys) < 2:
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
     sets.require(len(set_keys), corpus_url)
+    bytes_at = {keep: token_bytes(tokenizer, keep) for keep in keeps} if config.codecs else {}
+    rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
     batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
-    arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), device, dtype)
+    arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), bytes_at, device, dtype)
     with (
         track("reconstruct", len(keys) * len(keeps), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
-        for parts in reconstruct(batches):
+        for parts, rated in reconstruct(batches):
+            if rates is not None:
+                rates.add(rated)
             for measured, shown in parts:
                 sets.add(measured)
                 table.add(measured)
@@ -97,12 +103,15 @@ def evaluate_reconstruction(
         metrics += [table.mean(metric, keep, {**decoded, "keep": keep}) for keep in keeps]
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
-        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference) for keep in keeps]
+        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference, in_pairs=True) for keep in keeps]
+    if rates is not None:
+        metrics += rates.numbers(protocol)
+    series = list(rates.curves(table, decoded)) if rates is not None else []
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
     inputs = [tokenizer_url, corpus_url]
-    return write_evaluation("reconstructions", parent_url, metrics, [], inputs, config.content(), files)
+    return write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
 
 
 class Reconstructor:
@@ -115,20 +124,23 @@ class Reconstructor:
         keeps: Sequence[int],
         set_keys: frozenset[str],
         grid_keys: frozenset[str],
+        bytes_at: dict[int, int],
         device: str,
         dtype: torch.dtype,
     ):
         self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
         self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
+        self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
 
-    def __call__(self, batch: ImageBatch) -> list[tuple[Measured, list[Shown]]]:
+    def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], Rated]:
         """Of the originals, of their way through the latents alone, and of the pictures at each K: what they give to the
-        numbers, and those for the grid."""
-        return [
+        numbers, and those for the grid. Then what codecs make of the originals."""
+        parts = [
             (self._measure(made), shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC))
             for made in self._reconstructions(batch)
         ]
+        return parts, self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
 
     def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
         chosen_B = np.array([key in self._set_keys for key in batch.keys])

@@ -29,7 +29,9 @@ class Metric:
     protocol: dict[str, Any]
     k: int | None = None
     standard_error: float | None = None
-    """Of a mean over images: their standard deviation / sqrt(N)."""
+    """Of a mean over images: their standard deviation / sqrt(N). Of a number of sets: that of its `interval`."""
+    interval: dict[str, Any] | None = None
+    """`{low, high, level, resamples, seed, resampled, method}` of a number of sets that was measured with `bootstrap`."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in metrics.json; raises FlextokError when it is not finite."""
@@ -40,12 +42,16 @@ class Metric:
         item = {"name": self.name, "value": significant(self.value), "k": self.k, "protocol": self.protocol}
         if self.standard_error is not None:
             item["standard_error"] = significant(self.standard_error)
+        if self.interval is not None:
+            ends = {end: significant(self.interval[end]) for end in ("low", "high")}
+            item["interval"] = {**self.interval, **ends}
         return item
 
     @classmethod
     def from_json(cls, item: dict[str, Any]) -> "Metric":
         """The metric that `to_json` wrote."""
-        return cls(item["name"], item["value"], item["protocol"], item["k"], item.get("standard_error"))
+        uncertainty = item.get("standard_error"), item.get("interval")
+        return cls(item["name"], item["value"], item["protocol"], item["k"], *uncertainty)
 
 
 def statistic(name: str, value: float, protocol: dict[str, Any], k: int | None = None) -> Metric:
@@ -109,14 +115,19 @@ def write_evaluation(
     input_urls: Sequence[str],
     recipe: Any,
     files: dict[str, bytes],
+    given: Sequence[dict[str, str]] = (),
 ) -> EvaluationResult:
-    """Store an evaluation under its digest, over numbers, protocols and recipe; `files` go beside metrics.json."""
+    """Store an evaluation under its digest, over numbers, protocols and recipe; `files` go beside metrics.json.
+
+    `given`: inputs that are no artifacts, `{kind, digest, uri}`, the kind one of `provenance.GIVEN`.
+    """
     content = {"metrics": [each.to_json() for each in metrics], "series": [each.to_json() for each in series]}
     digest = digest_of({"kind": kind, "recipe": recipe, **content})
     url = storage.join(parent_url, digest)
     for name, file in files.items():
         storage.write_bytes(storage.join(url, name), file)
-    provenance = make_provenance(kind, digest, [artifact_input(each) for each in input_urls], recipe, url)
+    inputs = [*map(artifact_input, input_urls), *given]
+    provenance = make_provenance(kind, digest, inputs, recipe, url)
     storage.write_json(storage.join(url, METRICS), {**content, "provenance": provenance})
     return EvaluationResult(url, digest, content["metrics"], content["series"])
 

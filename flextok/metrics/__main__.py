@@ -9,9 +9,11 @@ Named in `evaluation.metrics`; a length policy with a threshold may use them too
 `latents_<name>`, of the latents decoded directly. Results are means over images."""
 OF_SETS = """\
 Named in `evaluation.set_metrics`. The number is called by the features it compares: `frechet` is `fid` for
-torch-fidelity's Inception network only, else `fd_<extractor>`, and `kernel_<n>` is
-`kid_<n>` or `kd_<n>_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
-of samples and of their baseline."""
+torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
+`kid_<n>` or `kd_<n>_<extractor>`, `spatial_frechet` is `sfid` or `sfd_<extractor>`, `inception_score` the same or
+`is_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
+of samples and of their baseline. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
+resamples of its images, beside its value."""
 
 
 def document() -> str:

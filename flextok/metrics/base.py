@@ -9,6 +9,9 @@ import numpy as np
 from flextok.errors import UsageError
 from flextok.registry import RoomRegister
 
+Layer = Literal["features", "classes", "spatial"]
+"""Of an extractor: its features, its scores of classes before softmax, or a map of features in its midst."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -54,10 +57,10 @@ class ImageMetric(Quantity):
     """Whether the report shows it as a chart and beside its title, rather than only in the table of all numbers."""
 
     def require(self, image_px: int) -> None:
-        """Raises UsageError where it has no number for a tokenizer's images, of this side."""
+        """Raises UsageError where it has no number for images of this side."""
         if image_px < self.smallest_px:
             raise UsageError(
-                f"expected images of at least {self.smallest_px} px for {self.name}, found the tokenizer's {image_px} px; "
+                f"expected images of at least {self.smallest_px} px for {self.name}, found {image_px} px; "
                 "name another metric"
             )
 
@@ -91,10 +94,23 @@ class SetMetric(Quantity):
     """Images of each set below which the number is biased, for features of a width: such numbers are marked."""
     fewest: int = 2
     """Images of each set without which there is no number at all."""
+    of_rows: Callable[[Any, Any], float] | None = None
+    """`compute` from features [N, D], for metrics of statistics that have a faster way where there are few."""
+    layer: Layer = "features"
+    """What it takes of the evaluation's extractor."""
+    uses_reference: bool = True
+    """Whether the reference set enters; where it does not, `compute` has None in its place."""
+    given: tuple[str, str] | None = None
+    """Names of the mean and covariance in ADM's .npz files that may stand for the reference set."""
     features: Callable[[np.ndarray], np.ndarray] | None = None
-    """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: those of the evaluation's extractor."""
+    """Its own features, uint8 [B, H, W, 3] -> [B, D]; None: a layer of the evaluation's extractor."""
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (kernel, subset size, k), for the protocol."""
+
+    @property
+    def reading(self) -> str:
+        """Which numbers are the good ones, in words."""
+        return f"{self.better} is {'nearer' if self.uses_reference else 'better'}"
 
     def called(self, extractor: str) -> str:
         """What its numbers are called in an evaluation with `extractor`."""
@@ -103,16 +119,18 @@ class SetMetric(Quantity):
     def protocol(self, extractor: Mapping[str, Any], images: int, reference: Mapping[str, Any]) -> dict[str, Any]:
         """How a number was measured: `images` of the set, features by `extractor`, against `reference` (both records).
 
-        `small_sample` says that fewer images than needed entered; such a number compares only with one over as many.
+        `small_sample` says that fewer images than needed entered; such a number compares only with one over as many. Of a
+        reference that does not say its number of images, they are taken to be enough.
         """
         needed = self.images_needed(extractor["width"])
+        entered = min(images, reference.get("images", images)) if self.uses_reference else images
         return {
             "definition": self.definition,
             "extractor": dict(extractor),
             "images": images,
-            "reference": dict(reference),
+            **({"reference": dict(reference)} if self.uses_reference else {}),
             "images_needed": needed,
-            "small_sample": min(images, reference["images"]) < needed,
+            "small_sample": entered < needed,
             **self.record(),
         }
 

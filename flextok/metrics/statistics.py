@@ -55,6 +55,27 @@ class FeatureStatistics:
         return (self.outer_DD - np.outer(self.total_D, self.mean())) / (self.count - 1)
 
 
+@dataclass(frozen=True)
+class GivenStatistics:
+    """Mean [D] and covariance [D, D] as somebody else computed them, of a number of vectors that is not known."""
+
+    mean_D: np.ndarray
+    covariance_DD: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return len(self.mean_D)
+
+    def mean(self) -> np.ndarray:
+        """Mean feature vector [D]."""
+        return self.mean_D
+
+    def covariance(self) -> np.ndarray:
+        """Sample covariance [D, D]."""
+        return self.covariance_DD
+
+
 class FeatureRows:
     """All feature vectors, for metrics that compare them one by one; memory grows with the set."""
 

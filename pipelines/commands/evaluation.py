@@ -1,11 +1,12 @@
 """Commands on evaluations: numbers with their protocol, and the report about them."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flextok import storage
+from flextok.errors import UsageError
 from flextok.provenance import read_provenance
 from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import (
@@ -25,31 +26,99 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    tokenizer: TokenizerPath,
-    shards: Annotated[str, typer.Option("--shards", metavar="SHARDS", help="Held-out corpus split.")],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="The result goes to DIR/<digest>.")],
+    tokenizer: TokenizerPath = "",
+    shards: Annotated[str | None, typer.Option("--shards", metavar="SHARDS", help="Held-out corpus split.")] = None,
     samples: Annotated[
         str | None, typer.Option("--samples", metavar="DIR", help="Measure these samples, not reconstructions.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", metavar="DIR|FILE.npz", help="Measure these pictures, whoever made them."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="DIR|FILE.npz",
+            help="What --images are measured against: pictures, or ADM's statistics.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Crop all of both to such squares; default: they are squares of one size."),
+    ] = None,
+    pairs: Annotated[
+        bool | None,
+        typer.Option(
+            "--pairs/--no-pairs",
+            help="Also each picture against that of the same name (a.png, a.jpg) in --reference, or not; default: where "
+            "two folders hold the same names.",
+        ),
     ] = None,
     profile: Profile = DEFAULT_PROFILE,
     sets: Sets = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Numbers with their protocol, by the profile's evaluation settings; on a cluster by `--set compute.address=...`."""
+    """Numbers with their protocol, by the profile's evaluation settings; on a cluster by `--set compute.address=...`.
+
+    Of a tokenizer (--tokenizer, --shards), of samples of a prior (--samples as well), or of anybody's pictures (--images,
+    --reference).
+    """
+    ours, others = (tokenizer, shards), (images, reference)
+    if all(ours) == all(others) or any(ours) == any(others) or (images and samples):
+        raise UsageError(
+            "expected --tokenizer and --shards (and --samples), or --images and --reference, found "
+            f"{_given(tokenizer=tokenizer, shards=shards, samples=samples, images=images, reference=reference)}"
+        )
+    if images is None and (size, pairs) != (None, None):
+        raise UsageError("expected --size and --pairs with --images only, found them without; a tokenizer has its size")
     recipe = load_recipe(profile, sets)
     with ray_ended():
-        if samples is None:
+        if images is not None and reference is not None:
+            from flextok.evaluate.pictures import evaluate_pictures
+
+            made = evaluate_pictures(images, reference, out, recipe.evaluation, size, pairs, recipe.compute)
+        elif samples is None:
             from flextok.evaluate.reconstruction import evaluate_reconstruction
 
-            made = evaluate_reconstruction(tokenizer, shards, out, recipe.evaluation, recipe.compute)
+            made = evaluate_reconstruction(tokenizer, str(shards), out, recipe.evaluation, recipe.compute)
         else:
             from flextok.evaluate.generation import evaluate_generation
 
-            made = evaluate_generation(samples, shards, tokenizer, out, recipe.evaluation, recipe.compute)
+            made = evaluate_generation(samples, str(shards), tokenizer, out, recipe.evaluation, recipe.compute)
     for item in made.metrics:
-        at = "" if item["k"] is None else f" at K={item['k']}"
-        logger.info("%s%s: %.6g", item["name"], at, item["value"])
+        logger.info(_told(item))
     print(storage.join(made.url, "metrics.json"))
+
+
+def _told(item: dict[str, Any]) -> str:
+    """A number in a line, with its standard error and whether more images are needed for it."""
+    at = "" if item["k"] is None else f" at K={item['k']}"
+    error = f" ± {item['standard_error']:.2g}" if "standard_error" in item else ""
+    distance = item["protocol"].get("distance", {})
+    few = f" (small sample, below {distance['images_needed']:,} images)" if distance.get("small_sample") else ""
+    return f"{item['name']}{at}: {item['value']:.6g}{error}{few}"
+
+
+def _given(**options: str | None) -> str:
+    return ", ".join(f"--{name}" for name, value in options.items() if value) or "none of them"
+
+
+def export_samples(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="Folder of samples.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST.npz", help="Where their pictures go.")],
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Tokens that they are decoded from; default: the most.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Pictures of samples as one .npz, which ADM's evaluator takes: arr_0, uint8 [N, H, W, 3]."""
+    from flextok.evaluate import export
+
+    count = export.export_samples(samples, dest, keep)
+    logger.info("%d pictures", count)
+    print(dest)
 
 
 def report(

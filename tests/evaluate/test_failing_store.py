@@ -19,8 +19,10 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.sources.catalog import source_digest
 from flextok.errors import FlextokError
 from flextok.evaluate.config import ReportConfig
+from flextok.evaluate.export import export_samples
 from flextok.evaluate.generation import evaluate_generation
 from flextok.evaluate.held_out import held_out_record
+from flextok.evaluate.pictures import evaluate_pictures
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
 from flextok.evaluate.sampling import sample_images
@@ -102,6 +104,8 @@ WRITES: dict[str, Stage] = {
     "samples": lambda p: sample_images(p.prior, p.tokenizer, OUT, EVALUATION),
     "evaluate": lambda p: evaluate_reconstruction(p.tokenizer, p.val, OUT, EVALUATION),
     "fid": lambda p: evaluate_generation(p.samples.url, p.val, p.tokenizer, OUT, EVALUATION),
+    "pictures": lambda p: evaluate_pictures(*[f"{p.samples.url}/images/k001"] * 2, OUT, EVALUATION),
+    "export": lambda p: export_samples(p.samples.url, f"{OUT}.npz"),
     "report": lambda p: write_report(p.report_inputs(), OUT, ReportConfig()),
     "encode": lambda p: encode_images(
         [f"{p.samples.url}/images/k{p.samples.keep[0]:03d}/000000.png"], p.tokenizer, f"{OUT}.parquet", TokenizeConfig()
@@ -160,6 +164,8 @@ COMMANDS = {
     "tokenize by": "tokenize {corpus} {local}/tokens --tokenizer s3://bucket/tokenizer",
     "generate": "generate --prior s3://bucket/prior --tokenizer {tokenizer} --out {local}/out",
     "evaluate": "evaluate --tokenizer {tokenizer} --shards s3://bucket/shards --out {local}/out",
+    "evaluate pictures": "evaluate --images s3://bucket/a --reference s3://bucket/b.npz --out {local}/out",
+    "export": "export-samples s3://bucket/samples {local}/a.npz",
     "report": "report s3://bucket/r s3://bucket/g --val-tokens s3://bucket/t --out {local}/out",
     "encode": "encode s3://bucket/a.jpg --tokenizer {tokenizer} --out {local}/a.parquet",
     "decode": "decode s3://bucket/a.parquet --tokenizer {tokenizer} --out {local}/out",

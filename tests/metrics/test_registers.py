@@ -68,3 +68,17 @@ def test_psnr_of_images_is_the_same_alone_and_in_a_batch():
     psnr = IMAGE_METRICS["psnr"]
     alone = np.concatenate([psnr(images[i : i + 1], originals[i : i + 1]) for i in range(5)])
     np.testing.assert_array_equal(alone, psnr(images, originals))
+
+
+def test_the_protocol_of_a_set_metric_is_what_it_was():
+    """Digests of evaluations cover it, and numbers of earlier ones are to be compared with those of today."""
+    extractor, reference = {"name": "random_conv", "width": 32}, {"digest": "d", "images": 40}
+    assert SET_METRICS["frechet"].protocol(extractor, 70, reference) == {
+        "definition": "Fréchet distance of Gaussians fitted to features (Heusel et al. 2017), by torch-fidelity",
+        "extractor": extractor,
+        "images": 70,
+        "reference": reference,
+        "images_needed": 64,
+        "small_sample": True,
+        "statistics": "float64 sums, sample covariance",
+    }

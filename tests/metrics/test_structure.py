@@ -60,7 +60,7 @@ def test_pictures_that_are_too_small_are_refused_before_any_work(name: str, smal
     table = ImageTable([name])
     table.require(smallest)
     assert np.isfinite(IMAGE_METRICS[name](*pictures(smallest, smallest, 5.0))).all()
-    with pytest.raises(UsageError, match=f"at least {smallest} px for {name}, found the tokenizer's {smallest - 1} px"):
+    with pytest.raises(UsageError, match=f"at least {smallest} px for {name}, found {smallest - 1} px"):
         table.require(smallest - 1)
     with pytest.raises(ValueError, match=f"at least {smallest} px for {name}, found {smallest - 1} x {smallest + 9}"):
         IMAGE_METRICS[name](*pictures(smallest - 1, smallest + 9, 5.0))

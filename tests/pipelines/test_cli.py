@@ -15,7 +15,7 @@ from pipelines import cli
 
 COMMANDS = [
     "run", "status", "refresh", "ui", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate",
-    "report", "import-checkpoint", "inspect", "verify", "lineage",
+    "report", "export-samples", "import-checkpoint", "inspect", "verify", "lineage",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from shrunk_smoke import Built
 
 from flextok.data.corpus.reader import Corpus
 from flextok.data.images import to_png
-from flextok.evaluate.results import read_evaluation
+from flextok.evaluate.results import Metric, read_evaluation, write_evaluation
 from flextok.runtime.compute import ComputeConfig
 from pipelines import cli, metadata, pages, staleness
 from pipelines.commands.train import FileRun
@@ -131,6 +131,18 @@ def test_a_model_that_was_taken_over_has_no_curve(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 5)
     page = pages.training("latents", files_of(tmp_path), Made("digest", str(tmp_path)))
     assert page == Page(size_bytes=5, workers=load_recipe("smoke").compute.train_workers)
+
+
+def test_images_of_distances_are_counted_with_and_without_a_reference(tmp_path: Path):
+    def written(*references: dict) -> Made:
+        protocols = [{"distance": {"images": 30, **reference}} for reference in references]
+        metrics = [Metric(f"number{index}_samples", 1.0, protocol, k=4) for index, protocol in enumerate(protocols)]
+        made = write_evaluation("generation", str(tmp_path), metrics, [], [], {}, {})
+        return Made(made.digest, made.url)
+
+    # A score has no reference; samples at one K and as many of random tokens are measured all the same.
+    assert pages.fid(files_of(tmp_path), written({})).images == 60
+    assert pages.fid(files_of(tmp_path), written({}, {"reference": {"images": 40}})).images == 100
 
 
 def spoil(corpus: Corpus, pictures: int) -> None:

@@ -13,10 +13,15 @@ NOTHING = "-"
 
 def cells(number: ComparedNumber) -> list[str]:
     """K, the first evaluation's value, then value and difference of each other one."""
-    shown = [NOTHING if value is None else f"{value:.6g}" for value in number.values]
+    shown = [_shown(*each) for each in zip(number.values, number.intervals, strict=True)]
     changes = [_change(each) for each in number.differences]
     pairs = [text for pair in zip(shown[1:], changes, strict=True) for text in pair]
     return [NOTHING if number.k is None else str(number.k), shown[0], *pairs]
+
+
+def _shown(value: float | None, interval: tuple[float, float] | None) -> str:
+    ends = "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}]"
+    return NOTHING if value is None else f"{value:.6g}{ends}"
 
 
 def _change(difference: Difference | None) -> str:

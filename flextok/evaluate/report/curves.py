@@ -1,5 +1,7 @@
 """Which charts the page has."""
 
+from flextok.data.codecs import CODECS
+from flextok.evaluate.rate import BY_BYTES, TOKENS
 from flextok.evaluate.report.charts import Chart, Level, Line
 from flextok.evaluate.report.numbers import RANDOM_TOKENS, Numbers
 from flextok.evaluate.results import EvaluationResult
@@ -34,12 +36,25 @@ def quality_charts(numbers: Numbers) -> list[Chart]:
             K_AXIS,
             [curve(name, "reconstructions", 1), curve(f"{name}_samples", "samples of the prior", 2)],
             [Level(f"random tokens, K={k}", value, 4) for k, value in stored.curve(f"{name}{RANDOM_TOKENS}").items()],
-            f"{metric.hint}; {metric.better} is nearer",
+            f"{metric.hint}; {metric.reading}",
             log2_x=True,
             from_zero=metric.better == "lower",
         )
         for name, metric in numbers.set_metrics().items()
     ]
+    return charts
+
+
+def rate_charts(numbers: Numbers) -> list[Chart]:
+    """Each metric over the bytes of an image, of tokens and of the codecs that were measured; none without any."""
+    series = {item["name"]: item for item in numbers.stored.series}
+    charts = []
+    for metric in filter(lambda metric: metric.in_summary, numbers.image_metrics()):
+        named = ((name, series.get(f"{name}_{metric.name}{BY_BYTES}")) for name in (TOKENS, *CODECS.names()))
+        lines = [Line(name, item["at"], item["values"], colour) for colour, (name, item) in enumerate(named, 1) if item]
+        if lines:
+            note = f"{metric.better} is better; files of codecs with their headers"
+            charts.append(Chart(f"{metric.title}, by bytes", "bytes of an image", lines, note=note, log2_x=True))
     return charts
 
 

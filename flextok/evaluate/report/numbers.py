@@ -74,6 +74,7 @@ def _row(index: int, item: dict[str, Any]) -> dict[str, Any]:
         "value": item["value"],
         "text": _shown(item["name"], item["value"]),
         "error": item.get("standard_error"),
+        "interval": item.get("interval"),
         "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
         "small_sample": item["protocol"].get("distance", {}).get("small_sample", False),
         "raw": item,

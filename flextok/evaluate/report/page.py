@@ -12,7 +12,7 @@ from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.generation import RANDOM_PICTURES
 from flextok.evaluate.grid import read_grid
-from flextok.evaluate.report.curves import quality_charts, token_charts, training_charts
+from flextok.evaluate.report.curves import quality_charts, rate_charts, token_charts, training_charts
 from flextok.evaluate.report.numbers import Numbers
 from flextok.evaluate.report.pictures import picture, reconstruction_rows, sample_rows
 from flextok.evaluate.report.summary import cards
@@ -51,7 +51,7 @@ def build_page(
         "size_px": first["preprocess"]["size"],
         "keeps": keeps,
         "cards": cards(shown, keeps, samples.keep[-1]),
-        "quality_charts": quality_charts(shown),
+        "quality_charts": [*quality_charts(shown), *rate_charts(shown)],
         "token_charts": token_charts(numbers),
         "training_charts": training_charts(numbers),
         "reconstructions": reconstruction_rows(read_grid(reconstruction_url), corpus, keeps),

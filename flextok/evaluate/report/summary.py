@@ -54,8 +54,8 @@ def _samples(numbers: Numbers, keep: int) -> list[dict[str, Any]]:
             "label": "Samples | random tokens",
             "numbers": [numbers.pick(f"{name}_samples", keep), numbers.pick(f"{name}{RANDOM_TOKENS}", keep)],
             "between": "|",
-            "hint": f"{name} to held-out images at K={keep}, "
-            f"{numbers.protocol(f'{name}_samples', keep)['distance']['images']} of each; {metric.better} is nearer",
+            "hint": f"{name}{' to held-out images' if metric.uses_reference else ''} at K={keep}, "
+            f"{numbers.protocol(f'{name}_samples', keep)['distance']['images']} of each; {metric.reading}",
         }
         for name, metric in numbers.set_metrics().items()
     ]

@@ -65,7 +65,8 @@ def write_report(
     prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url, compute=compute)
     stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
     metrics = [*stored, *tokens.metrics(), *prior.metrics]
-    series = [*tokens.series(), *prior.series, *_histories(inputs)]
+    curves = [Series.from_json(item) for item in reconstruction.series]
+    series = [*curves, *tokens.series(), *prior.series, *_histories(inputs)]
 
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
