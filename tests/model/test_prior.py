@@ -8,8 +8,9 @@ import torch
 from flextok.errors import IntegrityError, UsageError
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_prior
-from flextok.model.priors.base import Prior, sample_id
+from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
+from flextok.model.sampling.draw import sample_id
 from flextok.model.text import text_encoder
 
 TINY = {"width": 32, "depth": 2, "head_dim": 16, "num_tokens": 6, "vocab_size": 11}

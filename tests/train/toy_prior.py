@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flextok.model.priors.base import Prior, Sampling, sample_id
+from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import PRIORS, PriorConfig, PriorModelConfig
 from flextok.model.rng import SampleRng, uniform_for
+from flextok.model.sampling.draw import sample_id
 from flextok.model.text import TextFeatures
 
 

@@ -82,6 +82,17 @@ class Prior(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = probability
 
+    def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "Prior":
+        """Freeze for drawing many ids: faster, for twice the memory of the weights. Gives the prior itself.
+
+        `rows` are the images of a call, twice where guided; other calls work too. `dtype` is that of the matrix
+        products, float32 or bfloat16. The layouts of the weights are chosen by timing, so that the last bits of logits,
+        and with them an id now and then, may differ between two loads; what must be made again to the bit is drawn
+        without. Does nothing more in kinds that have nothing to prepare.
+        """
+        self.requires_grad_(False)
+        return self.eval()
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -157,28 +168,3 @@ class Prior(nn.Module):
             wanted = "labels" if self.config.condition == "class" else "text"
             raise ValueError(f"this prior is conditioned on {self.config.condition}: give {wanted}")
         return len(given)
-
-
-def sample_id(
-    logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Ids [B] drawn from softmax(logits / temperature) by inverting its distribution function at `uniform_B`.
-
-    `top_k` keeps the k likeliest ids; `top_p` the fewest whose probability reaches p. Temperature 0 is argmax.
-    """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"expected temperature >= 0, top_k >= 1, 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    scaled = logits_BV / temperature
-    if top_k is not None and top_k < scaled.shape[-1]:
-        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[:, -1:], float("-inf"))
-    # Double precision, since float32 sums over a large vocabulary lose the rare ids.
-    probabilities = scaled.double().softmax(-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p
-        probabilities = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-    cumulative = probabilities.cumsum(-1)
-    target = uniform_B.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)

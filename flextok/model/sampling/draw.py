@@ -1,0 +1,72 @@
+"""One id from logits: what of the distribution is kept, and the inversion of its distribution function.
+
+Shapes: B images, V vocabulary. Nothing here sorts the vocabulary, but for a nucleus of more than `NUCLEUS` ids.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 256
+NUCLEUS = 1024
+BELOW_ONE = 1.0 - 2.0**-52
+
+
+def sample_id(
+    logits_BV: Tensor,
+    uniform_B: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """Ids [B] drawn from softmax(logits / temperature) by inverting its distribution function at `uniform_B`.
+
+    `top_k` keeps the k likeliest ids; then `top_p` the fewest whose share of these reaches p; then `min_p` those at least
+    so many times as likely as the likeliest. Ids as likely as the last one kept are kept too. Temperature 0 is argmax.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"expected temperature >= 0, top_k >= 1, 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"expected min_p within 0..1; got {min_p}")
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    scaled = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
+    if top_k is not None and top_k < weights.shape[-1]:
+        weights.masked_fill_(weights < weights.topk(top_k).values[:, -1:], 0.0)
+    if top_p is not None and top_p < 1:
+        weights.masked_fill_(weights < _last_of_nucleus(weights, top_p), 0.0)
+    if min_p is not None:
+        weights.masked_fill_(weights < min_p, 0.0)  # the likeliest id has weight 1
+    return _inverted(weights, uniform_B)
+
+
+def _last_of_nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
+    """Weight [B,1] of the last of the fewest likeliest ids whose share reaches `top_p`."""
+    wanted_B1 = top_p * weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
+    ordered = weights_BV.topk(min(NUCLEUS, weights_BV.shape[-1])).values
+    if (ordered.sum(-1, keepdim=True, dtype=torch.float64) < wanted_B1).any():
+        ordered = weights_BV.sort(dim=-1, descending=True).values
+    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+    count_B1 = (before < wanted_B1).sum(-1, keepdim=True)
+    return ordered.gather(-1, count_B1 - 1)
+
+
+def _inverted(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The first id [B] at which the sum of weights exceeds the share `uniform_B` of their total.
+
+    First the block in which that happens, then the place within it, so that few sums are in double precision: in single
+    precision those over a large vocabulary lose the rare ids.
+    """
+    blocks = F.pad(weights_BV, (0, -weights_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    mass = blocks.sum(-1).double()
+    cumulative = mass.cumsum(-1)
+    target_B1 = uniform_B.double()[:, None] * cumulative[:, -1:]
+    block_B1 = torch.searchsorted(cumulative, target_B1, right=True)
+    own_mass = mass.gather(-1, block_B1)
+    share_B1 = (target_B1 - cumulative.gather(-1, block_B1) + own_mass) / own_mass
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block_B1[:, 0]].cumsum(-1, dtype=torch.float64)
+    # Below one, since beyond the last id of the block that has weight there may be ids which have none.
+    place_B1 = torch.searchsorted(inside, share_B1.clamp(0.0, BELOW_ONE) * inside[:, -1:], right=True)
+    return (block_B1 * BLOCK + place_B1)[:, 0]
