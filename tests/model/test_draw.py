@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flextok.model.sampling.config import DrawConfig
 from flextok.model.sampling.draw import sample_id
 
 LAWS = {
@@ -39,7 +40,7 @@ def slow_draw(logits, uniform, temperature=1.0, top_k=None, top_p=None, min_p=No
 def test_a_draw_is_the_inverse_of_the_kept_distribution(law: str, vocabulary: int, spread: float) -> None:
     logits = spread * torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
     uniform = torch.rand(64, generator=torch.Generator().manual_seed(1))
-    drawn = sample_id(logits, uniform, **LAWS[law]).tolist()
+    drawn = sample_id(logits, uniform, DrawConfig(**LAWS[law])).tolist()
     differ = 0
     for row, found in enumerate(drawn):
         expected, cumulative = slow_draw(logits[row].double().numpy(), float(uniform[row]), **LAWS[law])
@@ -54,7 +55,7 @@ def test_a_wide_nucleus_is_sorted_whole() -> None:
     logits = torch.zeros(2, 5000)
     logits[:, :2500] = 1.0  # three quarters of the mass on half of the ids, more than are looked at first
     uniform = torch.tensor([0.0, 1 - 2**-24])
-    assert sample_id(logits, uniform, top_p=0.7).tolist() == [0, 2499]
+    assert sample_id(logits, uniform, DrawConfig(top_p=0.7)).tolist() == [0, 2499]
 
 
 @pytest.mark.parametrize("holder", [0, 255, 256, 999])
@@ -79,4 +80,4 @@ def test_equal_ids_are_kept_or_cut_together() -> None:
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]]).expand(100, -1)
     uniform = (torch.arange(100) + 0.5) / 100
     for cut in ({"top_k": 2}, {"top_p": 0.7}, {"min_p": 0.3}):
-        assert sample_id(logits, uniform, **cut).unique().tolist() == [0, 1, 2]
+        assert sample_id(logits, uniform, DrawConfig(**cut)).unique().tolist() == [0, 1, 2]

@@ -10,6 +10,7 @@ from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
+from flextok.model.sampling.config import DrawConfig
 from flextok.model.sampling.draw import sample_id
 from flextok.model.text import text_encoder
 
@@ -121,18 +122,30 @@ def test_sampling_follows_the_distribution() -> None:
     logits = probabilities.log().expand(1000, -1)
     counts = torch.bincount(sample_id(logits, uniform), minlength=4)
     assert counts.tolist() == [50, 0, 600, 350]
-    assert torch.bincount(sample_id(logits, uniform, top_k=1), minlength=4).tolist() == [0, 0, 1000, 0]
-    nucleus = torch.bincount(sample_id(logits, uniform, top_p=0.7), minlength=4) / 1000
+    assert torch.bincount(sample_id(logits, uniform, DrawConfig(top_k=1)), minlength=4).tolist() == [0, 0, 1000, 0]
+    nucleus = torch.bincount(sample_id(logits, uniform, DrawConfig(top_p=0.7)), minlength=4) / 1000
     assert nucleus == pytest.approx([0, 0, 0.6 / 0.95, 0.35 / 0.95], abs=2e-3)
-    cold = torch.bincount(sample_id(logits, uniform, temperature=0.5), minlength=4) / 1000
+    cold = torch.bincount(sample_id(logits, uniform, DrawConfig(temperature=0.5)), minlength=4) / 1000
     assert cold == pytest.approx((probabilities**2 / (probabilities**2).sum()).tolist(), abs=2e-3)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"keep": 0}, {"keep": 7}, {"labels": [3, 0, 0]}]
+    ("arguments", "complaint"),
+    [
+        ({"temperature": -1.0}, "'temperature'.* -1"),
+        ({"last_temperature": -1.0}, "'last_temperature'.* -1"),
+        ({"top_k": 0}, "'top_k'.* 0"),
+        ({"top_p": 0.0}, "'top_p'.* 0"),
+        ({"min_p": 1.5}, "'min_p'.* 1.5"),
+        ({"guidance_schedule": {"kind": "cosin"}}, "nearest is 'cosine'"),
+        ({"guidance_schedule": {"kind": "interval", "start": 0.6, "stop": 0.5}}, "start at most stop"),
+        ({"keep": 0}, "keep must lie"),
+        ({"keep": 7}, "keep must lie"),
+        ({"labels": [3, 0, 0]}, "labels must lie"),
+    ],
 )
-def test_senseless_arguments_are_refused(arguments: dict) -> None:
-    with pytest.raises(ValueError, match=r"expected|must lie"):
+def test_senseless_arguments_are_refused(arguments: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
         make_prior("class").generate(**{"labels": [0, 1, 2], **arguments})
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import PRIORS, PriorConfig, PriorModelConfig
 from flextok.model.rng import SampleRng, uniform_for
+from flextok.model.sampling.config import way
 from flextok.model.sampling.draw import sample_id
 from flextok.model.text import TextFeatures
 
@@ -60,7 +61,8 @@ class BigramPrior(Prior):
         before, drawn = torch.full((count, 1), self.config.vocab_size), []
         for step in range(sampling.keep):
             logits = self._logits(before, self._rows(labels_B, count))[:, 0]
-            ids = sample_id(logits, uniforms[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
+            at = way(step, self.config.num_tokens)
+            ids = sample_id(logits, uniforms[:, step], sampling.law, at)
             drawn.append(ids)
             before = ids[:, None]
         return torch.stack(drawn, dim=1)

@@ -19,6 +19,7 @@ from flextok.model.nn.attention import attend
 from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import AutoregressiveConfig, PriorConfig
 from flextok.model.rng import uniform_for
+from flextok.model.sampling.config import way
 from flextok.model.sampling.draw import sample_id
 from flextok.model.sampling.trunk import CachedTrunk, Memory
 from flextok.model.text import TextFeatures
@@ -135,23 +136,21 @@ class AutoregressivePrior(Prior):
     @torch.no_grad()
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """See `Prior.sample`."""
-        trunk = self._trunk or CachedTrunk(self)
-        guided = sampling.guidance != 1.0 and self.config.condition != "none"
+        trunk, law, codebooks = self._trunk or CachedTrunk(self), sampling.law, self.config.codebooks
+        guided = law.guidance != 1.0 and self.config.condition != "none"
         start_RD, memory = self._generation_condition(labels_B, texts, count, guided)
         uniforms_BN = uniform_for(sampling.seed, sampling.sample_ids, (self.config.sequence_length,)).to(self.device)
-        steps = sampling.keep * self.config.codebooks
+        steps = sampling.keep * codebooks
         ids_BN = torch.empty(count, steps, dtype=torch.long, device=self.device)
         cache = trunk.new_cache(len(start_RD), steps)
         inputs_RND = start_RD[:, None]
         for step in range(steps):
-            logits_BV = trunk.logits(trunk.advance(inputs_RND, memory, cache))
-            if guided:
-                conditional, unconditional = logits_BV.chunk(2)
-                logits_BV = unconditional + sampling.guidance * (conditional - unconditional)
-            drawn = sample_id(logits_BV, uniforms_BN[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
-            ids_BN[:, step] = drawn
-            inputs_RND = self.embedding(drawn)[:, None].repeat(2 if guided else 1, 1, 1)
-        return ids_BN.unflatten(1, (sampling.keep, -1)) if self.config.codebooks > 1 else ids_BN
+            at = way(step // codebooks, self.config.num_tokens)
+            hidden_RD = trunk.advance(inputs_RND, memory, cache)
+            logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
+            ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
+            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(2 if guided else 1, 1, 1)
+        return ids_BN.unflatten(1, (sampling.keep, -1)) if codebooks > 1 else ids_BN
 
     def _generation_condition(
         self, labels_B: Tensor | None, texts: Sequence[str] | None, count: int, guided: bool
@@ -183,6 +182,14 @@ class AutoregressivePrior(Prior):
         mask_BT = torch.cat([torch.ones_like(kept_B)[:, None], context.mask & kept_B[:, None]], dim=1)
         mask = mask_BT[:, None, None]
         return start_BD, [(*block.memory(memory_BTD), mask) for block in self.blocks if isinstance(block, _Block)]
+
+
+def _mixed(trunk: CachedTrunk, hidden_RD: Tensor, guidance: float) -> Tensor:
+    """Logits [B,V] of the guided images; the vocabulary's product is made for those that matter alone."""
+    if guidance == 1.0:
+        return trunk.logits(hidden_RD.chunk(2)[0])
+    conditional, unconditional = trunk.logits(hidden_RD).chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 def _with_unconditional(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,28 +6,26 @@ Shapes: B images, L positions of C codebooks, N = L*C ids in position-major orde
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flextok.config import parse_config
 from flextok.errors import UsageError
 from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng
+from flextok.model.sampling.config import ConstantGuidance, DrawConfig, GuidanceScheduleConfig
 from flextok.model.text import TextEncoder, TextFeatures, text_encoder
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ids are drawn."""
+    """Which ids are drawn, and how."""
 
     keep: int
     """Positions to draw, K."""
-    temperature: float
-    """0 takes the likeliest id."""
-    top_k: int | None
-    top_p: float | None
-    guidance: float
-    """Classifier-free guidance; 1 is none."""
+    law: DrawConfig
     seed: int
     sample_ids: Sequence[int]
     """For each image, the stream of `seed` that it draws from."""
@@ -133,13 +131,18 @@ class Prior(nn.Module):
         seed: int = 0,
         sample_ids: Sequence[int] | None = None,
         num: int | None = None,
+        min_p: float | None = None,
+        last_temperature: float | None = None,
+        guidance_schedule: GuidanceScheduleConfig = ConstantGuidance(),  # noqa: B008 - immutable
     ) -> Tensor:
         """Sampled ids, int64 [B,K] ([B,K,C] with several codebooks), for `keep` = K positions (default all).
 
         One image for each of `labels` or `text` (whichever the prior is conditioned on; `num` images when on nothing).
-        `temperature` 0 takes the likeliest id. `top_k` and `top_p` cut the tail. `guidance` g mixes the logits as
-        u + g*(c - u) with those u of the dropped condition. Image i draws from a stream of its own, of `seed` and
-        `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids.
+        `guidance` g mixes the logits as u + g*(c - u) with those u of the dropped condition, more or less of it along
+        the way by `guidance_schedule`. `temperature` 0 takes the likeliest id; it goes evenly to `last_temperature`,
+        where given. `top_k`, `top_p` and `min_p` cut the tail (see `DrawConfig`). Image i draws from a stream of its
+        own, of `seed` and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. Raises
+        ValueError for what makes no sense.
         """
         count = self._count(labels, text, num)
         keep = self.config.num_tokens if keep is None else keep
@@ -147,14 +150,24 @@ class Prior(nn.Module):
             raise ValueError(f"keep must lie in 1..{self.config.num_tokens}, got {keep}")
         if sample_ids is not None and len(sample_ids) != count:
             raise ValueError(f"expected {count} sample_ids, got {len(sample_ids)}")
+        law = _law(
+            temperature=temperature,
+            last_temperature=last_temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+        )
         streams = range(count) if sample_ids is None else sample_ids
         by_class, by_text = self.config.condition == "class", self.config.condition == "text"
         labels_B = torch.as_tensor(labels, dtype=torch.long, device=self.device) if by_class else None
         training = self.training
         self.eval()
         try:
-            sampling = Sampling(keep, temperature, top_k, top_p, guidance, seed, streams)
-            return self.sample(count, labels_B, list(text or ()) if by_text else None, sampling)
+            return self.sample(
+                count, labels_B, list(text or ()) if by_text else None, Sampling(keep, law, seed, streams)
+            )
         finally:
             self.train(training)
 
@@ -168,3 +181,10 @@ class Prior(nn.Module):
             wanted = "labels" if self.config.condition == "class" else "text"
             raise ValueError(f"this prior is conditioned on {self.config.condition}: give {wanted}")
         return len(given)
+
+
+def _law(**values: Any) -> DrawConfig:
+    try:
+        return parse_config(DrawConfig, values, "generate")
+    except UsageError as error:
+        raise ValueError(str(error)) from None

@@ -7,28 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flextok.model.sampling.config import DrawConfig
+
+WHOLE = DrawConfig()
 BLOCK = 256
 NUCLEUS = 1024
 BELOW_ONE = 1.0 - 2.0**-52
 
 
-def sample_id(
-    logits_BV: Tensor,
-    uniform_B: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> Tensor:
+def sample_id(logits_BV: Tensor, uniform_B: Tensor, law: DrawConfig = WHOLE, way: float = 0.0) -> Tensor:
     """Ids [B] drawn from softmax(logits / temperature) by inverting its distribution function at `uniform_B`.
 
-    `top_k` keeps the k likeliest ids; then `top_p` the fewest whose share of these reaches p; then `min_p` those at least
-    so many times as likely as the likeliest. Ids as likely as the last one kept are kept too. Temperature 0 is argmax.
+    `law.top_k` keeps the k likeliest ids; then `top_p` the fewest whose share of these reaches p; then `min_p` those at
+    least so many times as likely as the likeliest. Ids as likely as the last one kept are kept too. The temperature is
+    that of the point `way`, 0 to 1; where it is 0, the likeliest id is taken. Guidance is the caller's.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"expected temperature >= 0, top_k >= 1, 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise ValueError(f"expected min_p within 0..1; got {min_p}")
+    temperature, top_k, top_p = law.temperature_at(way), law.top_k, law.top_p
     if temperature == 0:
         return logits_BV.argmax(-1)
     scaled = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
@@ -37,8 +31,8 @@ def sample_id(
         weights.masked_fill_(weights < weights.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:
         weights.masked_fill_(weights < _last_of_nucleus(weights, top_p), 0.0)
-    if min_p is not None:
-        weights.masked_fill_(weights < min_p, 0.0)  # the likeliest id has weight 1
+    if law.min_p is not None:
+        weights.masked_fill_(weights < law.min_p, 0.0)  # the likeliest id has weight 1
     return _inverted(weights, uniform_B)
 
 
