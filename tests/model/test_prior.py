@@ -111,6 +111,26 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     assert torch.equal(alone[0], whole[1])
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("given", [0, 1, 4, 6])
+def test_continued_from_its_own_beginning_it_is_the_same(kind: str, given: int) -> None:
+    """One pass over all given positions, then step K0 takes the draw of K0: as if they had been drawn."""
+    prior = make_prior(kind)
+    law = {"seed": 5, "guidance": 1.0 if kind == "none" else 3.0, "last_temperature": 0.5}
+    whole = prior.generate(**CONDITION[kind], **law)
+    assert torch.equal(prior.generate(**CONDITION[kind], **law, prefix=whole[:, :given]), whole)
+    shorter = prior.generate(**CONDITION[kind], **law, prefix=whole[:, : min(given, 5)], keep=5)
+    assert torch.equal(shorter, whole[:, :5])
+
+
+def test_what_follows_depends_on_the_beginning() -> None:
+    prior = make_prior("class")
+    prefix = torch.tensor([[7, 7], [1, 2], [7, 7]])
+    continued = prior.generate(labels=[0, 2, 1], seed=5, prefix=prefix)
+    assert torch.equal(continued[:, :2], prefix)
+    assert not torch.equal(continued, prior.generate(labels=[0, 2, 1], seed=5))
+
+
 def test_guidance_of_one_is_no_guidance_and_more_changes_ids() -> None:
     prior = make_prior("class")
     assert not torch.equal(prior.generate([0, 1, 2], guidance=6.0), prior.generate([0, 1, 2]))
@@ -139,6 +159,9 @@ def test_sampling_follows_the_distribution() -> None:
         ({"min_p": 1.5}, "'min_p'.* 1.5"),
         ({"guidance_schedule": {"kind": "cosin"}}, "nearest is 'cosine'"),
         ({"guidance_schedule": {"kind": "interval", "start": 0.6, "stop": 0.5}}, "start at most stop"),
+        ({"prefix": torch.zeros(2, 3, dtype=torch.long)}, r"shape \[3, 0..6\], found \[2, 3\]"),
+        ({"prefix": torch.zeros(3, 4, dtype=torch.long), "keep": 3}, r"shape \[3, 0..3\], found \[3, 4\]"),
+        ({"prefix": torch.full((3, 2), 11)}, "0..10, found 11..11"),
         ({"keep": 0}, "keep must lie"),
         ({"keep": 7}, "keep must lie"),
         ({"labels": [3, 0, 0]}, "labels must lie"),

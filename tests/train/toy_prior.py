@@ -59,7 +59,9 @@ class BigramPrior(Prior):
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         uniforms = uniform_for(sampling.seed, sampling.sample_ids, (self.config.num_tokens,))
         before, drawn = torch.full((count, 1), self.config.vocab_size), []
-        for step in range(sampling.keep):
+        if sampling.prefix is not None and sampling.prefix.shape[1]:
+            before, drawn = sampling.prefix[:, -1:], list(sampling.prefix.unbind(1))
+        for step in range(len(drawn), sampling.keep):
             logits = self._logits(before, self._rows(labels_B, count))[:, 0]
             at = way(step, self.config.num_tokens)
             ids = sample_id(logits, uniforms[:, step], sampling.law, at)

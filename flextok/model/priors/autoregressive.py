@@ -138,18 +138,22 @@ class AutoregressivePrior(Prior):
         """See `Prior.sample`."""
         trunk, law, codebooks = self._trunk or CachedTrunk(self), sampling.law, self.config.codebooks
         guided = law.guidance != 1.0 and self.config.condition != "none"
+        twice = 2 if guided else 1
         start_RD, memory = self._generation_condition(labels_B, texts, count, guided)
         uniforms_BN = uniform_for(sampling.seed, sampling.sample_ids, (self.config.sequence_length,)).to(self.device)
         steps = sampling.keep * codebooks
         ids_BN = torch.empty(count, steps, dtype=torch.long, device=self.device)
+        given = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
+        if sampling.prefix is not None:
+            ids_BN[:, :given] = sampling.prefix.flatten(1)
+        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :given]).repeat(twice, 1, 1)], dim=1)
         cache = trunk.new_cache(len(start_RD), steps)
-        inputs_RND = start_RD[:, None]
-        for step in range(steps):
+        for step in range(given, steps):
             at = way(step // codebooks, self.config.num_tokens)
             hidden_RD = trunk.advance(inputs_RND, memory, cache)
             logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
             ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
-            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(2 if guided else 1, 1, 1)
+            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(twice, 1, 1)
         return ids_BN.unflatten(1, (sampling.keep, -1)) if codebooks > 1 else ids_BN
 
     def _generation_condition(

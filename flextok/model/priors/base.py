@@ -29,6 +29,8 @@ class Sampling:
     seed: int
     sample_ids: Sequence[int]
     """For each image, the stream of `seed` that it draws from."""
+    prefix: Tensor | None = None
+    """Ids of the first positions, [B,K0] or [B,K0,C], where these are given and the others follow from them."""
 
 
 class Prior(nn.Module):
@@ -64,6 +66,7 @@ class Prior(nn.Module):
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """Ids of `count` images, int64 [B,K] or [B,K,C]; `labels_B` or `texts` is given where that is the condition.
 
+        They begin with `sampling.prefix`, as if it had been drawn: what follows takes the draws of its own positions.
         Image i depends on `sampling.sample_ids[i]`, not on the batch; fewer positions are a prefix of more.
         """
         raise NotImplementedError
@@ -134,6 +137,7 @@ class Prior(nn.Module):
         min_p: float | None = None,
         last_temperature: float | None = None,
         guidance_schedule: GuidanceScheduleConfig = ConstantGuidance(),  # noqa: B008 - immutable
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Sampled ids, int64 [B,K] ([B,K,C] with several codebooks), for `keep` = K positions (default all).
 
@@ -141,8 +145,9 @@ class Prior(nn.Module):
         `guidance` g mixes the logits as u + g*(c - u) with those u of the dropped condition, more or less of it along
         the way by `guidance_schedule`. `temperature` 0 takes the likeliest id; it goes evenly to `last_temperature`,
         where given. `top_k`, `top_p` and `min_p` cut the tail (see `DrawConfig`). Image i draws from a stream of its
-        own, of `seed` and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. Raises
-        ValueError for what makes no sense.
+        own, of `seed` and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. `prefix` are ids
+        [B,K0] ([B,K0,C]) to continue: the result begins with them, and one continued from its own beginning is the same.
+        Raises ValueError for what makes no sense.
         """
         count = self._count(labels, text, num)
         keep = self.config.num_tokens if keep is None else keep
@@ -162,14 +167,26 @@ class Prior(nn.Module):
         streams = range(count) if sample_ids is None else sample_ids
         by_class, by_text = self.config.condition == "class", self.config.condition == "text"
         labels_B = torch.as_tensor(labels, dtype=torch.long, device=self.device) if by_class else None
+        texts = list(text or ()) if by_text else None
+        sampling = Sampling(keep, law, seed, streams, self._checked(prefix, count, keep))
         training = self.training
         self.eval()
         try:
-            return self.sample(
-                count, labels_B, list(text or ()) if by_text else None, Sampling(keep, law, seed, streams)
-            )
+            return self.sample(count, labels_B, texts, sampling)
         finally:
             self.train(training)
+
+    def _checked(self, prefix: Tensor | None, count: int, keep: int) -> Tensor | None:
+        if prefix is None:
+            return None
+        codes = (self.config.codebooks,) if self.config.codebooks > 1 else ()
+        if prefix.shape[:1] != (count,) or prefix.shape[2:] != codes or prefix.dim() < 2 or prefix.shape[1] > keep:
+            shape = ", ".join(map(str, (count, f"0..{keep}", *codes)))
+            raise ValueError(f"expected a prefix of shape [{shape}], found {list(prefix.shape)}")
+        if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < self.config.vocab_size:
+            found = f"{int(prefix.min())}..{int(prefix.max())}"
+            raise ValueError(f"expected ids of the prefix in 0..{self.config.vocab_size - 1}, found {found}")
+        return prefix.to(self.device, torch.long)
 
     def _count(self, labels: Sequence[int] | Tensor | None, text: Sequence[str] | None, num: int | None) -> int:
         given = {"class": labels, "text": text}.get(self.config.condition)
