@@ -16,7 +16,7 @@ Product = Callable[[Tensor], Tensor]
 Layout = Callable[[Tensor, Tensor | None, int], Product]
 """Of a weight [out,in], its bias [out] or None, and the rows it will mostly be multiplied with."""
 
-ROUNDS = 5
+ROUNDS = 8
 CLEARLY = 0.95
 """A later layout takes the place of an earlier one for a time of at most so much, lest noise decide."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}

@@ -85,7 +85,7 @@ class AutoregressivePrior(Prior):
     def __init__(self, config: PriorConfig, model: AutoregressiveConfig):
         super().__init__(config)
         self.model = model
-        self._trunk: CachedTrunk | None = None
+        self.trunk: CachedTrunk | None = None  # of a prepared prior; else one is made for each call
         self.start = nn.Parameter(torch.zeros(model.width))
         self.positions = nn.Parameter(torch.zeros(config.sequence_length, model.width))
         self.embedding = nn.Embedding(config.vocab_size, model.width)
@@ -130,13 +130,13 @@ class AutoregressivePrior(Prior):
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
         """See `Prior.prepare`."""
         super().prepare(rows, dtype)
-        self._trunk = CachedTrunk(self, rows, dtype)
+        self.trunk = CachedTrunk(self, rows, dtype)
         return self
 
     @torch.no_grad()
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """See `Prior.sample`."""
-        trunk, law, codebooks = self._trunk or CachedTrunk(self), sampling.law, self.config.codebooks
+        trunk, law, codebooks = self.trunk or CachedTrunk(self), sampling.law, self.config.codebooks
         guided = law.guidance != 1.0 and self.config.condition != "none"
         twice = 2 if guided else 1
         start_RD, memory = self._generation_condition(labels_B, texts, count, guided)

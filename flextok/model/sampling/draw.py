@@ -26,13 +26,13 @@ def sample_id(logits_BV: Tensor, uniform_B: Tensor, law: DrawConfig = WHOLE, way
     if temperature == 0:
         return logits_BV.argmax(-1)
     scaled = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
-    weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
+    weights = scaled.softmax(-1)
     if top_k is not None and top_k < weights.shape[-1]:
         weights.masked_fill_(weights < weights.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:
         weights.masked_fill_(weights < _last_of_nucleus(weights, top_p), 0.0)
     if law.min_p is not None:
-        weights.masked_fill_(weights < law.min_p, 0.0)  # the likeliest id has weight 1
+        weights.masked_fill_(weights < law.min_p * weights.amax(-1, keepdim=True), 0.0)
     return _inverted(weights, uniform_B)
 
 
@@ -53,7 +53,9 @@ def _inverted(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     First the block in which that happens, then the place within it, so that few sums are in double precision: in single
     precision those over a large vocabulary lose the rare ids.
     """
-    blocks = F.pad(weights_BV, (0, -weights_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    missing = -weights_BV.shape[-1] % BLOCK
+    whole = F.pad(weights_BV, (0, missing)) if missing else weights_BV
+    blocks = whole.unflatten(-1, (-1, BLOCK))
     mass = blocks.sum(-1).double()
     cumulative = mass.cumsum(-1)
     target_B1 = uniform_B.double()[:, None] * cumulative[:, -1:]
