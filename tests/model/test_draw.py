@@ -52,10 +52,11 @@ def test_a_draw_is_the_inverse_of_the_kept_distribution(law: str, vocabulary: in
 
 
 def test_a_wide_nucleus_is_sorted_whole() -> None:
-    logits = torch.zeros(2, 5000)
-    logits[:, :2500] = 1.0  # three quarters of the mass on half of the ids, more than are looked at first
-    uniform = torch.tensor([0.0, 1 - 2**-24])
-    assert sample_id(logits, uniform, DrawConfig(top_p=0.7)).tolist() == [0, 2499]
+    logits = torch.zeros(3, 5000)
+    logits[:2, :2500] = 1.0  # three quarters of the mass on half of the ids, more than are looked at first
+    logits[2, 7] = 20.0  # a row whose nucleus is narrow
+    uniform = torch.tensor([0.0, 1 - 2**-24, 0.5])
+    assert sample_id(logits, uniform, DrawConfig(top_p=0.7)).tolist() == [0, 2499, 7]
 
 
 @pytest.mark.parametrize("holder", [0, 255, 256, 999])

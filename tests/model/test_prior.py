@@ -123,6 +123,13 @@ def test_continued_from_its_own_beginning_it_is_the_same(kind: str, given: int) 
     assert torch.equal(shorter, whole[:, :5])
 
 
+def test_a_prior_in_bfloat16_draws() -> None:
+    prior = make_prior("class").to(torch.bfloat16)
+    whole = prior.generate(labels=[0, 2, 1], guidance=2.0)
+    assert whole.max() < 11 and whole.unique().numel() > 1
+    assert torch.equal(prior.generate(labels=[0, 2, 1], guidance=2.0, prefix=whole[:, :3])[:, :3], whole[:, :3])
+
+
 def test_what_follows_depends_on_the_beginning() -> None:
     prior = make_prior("class")
     prefix = torch.tensor([[7, 7], [1, 2], [7, 7]])

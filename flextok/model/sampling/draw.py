@@ -39,12 +39,18 @@ def sample_id(logits_BV: Tensor, uniform_B: Tensor, law: DrawConfig = WHOLE, way
 def _last_of_nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
     """Weight [B,1] of the last of the fewest likeliest ids whose share reaches `top_p`."""
     wanted_B1 = top_p * weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
-    ordered = weights_BV.topk(min(NUCLEUS, weights_BV.shape[-1])).values
-    if (ordered.sum(-1, keepdim=True, dtype=torch.float64) < wanted_B1).any():
-        ordered = weights_BV.sort(dim=-1, descending=True).values
+    likeliest = weights_BV.topk(min(NUCLEUS, weights_BV.shape[-1])).values
+    last_B1 = _last_reaching(likeliest, wanted_B1)
+    wide_B = likeliest.sum(-1, dtype=torch.float64) < wanted_B1[:, 0]
+    if wide_B.any():
+        last_B1[wide_B] = _last_reaching(weights_BV[wide_B].sort(dim=-1, descending=True).values, wanted_B1[wide_B])
+    return last_B1
+
+
+def _last_reaching(ordered: Tensor, wanted_B1: Tensor) -> Tensor:
+    """Of weights from the largest on, the one [B,1] at which their sum reaches `wanted_B1`."""
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    count_B1 = (before < wanted_B1).sum(-1, keepdim=True)
-    return ordered.gather(-1, count_B1 - 1)
+    return ordered.gather(-1, (before < wanted_B1).sum(-1, keepdim=True) - 1)
 
 
 def _inverted(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
