@@ -100,6 +100,7 @@ def test_it_learns_generates_and_keeps_its_buffer(prior_url: str) -> None:
     whole = prior.generate(labels=[1, 2], seed=1)
     assert torch.equal(prior.generate(labels=[1, 2], seed=1, keep=2), whole[:, :2])
     assert torch.equal(prior.generate(labels=[1, 2], seed=1, prefix=whole[:, :2]), whole)
+    assert torch.equal(prior.prepare(rows=2).generate(labels=[1, 2], seed=1), whole)
     assert len(np.unique(ids[:, 0])) > 1
 
 
