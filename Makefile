@@ -33,6 +33,9 @@ type: $(INSTALLED)
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.model $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
+	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m flextok.bench.prior --threads 1 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.prior >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.cluster >> docs/benchmarks.new
 ifdef PICTURES
 	$(BIN)/python -m flextok.bench.data $(PICTURES) >> docs/benchmarks.new

@@ -1,12 +1,18 @@
 """Images drawn from a prior, as PNG files: for a person who wants to see some."""
 
+import torch
+
 from flextok import storage
-from flextok.data.images import to_png, to_uint8
+from flextok.data.images import ImageError, center_crop, decode, to_model, to_png, to_uint8
 from flextok.errors import UsageError
 from flextok.model.load import load_prior, load_tokenizer
 from flextok.model.priors.config import PriorConfig
+from flextok.model.sampling.config import DrawConfig
+from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.storage_errors import storage_errors
 
 
+@storage_errors("draw images from {prior_url} into {dest}")
 def generate_images(
     prior_url: str,
     tokenizer_url: str,
@@ -16,24 +22,31 @@ def generate_images(
     keep: int | None = None,
     num: int = 8,
     seed: int = 0,
+    law: DrawConfig = DrawConfig(),  # noqa: B008 - immutable
+    picture: str | None = None,
+    keep_from: int | None = None,
 ) -> list[str]:
     """Draw `num` images and write them to the folder `dest`; gives their URLs.
 
     A prior over classes draws class `label`, or all in turn; one that reads captions draws `text`. `keep` tokens of each
-    image are drawn, all by default. Raises UsageError for a condition that this prior does not know.
+    image are drawn, all by default; the first `keep_from` are those of the file `picture`, where one is given. Raises
+    UsageError for a condition that this prior does not know, or a picture that cannot be read.
     """
     prior, tokenizer = load_prior(prior_url), load_tokenizer(tokenizer_url)
-    _check(prior.config, label, text, keep)
+    _check(prior.config, label, text, keep, picture, keep_from)
     by_class, by_text = prior.config.condition == "class", prior.config.condition == "text"
     labels = (
         [index % prior.config.num_classes if label is None else label for index in range(num)] if by_class else None
     )
-    ids = prior.generate(
+    prefix = None if picture is None else _tokens_of(picture, tokenizer)[:, :keep_from].repeat_interleave(num, dim=0)
+    ids = prior.prepare(rows=num if law.guidance == 1 else 2 * num).generate(
         labels=labels,
         text=[text or ""] * num if by_text else None,
         keep=keep,
         seed=seed,
         num=None if by_class or by_text else num,
+        prefix=prefix,
+        **dict(law),
     )
     images = to_uint8(tokenizer.detokenize(ids, seed=seed))
     urls = []
@@ -44,7 +57,25 @@ def generate_images(
     return urls
 
 
-def _check(config: PriorConfig, label: int | None, text: str | None, keep: int | None) -> None:
+def _tokens_of(picture: str, tokenizer: Tokenizer) -> torch.Tensor:
+    """Ids of one picture, [1,L] or [1,L,C]."""
+    if not storage.exists(picture):
+        raise UsageError(f"expected a picture, found nothing at {picture}; check the path")
+    try:
+        pixels = center_crop(decode(storage.read_bytes(picture)).rgb, tokenizer.config.image_size)
+    except ImageError as error:
+        raise UsageError(f"expected a picture that decodes, found {picture}: {error}") from None
+    return tokenizer.tokenize(to_model(pixels[None]))
+
+
+def _check(
+    config: PriorConfig,
+    label: int | None,
+    text: str | None,
+    keep: int | None,
+    picture: str | None,
+    keep_from: int | None,
+) -> None:
     for name, value in (("class", label), ("text", text)):
         if value is not None and name != config.condition:
             raise UsageError(f"expected a {config.condition} for this prior, found a {name}; it was not trained on any")
@@ -54,3 +85,8 @@ def _check(config: PriorConfig, label: int | None, text: str | None, keep: int |
         raise UsageError(f"expected --label within 0..{config.num_classes - 1}, found {label}")
     if keep is not None and not 1 <= keep <= config.num_tokens:
         raise UsageError(f"expected --keep within 1..{config.num_tokens}, found {keep}")
+    if (picture is None) != (keep_from is None):
+        raise UsageError("expected --from and --keep-from together: a picture, and how many of its tokens stay")
+    most = (keep or config.num_tokens) - 1
+    if keep_from is not None and not 1 <= keep_from <= most:
+        raise UsageError(f"expected --keep-from within 1..{most}, fewer than are kept in all, found {keep_from}")

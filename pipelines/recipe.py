@@ -149,7 +149,7 @@ def load_recipe(profile: str = DEFAULT_PROFILE, sets: tuple[str, ...] | list[str
         raise UsageError(f"expected a mapping of settings in {path}, found {type(values).__name__}")
     _warn(path.name, move_keys(values, Recipe))
     for item in sets:
-        _assign(values, item)
+        assign(values, item)
         _warn("--set", move_keys(values, Recipe, replace=True))
     return parse_config(Recipe, values, where=str(path) + (" with --set" if sets else ""))
 
@@ -175,7 +175,8 @@ def _profile_path(profile: str) -> Path:
     return PROFILES / f"{profile}.yaml"
 
 
-def _assign(values: dict[str, Any], item: str) -> None:
+def assign(values: dict[str, Any], item: str) -> None:
+    """Put "a.b=value" into `values`, the value read as YAML; raises UsageError where it is not of that form."""
     dotted, equals, text = item.partition("=")
     names = dotted.strip().split(".")
     if not equals or not all(names):

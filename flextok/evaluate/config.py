@@ -13,6 +13,7 @@ from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
 from flextok.model.decoders.config import SamplerConfig
+from flextok.model.sampling.config import DrawConfig
 from flextok.registry import Register
 
 FEWEST_RESAMPLES = 40
@@ -33,19 +34,13 @@ def _names_in(register: Register) -> AfterValidator:
     return AfterValidator(check)
 
 
-class SamplesConfig(Config):
+class SamplesConfig(DrawConfig):
     """What is drawn from the prior. Its guidance steers the ids; the decoder's own stands in EvaluationConfig."""
 
     num: int = Field(default=256, gt=0, description="Images to sample, as equally over the classes as can be.")
     keep: tuple[int, ...] | None = Field(
         default=None, description="Token counts to decode each sample at; null: as reconstructions."
     )
-    temperature: float = Field(default=1.0, ge=0, description="Divides the logits; 0 takes the likeliest id.")
-    top_k: int | None = Field(default=None, gt=0, description="Keep only the k likeliest ids; null keeps all.")
-    top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Keep the fewest ids whose probability reaches p; null: all."
-    )
-    guidance: float = Field(default=1.0, ge=0, description="Classifier-free guidance of the prior; 1 is none.")
 
 
 class DecodingConfig(SamplerConfig):

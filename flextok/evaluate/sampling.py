@@ -25,6 +25,7 @@ from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.protocol import decoder_record, evaluation_device
 from flextok.model.load import load_prior, load_tokenizer, prior_outline, tokenizer_outline
 from flextok.model.priors.config import PriorConfig
+from flextok.model.sampling.config import DrawConfig
 from flextok.provenance import artifact_input, read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
@@ -82,7 +83,7 @@ def sample_images(
         "keep": keeps,
         "decoder": decoder_record(tokenizer, config, dtype_name(dtype)),
         "sampler": {
-            **settings.model_dump(mode="json", exclude={"keep", "guidance"}),
+            **{name: value for name, value in settings.content().items() if name not in ("keep", "guidance")},
             "prior_guidance": settings.guidance,
             "seed": config.seed,
             "labels": condition.rule,
@@ -178,17 +179,13 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, rows: range) -> np.ndarray:
         """Those of the samples `rows`, int64 [B, L] or [B, L, C]."""
-        settings = self._config.samples
         ids = self._prior.generate(
             labels=[label or 0 for label in self._condition.labels[rows.start : rows.stop]],
             text=[text or "" for text in self._condition.texts[rows.start : rows.stop]],
             num=len(rows),
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            guidance=settings.guidance,
             seed=self._config.seed,
             sample_ids=rows,
+            **dict(self._config.samples.part(DrawConfig)),
         )
         return ids.cpu().numpy()
 

@@ -9,6 +9,7 @@ import typer
 from flextok.config import parse_config
 from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import Debug, PriorPath, RayAddress, Resources, TokenizerPath
+from pipelines.recipe import assign
 
 logger = logging.getLogger(__name__)
 
@@ -122,10 +123,29 @@ def generate(
     keep: Annotated[int | None, typer.Option("--keep", min=1, help="Tokens of each image; default all.")] = None,
     num: Annotated[int, typer.Option("--num", min=1, help="Number of images.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives other images.")] = 0,
+    sets: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How ids are drawn, as in evaluation.samples: guidance=3, guidance_schedule.kind=cosine, top_p=0.9.",
+        ),
+    ] = [],  # noqa: B006
+    picture: Annotated[
+        str | None, typer.Option("--from", metavar="PICTURE", help="Begin with tokens of this picture.")
+    ] = None,
+    keep_from: Annotated[
+        int | None, typer.Option("--keep-from", help="How many of its tokens stay; the others are drawn.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Images drawn from a prior, as PNG files."""
     from flextok.generate import generate_images
+    from flextok.model.sampling.config import DrawConfig
 
-    generate_images(prior, tokenizer, out, label, text, keep, num, seed)
+    values: dict[str, Any] = {}
+    for item in sets:
+        assign(values, item)
+    law = parse_config(DrawConfig, values, "flextok generate")
+    generate_images(prior, tokenizer, out, label, text, keep, num, seed, law, picture, keep_from)
     print(out)

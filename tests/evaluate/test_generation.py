@@ -11,10 +11,11 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.images import to_uint8
 from flextok.data.tokens import TokenStore, verify_tokens
 from flextok.errors import UsageError
+from flextok.evaluate.config import SamplesConfig
 from flextok.evaluate.generation import evaluate_generation, random_ids
 from flextok.evaluate.sampling import open_samples, read_images, sample_images
 from flextok.model.checkpoint import save_checkpoint
-from flextok.model.load import load_tokenizer
+from flextok.model.load import load_prior, load_tokenizer
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
 from flextok.model.tokenizer import Tokenizer
@@ -43,6 +44,16 @@ def test_digest_covers_what_decides_the_pictures(pipeline: TinyPipeline):
     classes = Corpus.open(pipeline.train).classes
     other = sample_images(pipeline.prior, pipeline.tokenizer, str(pipeline.root / "samples"), config, classes)
     assert other.digest != pipeline.samples.digest
+
+
+def test_the_whole_law_of_the_settings_is_drawn_by(pipeline: TinyPipeline):
+    law = {"guidance": 4.0, "guidance_schedule": {"kind": "linear"}, "temperature": 2.0, "last_temperature": 0.1}
+    law |= {"top_k": 9, "top_p": 0.95, "min_p": 0.01}
+    config = EVALUATION.model_copy(update={"samples": SamplesConfig.model_validate({"num": 16, "keep": [1], **law})})
+    drawn = sample_images(pipeline.prior, pipeline.tokenizer, str(pipeline.root / "samples"), config)
+    ids = load_prior(pipeline.prior).generate(labels=range(16), **law)
+    assert TokenStore.open(drawn.url).ids().tolist() == ids.tolist()
+    assert open_samples(drawn.url)[1]["sampler"]["guidance_schedule"] == {"kind": "linear"}
 
 
 def test_pictures_are_the_decoded_rows(pipeline: TinyPipeline):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flextok.bench.model import D12, Speed, agreement, agreement_table, forward_gflop
+from flextok.bench.prior import Size, change_of_loss, medians, ours
 
 
 def test_operations_of_the_published_size() -> None:
@@ -18,3 +19,17 @@ def test_share_of_peak_and_agreement() -> None:
     assert agreement(exact, rounded) == [1.0, 0.5]
     heading, _, _, _, table, _ = agreement_table("toy", [1.0, 0.5])
     assert "75.0% over all positions" in heading and table.startswith("| 0 | 100% | 50% |")
+
+
+def test_contenders_draw_in_both_orders() -> None:
+    drawn: list[str] = []
+    seconds = medians({name: lambda name=name: drawn.append(name) for name in ("ours", "theirs")}, rounds=1)
+    assert drawn == ["ours", "theirs", "ours", "theirs", "theirs", "ours"]  # the first two are not timed
+    assert set(seconds) == {"ours", "theirs"} and min(seconds.values()) > 0
+
+
+def test_the_measured_prior_draws_ids_and_its_loss_is_compared() -> None:
+    prior = Size(32, 1, 16, (2,)).prior(length=3)
+    assert torch.equal(ours(prior, 2, torch.float32)(), prior.generate(num=2, seed=0))  # type: ignore[arg-type]
+    assert change_of_loss(prior, 2, torch.float32) == 0
+    assert 0 < abs(change_of_loss(prior, 2, torch.bfloat16)) < 0.005

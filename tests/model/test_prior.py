@@ -8,8 +8,10 @@ import torch
 from flextok.errors import IntegrityError, UsageError
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_prior
-from flextok.model.priors.base import Prior, sample_id
+from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
+from flextok.model.sampling.config import DrawConfig
+from flextok.model.sampling.draw import sample_id
 from flextok.model.text import text_encoder
 
 TINY = {"width": 32, "depth": 2, "head_dim": 16, "num_tokens": 6, "vocab_size": 11}
@@ -109,6 +111,33 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     assert torch.equal(alone[0], whole[1])
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("given", [0, 1, 4, 6])
+def test_continued_from_its_own_beginning_it_is_the_same(kind: str, given: int) -> None:
+    """One pass over all given positions, then step K0 takes the draw of K0: as if they had been drawn."""
+    prior = make_prior(kind)
+    law = {"seed": 5, "guidance": 1.0 if kind == "none" else 3.0, "last_temperature": 0.5}
+    whole = prior.generate(**CONDITION[kind], **law)
+    assert torch.equal(prior.generate(**CONDITION[kind], **law, prefix=whole[:, :given]), whole)
+    shorter = prior.generate(**CONDITION[kind], **law, prefix=whole[:, : min(given, 5)], keep=5)
+    assert torch.equal(shorter, whole[:, :5])
+
+
+def test_a_prior_in_bfloat16_draws() -> None:
+    prior = make_prior("class").to(torch.bfloat16)
+    whole = prior.generate(labels=[0, 2, 1], guidance=2.0)
+    assert whole.max() < 11 and whole.unique().numel() > 1
+    assert torch.equal(prior.generate(labels=[0, 2, 1], guidance=2.0, prefix=whole[:, :3])[:, :3], whole[:, :3])
+
+
+def test_what_follows_depends_on_the_beginning() -> None:
+    prior = make_prior("class")
+    prefix = torch.tensor([[7, 7], [1, 2], [7, 7]])
+    continued = prior.generate(labels=[0, 2, 1], seed=5, prefix=prefix)
+    assert torch.equal(continued[:, :2], prefix)
+    assert not torch.equal(continued, prior.generate(labels=[0, 2, 1], seed=5))
+
+
 def test_guidance_of_one_is_no_guidance_and_more_changes_ids() -> None:
     prior = make_prior("class")
     assert not torch.equal(prior.generate([0, 1, 2], guidance=6.0), prior.generate([0, 1, 2]))
@@ -120,18 +149,33 @@ def test_sampling_follows_the_distribution() -> None:
     logits = probabilities.log().expand(1000, -1)
     counts = torch.bincount(sample_id(logits, uniform), minlength=4)
     assert counts.tolist() == [50, 0, 600, 350]
-    assert torch.bincount(sample_id(logits, uniform, top_k=1), minlength=4).tolist() == [0, 0, 1000, 0]
-    nucleus = torch.bincount(sample_id(logits, uniform, top_p=0.7), minlength=4) / 1000
+    assert torch.bincount(sample_id(logits, uniform, DrawConfig(top_k=1)), minlength=4).tolist() == [0, 0, 1000, 0]
+    nucleus = torch.bincount(sample_id(logits, uniform, DrawConfig(top_p=0.7)), minlength=4) / 1000
     assert nucleus == pytest.approx([0, 0, 0.6 / 0.95, 0.35 / 0.95], abs=2e-3)
-    cold = torch.bincount(sample_id(logits, uniform, temperature=0.5), minlength=4) / 1000
+    cold = torch.bincount(sample_id(logits, uniform, DrawConfig(temperature=0.5)), minlength=4) / 1000
     assert cold == pytest.approx((probabilities**2 / (probabilities**2).sum()).tolist(), abs=2e-3)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"keep": 0}, {"keep": 7}, {"labels": [3, 0, 0]}]
+    ("arguments", "complaint"),
+    [
+        ({"temperature": -1.0}, "'temperature'.* -1"),
+        ({"last_temperature": -1.0}, "'last_temperature'.* -1"),
+        ({"top_k": 0}, "'top_k'.* 0"),
+        ({"top_p": 0.0}, "'top_p'.* 0"),
+        ({"min_p": 1.5}, "'min_p'.* 1.5"),
+        ({"guidance_schedule": {"kind": "cosin"}}, "nearest is 'cosine'"),
+        ({"guidance_schedule": {"kind": "interval", "start": 0.6, "stop": 0.5}}, "start at most stop"),
+        ({"prefix": torch.zeros(2, 3, dtype=torch.long)}, r"shape \[3, 0..6\], found \[2, 3\]"),
+        ({"prefix": torch.zeros(3, 4, dtype=torch.long), "keep": 3}, r"shape \[3, 0..3\], found \[3, 4\]"),
+        ({"prefix": torch.full((3, 2), 11)}, "0..10, found 11..11"),
+        ({"keep": 0}, "keep must lie"),
+        ({"keep": 7}, "keep must lie"),
+        ({"labels": [3, 0, 0]}, "labels must lie"),
+    ],
 )
-def test_senseless_arguments_are_refused(arguments: dict) -> None:
-    with pytest.raises(ValueError, match=r"expected|must lie"):
+def test_senseless_arguments_are_refused(arguments: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
         make_prior("class").generate(**{"labels": [0, 1, 2], **arguments})
 
 

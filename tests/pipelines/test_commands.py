@@ -4,13 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from shrunk_smoke import Built
 
 from flextok.data.corpus.reader import Corpus
+from flextok.data.images import center_crop, to_model, to_uint8
 from flextok.data.tokens import TokenStore
+from flextok.model.load import load_prior, load_tokenizer
+from flextok.model.sampling.config import LinearGuidance
 from pipelines import cli
 
 pytestmark = pytest.mark.slow
@@ -103,6 +108,34 @@ def test_generated_pictures_have_names_and_size(places: dict[str, str], capsys, 
     assert "expected --label within 0..15" in capsys.readouterr().err
     assert cli.run(["generate", *models, "--text", "a dog"]) == 2
     assert "expected a class for this prior, found a text" in capsys.readouterr().err
+
+
+def test_a_picture_is_completed(places: dict[str, str], capsys, tmp_path):
+    """All but its last token stay: drawn greedily, it is what the prior makes of those tokens."""
+    Image.effect_noise((50, 40), 90).convert("RGB").save(tmp_path / "given.png")
+    given, out = str(tmp_path / "given.png"), tmp_path / "out"
+    models = ["--prior", places["prior"], "--tokenizer", places["tokenizer"], "--out", str(out)]
+    law = ["--set", "temperature=0", "--set", "guidance=2", "--set", "guidance_schedule.kind=linear"]
+    assert cli.run(["generate", *models, *law, "--label", "2", "--num", "2", "--from", given, "--keep-from", "3"]) == 0
+    tokenizer, prior = load_tokenizer(places["tokenizer"]), load_prior(places["prior"])
+    ids = tokenizer.tokenize(to_model(center_crop(Image.open(given), 32)[None])).repeat(2, 1)
+    drawn = prior.generate([2, 2], temperature=0, guidance=2, guidance_schedule=LinearGuidance(), prefix=ids[:, :3])
+    assert torch.equal(drawn[:, :3], ids[:, :3])
+    expected = to_uint8(tokenizer.detokenize(drawn))
+    for index in range(2):
+        assert (
+            np.abs(np.asarray(Image.open(out / f"{index:04d}_class0002.png")).astype(int) - expected[index]).max() <= 1
+        )
+    for wrong, complaint in (
+        (["--from", given], "--from and --keep-from together"),
+        (["--from", given, "--keep-from", "4"], "--keep-from within 1..3"),
+        (["--from", str(tmp_path / "none.png"), "--keep-from", "2"], "found nothing at"),
+        (["--from", places["prior"] + "/config.yaml", "--keep-from", "2"], "expected a picture that decodes"),
+        (["--set", "guidence=3"], "nearest known key is 'guidance'"),
+        (["--set", "top_p=2"], "'top_p'"),
+    ):
+        assert cli.run(["generate", *models, *wrong]) == 2
+        assert complaint in capsys.readouterr().err
 
 
 def test_evaluations_and_report_without_the_pipeline(built: Built, places: dict[str, str], capsys, tmp_path):

@@ -97,7 +97,10 @@ def test_it_learns_generates_and_keeps_its_buffer(prior_url: str) -> None:
     assert isinstance(prior, BigramPrior) and prior.config.model.kind == "bigram"
     ids = prior.generate(labels=[0, 1, 2] * 8, seed=1, top_p=0.9).numpy()
     assert (steps_between(ids) == np.array([1, 2, 3] * 8)[:, None]).all()
-    assert torch.equal(prior.generate(labels=[1, 2], seed=1, keep=2), prior.generate(labels=[1, 2], seed=1)[:, :2])
+    whole = prior.generate(labels=[1, 2], seed=1)
+    assert torch.equal(prior.generate(labels=[1, 2], seed=1, keep=2), whole[:, :2])
+    assert torch.equal(prior.generate(labels=[1, 2], seed=1, prefix=whole[:, :2]), whole)
+    assert torch.equal(prior.prepare(rows=2).generate(labels=[1, 2], seed=1), whole)
     assert len(np.unique(ids[:, 0])) > 1
 
 

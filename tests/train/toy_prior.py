@@ -6,9 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flextok.model.priors.base import Prior, Sampling, sample_id
+from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import PRIORS, PriorConfig, PriorModelConfig
 from flextok.model.rng import SampleRng, uniform_for
+from flextok.model.sampling.config import way
+from flextok.model.sampling.draw import sample_id
 from flextok.model.text import TextFeatures
 
 
@@ -57,9 +59,12 @@ class BigramPrior(Prior):
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         uniforms = uniform_for(sampling.seed, sampling.sample_ids, (self.config.num_tokens,))
         before, drawn = torch.full((count, 1), self.config.vocab_size), []
-        for step in range(sampling.keep):
+        if sampling.prefix is not None and sampling.prefix.shape[1]:
+            before, drawn = sampling.prefix[:, -1:], list(sampling.prefix.unbind(1))
+        for step in range(len(drawn), sampling.keep):
             logits = self._logits(before, self._rows(labels_B, count))[:, 0]
-            ids = sample_id(logits, uniforms[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
+            at = way(step, self.config.num_tokens)
+            ids = sample_id(logits, uniforms[:, step], sampling.law, at)
             drawn.append(ids)
             before = ids[:, None]
         return torch.stack(drawn, dim=1)

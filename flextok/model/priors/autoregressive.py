@@ -10,28 +10,21 @@ T text positions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flextok.model.nn.attention import attend
-from flextok.model.priors.base import Prior, Sampling, sample_id
+from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import AutoregressiveConfig, PriorConfig
 from flextok.model.rng import uniform_for
+from flextok.model.sampling.config import way
+from flextok.model.sampling.draw import sample_id
+from flextok.model.sampling.trunk import CachedTrunk, Memory
 from flextok.model.text import TextFeatures
 
 INIT_STD = 0.02
-
-
-@dataclass
-class _Cache:
-    """Keys and values of the positions seen so far, one pair a block, [B,H,N,head_dim]; `length` are filled."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: int = 0
 
 
 def _heads(x_BND: Tensor, head_dim: int) -> Tensor:
@@ -78,18 +71,9 @@ class _Block(nn.Module):
         assert self.cross is not None  # only a text-conditional prior has a context
         return self.cross.keys_values(context_BTD)
 
-    def forward(
-        self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None, cache: _Cache | None, index: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         normed = self.norms[0](x)
-        key, value = self.attention.keys_values(normed)
-        if cache is not None:
-            stop = cache.length + x.shape[1]
-            cache.keys[index][:, :, cache.length : stop] = key
-            cache.values[index][:, :, cache.length : stop] = value
-            key, value = cache.keys[index][:, :, :stop], cache.values[index][:, :, :stop]
-        # With a cache the only query is the newest position, which sees everything before it.
-        x = x + self.dropout(self.attention(normed, key, value, causal=cache is None))
+        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), causal=True))
         if self.cross is not None and memory is not None:
             key, value, mask = memory
             x = x + self.dropout(self.cross(self.norms[2](x), key, value, mask=mask))
@@ -103,6 +87,7 @@ class AutoregressivePrior(Prior):
     def __init__(self, config: PriorConfig, model: AutoregressiveConfig):
         super().__init__(config)
         self.model = model
+        self.trunk: CachedTrunk | None = None  # of a prepared prior; else one is made for each call
         self.start = nn.Parameter(torch.zeros(model.width))
         self.positions = nn.Parameter(torch.zeros(config.sequence_length, model.width))
         self.embedding = nn.Embedding(config.vocab_size, model.width)
@@ -137,46 +122,56 @@ class AutoregressivePrior(Prior):
         """See `Prior.loss`."""
         flat_BN = ids.flatten(1)
         start_BD, memory = self._condition(len(ids), labels_B, context, drop_B)
-        inputs = torch.cat([start_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
-        logits_BNV = self._logits(inputs, memory)
+        x_BND = torch.cat([start_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
+        x_BND = x_BND + self.positions[: x_BND.shape[1]]
+        for index, block in enumerate(self.blocks):
+            x_BND = block(x_BND, None if memory is None else memory[index])
+        logits_BNV = self.head(self.norm(x_BND))
         return F.cross_entropy(logits_BNV.float().transpose(1, 2), flat_BN, reduction="none").view(ids.shape)
+
+    def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
+        """See `Prior.prepare`."""
+        super().prepare(rows, dtype)
+        self.trunk = CachedTrunk(self, rows, dtype)
+        return self
 
     @torch.no_grad()
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """See `Prior.sample`."""
-        guided = sampling.guidance != 1.0 and self.config.condition != "none"
-        start_BD, memory = self._generation_condition(labels_B, texts, count, guided)
+        trunk, law, codebooks = self.trunk or CachedTrunk(self), sampling.law, self.config.codebooks
+        guided = law.guidance != 1.0 and self.config.condition != "none"
+        twice = 2 if guided else 1
+        start_RD, memory = self._generation_condition(labels_B, texts, count, guided)
         uniforms_BN = uniform_for(sampling.seed, sampling.sample_ids, (self.config.sequence_length,)).to(self.device)
-        steps = sampling.keep * self.config.codebooks
-        cache = self._empty_cache(len(start_BD), steps)
-        x_BD, ids = start_BD, []
-        for step in range(steps):
-            logits_BV = self._logits(x_BD[:, None], memory, cache)[:, 0].float()
-            if guided:
-                conditional, unconditional = logits_BV.chunk(2)
-                logits_BV = unconditional + sampling.guidance * (conditional - unconditional)
-            drawn = sample_id(logits_BV, uniforms_BN[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
-            ids.append(drawn)
-            x_BD = self.embedding(drawn).repeat(2 if guided else 1, 1)
-        sampled = torch.stack(ids, dim=1)
-        return sampled.unflatten(1, (sampling.keep, -1)) if self.config.codebooks > 1 else sampled
+        steps = sampling.keep * codebooks
+        ids_BN = torch.empty(count, steps, dtype=torch.long, device=self.device)
+        given = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
+        if sampling.prefix is not None:
+            ids_BN[:, :given] = sampling.prefix.flatten(1)
+        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :given]).repeat(twice, 1, 1)], dim=1)
+        cache = trunk.new_cache(len(start_RD), steps)
+        for step in range(given, steps):
+            at = way(step // codebooks, self.config.num_tokens)
+            hidden_RD = trunk.advance(inputs_RND, memory, cache)
+            logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
+            ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
+            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(twice, 1, 1)
+        return ids_BN.unflatten(1, (sampling.keep, -1)) if codebooks > 1 else ids_BN
 
     def _generation_condition(
         self, labels_B: Tensor | None, texts: Sequence[str] | None, count: int, guided: bool
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]] | None]:
+    ) -> tuple[Tensor, Memory | None]:
         """Start vectors and text memory of the conditional images, then, if `guided`, the unconditional ones."""
-        twice = 2 if guided else 1
-        drop_B = torch.arange(twice * count, device=self.device) >= count
-        if labels_B is not None:
-            return self._condition(twice * count, labels_B.repeat(twice), None, drop_B)
-        if texts is not None:
-            features = self.text_encoder.encode(list(texts) * twice).to(self.device)
-            return self._condition(twice * count, None, features, drop_B)
-        return self._condition(count, None, None, None)
+        context = None if texts is None else self.text_encoder.encode(texts).to(self.device)
+        start_BD, memory = self._condition(count, labels_B, context, None)
+        if not guided:
+            return start_BD, memory
+        start_RD = torch.cat([start_BD, self.start.expand(count, -1)])
+        return start_RD, None if memory is None else [_with_unconditional(*block) for block in memory]
 
     def _condition(
         self, count: int, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]] | None]:
+    ) -> tuple[Tensor, Memory | None]:
         start_BD = self.start.expand(count, -1)
         kept_B = torch.ones(count, dtype=torch.bool, device=start_BD.device) if drop_B is None else ~drop_B
         if self.classes is not None:
@@ -194,25 +189,20 @@ class AutoregressivePrior(Prior):
         mask = mask_BT[:, None, None]
         return start_BD, [(*block.memory(memory_BTD), mask) for block in self.blocks if isinstance(block, _Block)]
 
-    def _logits(
-        self,
-        inputs_BND: Tensor,
-        memory: list[tuple[Tensor, Tensor, Tensor]] | None,
-        cache: _Cache | None = None,
-    ) -> Tensor:
-        first = 0 if cache is None else cache.length
-        x = inputs_BND + self.positions[first : first + inputs_BND.shape[1]]
-        for index, block in enumerate(self.blocks):
-            x = block(x, None if memory is None else memory[index], cache, index)
-        if cache is not None:
-            cache.length += inputs_BND.shape[1]
-        return self.head(self.norm(x))
 
-    def _empty_cache(self, batch: int, length: int) -> _Cache:
-        config = self.model
-        shape = (batch, config.width // config.head_dim, length, config.head_dim)
-        keys, values = ([self.start.new_zeros(shape) for _ in range(config.depth)] for _ in range(2))
-        return _Cache(keys, values)
+def _mixed(trunk: CachedTrunk, hidden_RD: Tensor, guidance: float) -> Tensor:
+    """Logits [B,V] of the guided images; the vocabulary's product is made for those that matter alone."""
+    if guidance == 1.0:
+        return trunk.logits(hidden_RD.chunk(2)[0])
+    conditional, unconditional = trunk.logits(hidden_RD).chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _with_unconditional(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The memory of a block for its images, then for the same ones without their captions: these see the null alone."""
+    null_only = torch.zeros_like(mask)
+    null_only[..., 0] = True
+    return key.repeat(2, 1, 1, 1), value.repeat(2, 1, 1, 1), torch.cat([mask, null_only])
 
 
 def _check_labels(labels_B: Tensor, num_classes: int) -> None:

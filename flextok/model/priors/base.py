@@ -6,31 +6,31 @@ Shapes: B images, L positions of C codebooks, N = L*C ids in position-major orde
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flextok.config import parse_config
 from flextok.errors import UsageError
 from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng
+from flextok.model.sampling.config import ConstantGuidance, DrawConfig, GuidanceScheduleConfig
 from flextok.model.text import TextEncoder, TextFeatures, text_encoder
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ids are drawn."""
+    """Which ids are drawn, and how."""
 
     keep: int
     """Positions to draw, K."""
-    temperature: float
-    """0 takes the likeliest id."""
-    top_k: int | None
-    top_p: float | None
-    guidance: float
-    """Classifier-free guidance; 1 is none."""
+    law: DrawConfig
     seed: int
     sample_ids: Sequence[int]
     """For each image, the stream of `seed` that it draws from."""
+    prefix: Tensor | None = None
+    """Ids of the first positions, [B,K0] or [B,K0,C], where these are given and the others follow from them."""
 
 
 class Prior(nn.Module):
@@ -66,6 +66,7 @@ class Prior(nn.Module):
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """Ids of `count` images, int64 [B,K] or [B,K,C]; `labels_B` or `texts` is given where that is the condition.
 
+        They begin with `sampling.prefix`, as if it had been drawn: what follows takes the draws of its own positions.
         Image i depends on `sampling.sample_ids[i]`, not on the batch; fewer positions are a prefix of more.
         """
         raise NotImplementedError
@@ -81,6 +82,17 @@ class Prior(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = probability
+
+    def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "Prior":
+        """Freeze for drawing many ids: faster, for twice the memory of the weights. Gives the prior itself.
+
+        `rows` are the images of a call, twice where guided; other calls work too. `dtype` is that of the matrix
+        products, float32 or bfloat16. The layouts of the weights are chosen by timing, so that the last bits of logits,
+        and with them an id now and then, may differ between two loads; what must be made again to the bit is drawn
+        without. Does nothing more in kinds that have nothing to prepare.
+        """
+        self.requires_grad_(False)
+        return self.eval()
 
     @property
     def device(self) -> torch.device:
@@ -122,13 +134,20 @@ class Prior(nn.Module):
         seed: int = 0,
         sample_ids: Sequence[int] | None = None,
         num: int | None = None,
+        min_p: float | None = None,
+        last_temperature: float | None = None,
+        guidance_schedule: GuidanceScheduleConfig = ConstantGuidance(),  # noqa: B008 - immutable
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Sampled ids, int64 [B,K] ([B,K,C] with several codebooks), for `keep` = K positions (default all).
 
         One image for each of `labels` or `text` (whichever the prior is conditioned on; `num` images when on nothing).
-        `temperature` 0 takes the likeliest id. `top_k` and `top_p` cut the tail. `guidance` g mixes the logits as
-        u + g*(c - u) with those u of the dropped condition. Image i draws from a stream of its own, of `seed` and
-        `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids.
+        `guidance` g mixes the logits as u + g*(c - u) with those u of the dropped condition, more or less of it along
+        the way by `guidance_schedule`. `temperature` 0 takes the likeliest id; it goes evenly to `last_temperature`,
+        where given. `top_k`, `top_p` and `min_p` cut the tail (see `DrawConfig`). Image i draws from a stream of its
+        own, of `seed` and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. `prefix` are ids
+        [B,K0] ([B,K0,C]) to continue: the result begins with them, and one continued from its own beginning is the same.
+        Raises ValueError for what makes no sense.
         """
         count = self._count(labels, text, num)
         keep = self.config.num_tokens if keep is None else keep
@@ -136,16 +155,38 @@ class Prior(nn.Module):
             raise ValueError(f"keep must lie in 1..{self.config.num_tokens}, got {keep}")
         if sample_ids is not None and len(sample_ids) != count:
             raise ValueError(f"expected {count} sample_ids, got {len(sample_ids)}")
+        law = _law(
+            temperature=temperature,
+            last_temperature=last_temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+        )
         streams = range(count) if sample_ids is None else sample_ids
         by_class, by_text = self.config.condition == "class", self.config.condition == "text"
         labels_B = torch.as_tensor(labels, dtype=torch.long, device=self.device) if by_class else None
+        texts = list(text or ()) if by_text else None
+        sampling = Sampling(keep, law, seed, streams, self._checked(prefix, count, keep))
         training = self.training
         self.eval()
         try:
-            sampling = Sampling(keep, temperature, top_k, top_p, guidance, seed, streams)
-            return self.sample(count, labels_B, list(text or ()) if by_text else None, sampling)
+            return self.sample(count, labels_B, texts, sampling)
         finally:
             self.train(training)
+
+    def _checked(self, prefix: Tensor | None, count: int, keep: int) -> Tensor | None:
+        if prefix is None:
+            return None
+        codes = (self.config.codebooks,) if self.config.codebooks > 1 else ()
+        if prefix.shape[:1] != (count,) or prefix.shape[2:] != codes or prefix.dim() < 2 or prefix.shape[1] > keep:
+            shape = ", ".join(map(str, (count, f"0..{keep}", *codes)))
+            raise ValueError(f"expected a prefix of shape [{shape}], found {list(prefix.shape)}")
+        if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < self.config.vocab_size:
+            found = f"{int(prefix.min())}..{int(prefix.max())}"
+            raise ValueError(f"expected ids of the prefix in 0..{self.config.vocab_size - 1}, found {found}")
+        return prefix.to(self.device, torch.long)
 
     def _count(self, labels: Sequence[int] | Tensor | None, text: Sequence[str] | None, num: int | None) -> int:
         given = {"class": labels, "text": text}.get(self.config.condition)
@@ -159,26 +200,8 @@ class Prior(nn.Module):
         return len(given)
 
 
-def sample_id(
-    logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Ids [B] drawn from softmax(logits / temperature) by inverting its distribution function at `uniform_B`.
-
-    `top_k` keeps the k likeliest ids; `top_p` the fewest whose probability reaches p. Temperature 0 is argmax.
-    """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"expected temperature >= 0, top_k >= 1, 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    scaled = logits_BV / temperature
-    if top_k is not None and top_k < scaled.shape[-1]:
-        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[:, -1:], float("-inf"))
-    # Double precision, since float32 sums over a large vocabulary lose the rare ids.
-    probabilities = scaled.double().softmax(-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p
-        probabilities = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-    cumulative = probabilities.cumsum(-1)
-    target = uniform_B.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+def _law(**values: Any) -> DrawConfig:
+    try:
+        return parse_config(DrawConfig, values, "generate")
+    except UsageError as error:
+        raise ValueError(str(error)) from None
