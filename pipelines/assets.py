@@ -65,14 +65,9 @@ class AssetRun:
         assert self.partition is not None  # asked by partitioned stages only
         return split_of(self.partition)
 
-    def latest(self, stage: str, split: str | None = None) -> str:
-        partition = partition_key(self.recipe.corpus.name, split) if split else None
+    def latest(self, stage: str, split: str | None = None, corpus: str | None = None) -> str:
+        partition = partition_key(corpus or self.recipe.corpus.name, split) if split else None
         return self.store.latest(self.instance, asset_key(self.recipe, stage), partition)
-
-
-def only(corpus: str, *splits: str) -> dg.SpecificPartitionsPartitionMapping:
-    """A dependency on the named splits only, so that editing the others makes nothing downstream stale."""
-    return dg.SpecificPartitionsPartitionMapping([partition_key(corpus, split) for split in splits])
 
 
 def _asset(stage: Stage, recipe: Recipe, reads: Callable[[AssetPart], list[AssetPart]]) -> dg.AssetsDefinition:
@@ -132,8 +127,9 @@ def _again(context: dg.AssetExecutionContext, config: AutomationConfig, error: T
 
 
 def _dep(dep: Dep, recipe: Recipe) -> dg.AssetDep:
-    splits = dep.splits_for(recipe)
-    mapping = only(recipe.corpus.name, *splits) if splits else None
+    # On these only, so that editing the others makes nothing downstream stale.
+    partitions = dep.partitions(recipe)
+    mapping = dg.SpecificPartitionsPartitionMapping(partitions) if partitions else None
     return dg.AssetDep(asset_key(recipe, dep.stage), partition_mapping=mapping)
 
 

@@ -9,12 +9,12 @@ import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from flextok.config import Config, Operational, parse_config
+from flextok.config import Added, Config, Operational, parse_config
 from flextok.data.config import CorpusConfig
 from flextok.errors import UsageError
 
@@ -55,6 +55,16 @@ class TokensRecipe(TokenizeConfig):
     )
 
 
+class PriorOverCorpora(PriorRecipe):
+    """The prior, and the corpora whose tokens it is trained on."""
+
+    corpora: Added[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]] = Field(
+        default={},
+        description="Corpora by name and how often an image of each is drawn, relative to the others'; "
+        "none named: the profile's own.",
+    )
+
+
 class Recipe(Config):
     """All settings of a profile."""
 
@@ -66,7 +76,7 @@ class Recipe(Config):
     latents: AutoencoderRecipe = Field(description="The autoencoder whose latents the tokenizer works on.")
     tokenizer: TokenizerRecipe = Field(description="The tokenizer and its training.")
     tokens: TokensRecipe = Field(TokensRecipe.model_validate({}), description="Bulk tokenization.")
-    prior: PriorRecipe = Field(description="The autoregressive model over the tokens, and its training.")
+    prior: PriorOverCorpora = Field(description="The autoregressive model over the tokens, and its training.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Reconstructions and samples.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The HTML report.")
     compute: Operational[ComputeConfig] = Field(
@@ -89,6 +99,27 @@ class Recipe(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"tokens.corpora and corpus need different names, found {', '.join(names)}")
         return self
+
+    @model_validator(mode="after")
+    def _prior_corpora_known(self) -> "Recipe":
+        known = self._training_splits()
+        for name in self.prior.corpora:
+            if name not in known:
+                raise ValueError(
+                    f"prior.corpora: expected corpora with images to train on, of {', '.join(known)}, found '{name}'"
+                )
+        return self
+
+    def prior_corpora(self) -> list[tuple[str, str, float]]:
+        """What the prior is trained on: corpora with the split and the weight of each."""
+        splits = self._training_splits()
+        weights = self.prior.corpora or {self.corpus.name: 1.0}
+        return [(name, splits[name], weight) for name, weight in weights.items()]
+
+    def _training_splits(self) -> dict[str, str]:
+        """By corpus, the split that a training may see."""
+        others = {other.name: split for other in self.tokens.corpora for split in other.splits if split != "val"}
+        return {self.corpus.name: "train", **others}
 
     def partitions(self) -> list[str]:
         """`<corpus>/<split>` of the profile's corpus and of those that are tokenized too."""
@@ -132,13 +163,13 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load_recipe(profile: str = DEFAULT_PROFILE, sets: tuple[str, ...] | list[str] = ()) -> Recipe:
+def load_recipe(profile: str = DEFAULT_PROFILE, sets: Sequence[str] = ()) -> Recipe:
     """The recipe of a profile (a name or a YAML file) with `sets` ("a.b=value", the value read as YAML) applied.
 
     Raises UsageError for an unknown profile, YAML that cannot be read, an unknown key (naming the nearest right
     one) or a value out of range.
     """
-    path = _profile_path(profile)
+    path = profile_path(profile)
     try:
         values = yaml.load(path.read_text(), Loader=_StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
@@ -159,7 +190,8 @@ def _warn(where: str, moved: list[tuple[str, str]]) -> None:
         logger.warning("%s: %s is %s now", where, old, new)
 
 
-def _profile_path(profile: str) -> Path:
+def profile_path(profile: str) -> Path:
+    """The file of a profile, a name or a YAML file; raises UsageError where there is none."""
     if profile.endswith((".yaml", ".yml")) or "/" in profile:
         path = Path(profile).expanduser()
         if not path.is_file():

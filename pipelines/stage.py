@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from flextok.config import Config
 from flextok.digests import digest_of
 from flextok.registry import Register
+from pipelines.partitions import partition_key
 from pipelines.recipe import Recipe
 from pipelines.workspace import Workspace
 
@@ -29,8 +30,11 @@ class StageRun(Protocol):
         """The split that a partitioned stage is run for."""
         ...
 
-    def latest(self, stage: str, split: str | None = None) -> str:
-        """URL of the latest artifact of a stage (its `split`); raises FlextokError when there is none."""
+    def latest(self, stage: str, split: str | None = None, corpus: str | None = None) -> str:
+        """URL of the latest artifact of a stage (its `split`, of the recipe's corpus unless another is named).
+
+        Raises FlextokError when there is none.
+        """
         ...
 
 
@@ -92,19 +96,19 @@ class Check:
     blocking: bool = False
 
 
-Splits = tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Dep:
-    """A stage that is read; for a stage without partitions, only these splits of a partitioned one."""
+    """A stage that is read; of a partitioned one, a stage without partitions reads only some."""
 
     stage: str
-    splits: Splits | Callable[[Recipe], Splits] = ()
+    reads: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
+    """Splits of the profile's corpus, or the partitions, where they depend on the recipe."""
 
-    def splits_for(self, recipe: Recipe) -> Splits:
-        """The splits, where they depend on the recipe."""
-        return self.splits(recipe) if callable(self.splits) else self.splits
+    def partitions(self, recipe: Recipe) -> tuple[str, ...]:
+        """The partitions that are read; none where all are, or the one that is made."""
+        if callable(self.reads):
+            return self.reads(recipe)
+        return tuple(partition_key(recipe.corpus.name, split) for split in self.reads)
 
 
 @dataclass(frozen=True)

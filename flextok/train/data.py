@@ -68,32 +68,44 @@ class CachedLatents:
     def __init__(
         self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: DistContext
     ):
-        # In batches that do not depend on the number of workers, whose shares add up to the whole.
-        self._latents = torch.zeros(len(crops), *shape)
-        starts = range(0, len(crops), ENCODE_BATCH)
-        for start in starts[world.part(len(starts))]:
-            stop = min(start + ENCODE_BATCH, len(crops))
-            batch = crops.fetch(np.arange(start, stop))["images"].to(world.device)
-            self._latents[start:stop] = encode(model_images(batch)).float().cpu()
+        def encoded(rows: np.ndarray) -> Tensor:
+            return encode(model_images(crops.fetch(rows)["images"].to(world.device))).float()
+
         self.weights = crops.weights
-        on_device = self._latents.to(world.device)
-        self._latents.copy_(world.sum(on_device))
+        self._latents = computed_once(torch.zeros(len(crops), *shape), encoded, world)
 
     def __len__(self) -> int:
         return len(self._latents)
 
     def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`latents` at `indices`."""
-        return {"latents": self._latents[torch.from_numpy(indices)]}
+        """`latents` at `indices`, which are their `rows`."""
+        rows = torch.from_numpy(indices)
+        return {"latents": self._latents[rows], "rows": rows}
+
+
+def computed_once(out: Tensor, compute: Callable[[np.ndarray], Tensor], world: DistContext) -> Tensor:
+    """`out`, zeros [N,...] on the CPU, filled with what `compute` gives for rows; each member computes a share of them.
+
+    In batches that depend on nothing, so that results are the same bits with any number of members and after a resume.
+    """
+    starts = range(0, len(out), ENCODE_BATCH)
+    for start in starts[world.part(len(starts))]:
+        stop = min(start + ENCODE_BATCH, len(out))
+        out[start:stop] = compute(np.arange(start, stop)).cpu()
+    out.copy_(world.sum(out.to(world.device)))
+    return out
 
 
 class TokenRows:
-    """Rows of a token store: `ids` int64 [B,L] or [B,L,C], `labels` int64 [B] (-1 where there is none)."""
+    """Rows of a token store: `ids` int64 [B,L] or [B,L,C], `labels` int64 [B] (-1 where there is none).
+
+    `weights` (float64 [N], mean 1) say how often each is drawn.
+    """
 
     in_memory = True
-    weights = None
 
-    def __init__(self, store: TokenStore):
+    def __init__(self, store: TokenStore, weights: np.ndarray | None = None):
+        self.weights = weights
         self._ids = store.ids()
         self._labels = store.labels()
 

@@ -1,7 +1,9 @@
-"""Training a prior, of whichever kind, on a token store."""
+"""Training a prior, of whichever kind, on one token store or several."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
@@ -23,17 +25,25 @@ from flextok.train.loop import Batch, Objective
 from flextok.train.parallel import DistContext
 
 
-@storage_errors("train the prior on {train_tokens_url} into {parent_url}", keeps="it resumes from its last state")
+@storage_errors("train the prior into {parent_url}", keeps="it resumes from its last state")
 def train_prior(
-    recipe: PriorRecipe, train_tokens_url: str, val_tokens_url: str | None, parent_url: str, compute: ComputeConfig
+    recipe: PriorRecipe,
+    train_tokens: str | Mapping[str, float],
+    val_tokens_url: str | None,
+    parent_url: str,
+    compute: ComputeConfig,
 ) -> TrainResult:
-    """Train a prior on the tokens at `train_tokens_url` and save it under `parent_url`.
+    """Train a prior on a token store and save it under `parent_url`.
+
+    `train_tokens` is the store's URL, or those of several with their weights: how often a row of each is drawn, relative
+    to the others'. A label means the same class in all of them.
 
     With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) is recorded in the history.
     """
-    train_tokens_url, parent_url = map(storage.absolute, (train_tokens_url, parent_url))
+    weights = {train_tokens: 1.0} if isinstance(train_tokens, str) else train_tokens
+    stores = tuple((storage.absolute(url), weight) for url, weight in weights.items())
     val_tokens_url = storage.absolute(val_tokens_url) if val_tokens_url is not None else None
-    return run_training(PriorJob(recipe, train_tokens_url, val_tokens_url, parent_url), compute)
+    return run_training(PriorJob(recipe, stores, val_tokens_url, storage.absolute(parent_url)), compute)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class PriorJob:
     """The arguments of `train_prior` as a job."""
 
     recipe: PriorRecipe
-    train_tokens_url: str
+    stores: tuple[tuple[str, float], ...]
+    """URLs of the token stores to train on, and the weights of their rows."""
     val_tokens_url: str | None
     parent_url: str
     label = "prior"
@@ -50,15 +61,22 @@ class PriorJob:
     def train_config(self) -> PriorTrainConfig:
         return self.recipe.train
 
+    def settings(self) -> dict[str, object]:
+        """What decides the result, beside the inputs."""
+        weights = [weight for _, weight in self.stores]
+        return {**self.recipe.content(), **({"weights": weights} if len(weights) > 1 else {})}
+
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.recipe.content(), self.inputs())
+        return fingerprint_of(self.label, self.settings(), self.inputs())
 
     def inputs(self) -> list[str]:
         """The token stores: the held-out one counts, since its labels may have classes of their own."""
-        return [url for url in (self.train_tokens_url, self.val_tokens_url) if url is not None]
+        return [*(url for url, _ in self.stores), *([self.val_tokens_url] if self.val_tokens_url is not None else [])]
 
     def build(self, world: DistContext) -> tuple["PriorObjective", "PriorObjective | None"]:
-        store = TokenStore.open(self.train_tokens_url)
+        parts = [TokenStore.open(url) for url, _ in self.stores]
+        store = TokenStore.joined(parts)
+        weights_N = np.repeat([weight for _, weight in self.stores], [len(part) for part in parts])
         held_out = TokenStore.open(self.val_tokens_url) if self.val_tokens_url is not None else None
         if held_out is not None and held_out.tokenizer != store.tokenizer:
             raise UsageError(
@@ -68,16 +86,18 @@ class PriorJob:
         train = self.recipe.train
         prior = Prior.create(prior_config(self.recipe, store, held_out), train.seed).to(world.device)
         prior.set_dropout(train.dropout)
+        objective = PriorObjective(prior, store, train, weights_N / weights_N.mean())
         if held_out is None or train.validate_every is None:
-            return PriorObjective(prior, store, train), None
-        return PriorObjective(prior, store, train), PriorObjective(prior, held_out, train)
+            return objective, None
+        return objective, PriorObjective(prior, held_out, train)
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         prior = objective.model
         assert isinstance(prior, Prior)
         inputs = [artifact_input(url) for url in self.inputs()]
-        content = self.recipe.content()
-        return save_checkpoint(self.parent_url, "prior", prior.state_dict(), prior.config, inputs, content, history)
+        return save_checkpoint(
+            self.parent_url, "prior", prior.state_dict(), prior.config, inputs, self.settings(), history
+        )
 
 
 def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None) -> PriorConfig:
@@ -117,8 +137,8 @@ class PriorObjective(Objective):
 
     model: Prior
 
-    def __init__(self, prior: Prior, store: TokenStore, train: PriorTrainConfig):
-        super().__init__(prior, TokenRows(store))
+    def __init__(self, prior: Prior, store: TokenStore, train: PriorTrainConfig, weights_N: np.ndarray | None = None):
+        super().__init__(prior, TokenRows(store, weights_N))
         self.condition_dropout = train.condition_dropout
         self._texts = store.texts() if prior.config.condition == "text" else None
 

@@ -52,10 +52,11 @@ class FileRun:
     workspace: Workspace
     split: str = "train"
 
-    def latest(self, stage: str, split: str | None = None) -> str:
-        folder = (
-            STAGES[stage].folder.replace("<corpus>", self.recipe.corpus.name).replace("<split>", split or self.split)
-        )
+    def latest(self, stage: str, split: str | None = None, corpus: str | None = None) -> str:
+        names = {"<corpus>": corpus or self.recipe.corpus.name, "<split>": split or self.split}
+        folder = STAGES[stage].folder
+        for name, value in names.items():
+            folder = folder.replace(name, value)
         parent, named_by_content, _ = folder.partition("<")
         url = self.workspace.url(parent.rstrip("/"))
         if named_by_content:

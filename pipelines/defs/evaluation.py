@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from flextok.metrics.base import Quantity
+from pipelines.partitions import partition_key
 from pipelines.recipe import Recipe
 from pipelines.stage import Made, StageRun
 
@@ -12,9 +13,14 @@ NOT_WORSE_THAN_PROMOTED = "not_worse_than_promoted"
 REPORT_IS_READABLE = "report_is_readable"
 
 
-def split_of_conditions(recipe: Recipe) -> tuple[str, ...]:
+def split_of_conditions(recipe: Recipe) -> str:
     """The split whose conditions are drawn for: names of classes, or held-out captions for a prior that reads them."""
-    return ("val",) if recipe.prior.model.condition == "text" else ("train",)
+    return "val" if recipe.prior.model.condition == "text" else "train"
+
+
+def partition_of_conditions(recipe: Recipe) -> tuple[str, ...]:
+    """That split of the profile's corpus."""
+    return (partition_key(recipe.corpus.name, split_of_conditions(recipe)),)
 
 
 def reconstruct(run: StageRun) -> Made:
@@ -42,8 +48,7 @@ def draw_samples(run: StageRun) -> Made:
     from flextok.data.corpus.reader import Corpus
     from flextok.evaluate.sampling import sample_images
 
-    (split,) = split_of_conditions(run.recipe)
-    corpus = Corpus.open(run.latest("image_shards", split))
+    corpus = Corpus.open(run.latest("image_shards", split_of_conditions(run.recipe)))
     by_text = run.recipe.prior.model.condition == "text"
     made = sample_images(
         run.latest("prior"),

@@ -1,7 +1,11 @@
 """Token shards by Ray Data, and the prior over them by Ray Train."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flextok.errors import UsageError
+from pipelines.partitions import partition_key
+from pipelines.recipe import Recipe
 from pipelines.stage import Made, StageRun
 
 if TYPE_CHECKING:
@@ -38,18 +42,45 @@ def tokenize_shards(run: StageRun) -> Made:
     return Made(made.digest, made.url, numbers, problems)
 
 
+def partitions_of_tokens(recipe: Recipe) -> tuple[str, ...]:
+    """What the prior is trained and validated on."""
+    trained = (partition_key(corpus, split) for corpus, split, _ in recipe.prior_corpora())
+    return (*trained, partition_key(recipe.corpus.name, "val"))
+
+
 def train_the_prior(run: StageRun) -> Made:
-    """Train the prior, validated on the tokens of the val split."""
+    """Train the prior on the corpora that the recipe names, validated on the val split of the profile's own."""
+    from flextok.train.config import PriorRecipe
     from flextok.train.prior import train_prior
 
+    corpora = run.recipe.prior_corpora()
+    if run.recipe.prior.model.condition == "class":
+        _require_same_classes(run, [(name, split) for name, split, _ in corpora])
     made = train_prior(
-        run.recipe.prior,
-        run.latest("token_shards", "train"),
+        run.recipe.prior.part(PriorRecipe),
+        {run.latest("token_shards", split, name): weight for name, split, weight in corpora},
         run.latest("token_shards", "val"),
         run.workspace.checkpoints("prior"),
         run.recipe.compute,
     )
     return Made(made.digest, made.url, made.metrics)
+
+
+def _require_same_classes(run: StageRun, corpora: Sequence[tuple[str, str]]) -> None:
+    """Raises UsageError where a label means another class in one of `corpora` (name, split) than in the profile's own."""
+    from flextok.data.corpus.reader import Corpus
+
+    own = run.recipe.corpus.name
+    others = [(name, split) for name, split in corpora if name != own]
+    if not others:
+        return
+    classes = Corpus.open(run.latest("image_shards", "train")).classes
+    for name, split in others:
+        if Corpus.open(run.latest("image_shards", split, name)).classes != classes:
+            raise UsageError(
+                f"expected corpora of the same classes for a class-conditional prior, found that those of {own} and "
+                f"{name} differ; set prior.model.condition to text or none, or take {name} out of prior.corpora"
+            )
 
 
 def rows_match_images(tokens_url: str, expected_rows: int, tokenizer: str) -> str:

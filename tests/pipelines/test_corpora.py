@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shrunk_smoke import Built
 
 from flextok.data.corpus.reader import Corpus
@@ -12,13 +13,13 @@ from flextok.provenance import read_provenance
 from pipelines import cli
 from pipelines.recipe import load_recipe
 
-MORE = "{{name: {name}, source: scenes, scenes: {{train_samples: 8, val_samples: {val}, image_px: 48, seed: 5}}, splits: [val]}}"
+MORE = "{{name: {name}, source: scenes, scenes: {{train_samples: 8, val_samples: {val}, image_px: 48, seed: 5}}, splits: [{splits}]}}"
 REST = {"latents", "tokenizer", "reconstructions", "prior", "samples", "fid", "report"}
 
 
-def corpora(*others: tuple[str, int]) -> str:
+def corpora(*others: tuple[str, int], splits: str = "val") -> str:
     """The assignment for corpora of these names and numbers of pictures."""
-    return f"tokens.corpora=[{', '.join(MORE.format(name=name, val=val) for name, val in others)}]"
+    return f"tokens.corpora=[{', '.join(MORE.format(name=name, val=val, splits=splits) for name, val in others)}]"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,45 @@ def test_a_corpus_is_added_tokenized_and_changed_without_touching_the_rest(
     assert stale(made, capsys) == {}
 
 
+def test_the_prior_is_trained_on_several_corpora(made: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = corpora(("more", 12), splits="train, val"), "prior.corpora={scenes: 1, more: 3}"
+    assert cli.run(["run", "--select", "corpus,image_shards,token_shards,prior", *made.arguments(*sets)]) == 0
+    (prior,) = (
+        record
+        for path in made.workspace.glob("checkpoints/prior/[!.]*")
+        if "corpora" not in (record := read_provenance(str(path)))["recipe"] and "weights" in record["recipe"]
+    )
+    assert prior["recipe"]["weights"] == [1.0, 3.0]
+    assert [item["uri"].split("/tokens/")[1].rpartition("/")[0] for item in prior["inputs"]] == [
+        "scenes/train", "more/train", "scenes/val",
+    ]  # fmt: skip
+    assert set(stale(made, capsys, *sets)) == {"samples", "report"}
+    # The weights are the prior's alone, and back to its own corpus alone it is what it was.
+    other = corpora(("more", 12), splits="train, val"), "prior.corpora={scenes: 1, more: 2}"
+    assert stale(made, capsys, *other)["prior"] == "settings changed: prior.corpora.more: 3.0 -> 2.0"
+    assert cli.run(["refresh", *made.arguments()]) == 0
+    assert stale(made, capsys) == {}
+
+
+def test_classes_that_differ_are_refused_before_a_training(made: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = made.workspace.parent / "pictures"
+    for name in ("cat", "dog"):
+        (pictures / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(pictures / name / "a.png")
+    sets = (
+        f"tokens.corpora=[{{name: pets, source: {pictures}, splits: [all]}}]",
+        "prior.corpora={scenes: 1, pets: 1}",
+    )
+    shards = ["run", "--select", "corpus,image_shards,token_shards", "--partition", "pets/*"]
+    assert cli.run([*shards, *made.arguments(*sets)]) == 0
+    assert cli.run(["run", "--select", "prior", *made.arguments(*sets)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (
+        "expected corpora of the same classes for a class-conditional prior, found that those of scenes and pets"
+        in line
+    )
+
+
 def test_one_partition_is_made_by_hand(made: Built, capsys: pytest.CaptureFixture[str]) -> None:
     both = corpora(("more", 12), ("other", 8))
     command = ["run", "--select", "corpus,image_shards", "--partition", "other/*", *made.arguments(both)]
@@ -94,6 +134,8 @@ def test_what_reads_the_profiles_corpus_reads_no_other(made: Built) -> None:
         ("tokens.corpora=[{source: scenes}]", "'tokens.corpora.0.name' is required"),
         ("tokens.corpora=[{name: a, splits: [test]}]", "tokens.corpora.0.splits"),
         ("tokens.corpora=[{name: a, sorce: x}]", "the nearest known key is 'tokens.corpora.0.source'"),
+        ("prior.corpora={coco: 1}", "prior.corpora: expected corpora with images to train on, of scenes, found 'coco'"),
+        ("prior.corpora={scenes: 0}", "prior.corpora.scenes"),
     ],
 )
 def test_wrong_corpora_end_in_one_line(assignment: str, message: str) -> None:

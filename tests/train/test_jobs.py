@@ -13,7 +13,7 @@ from flextok.data.corpus.job import shard_corpus
 from flextok.data.corpus.reader import Corpus
 from flextok.data.scenes import ScenesConfig
 from flextok.data.tokens import TokenMeta, token_schema, token_table, write_token_manifest, write_token_shard
-from flextok.errors import UsageError
+from flextok.errors import IntegrityError, UsageError
 from flextok.model.autoencoders.config import AutoencoderKLConfig, ConvAutoencoderConfig
 from flextok.model.config import TokenizerModelConfig
 from flextok.model.decoders.config import FlowDecoderConfig
@@ -21,7 +21,7 @@ from flextok.model.load import load_autoencoder, load_prior, load_tokenizer
 from flextok.model.nn.config import TrunkConfig
 from flextok.model.priors.config import AutoregressiveConfig
 from flextok.model.quantizers.config import FSQConfig
-from flextok.provenance import lineage
+from flextok.provenance import lineage, read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import (
@@ -88,11 +88,11 @@ def all_images(url: str) -> torch.Tensor:
     return model_images(source.fetch(np.arange(len(source)))["images"])
 
 
-def make_tokens(folder: Path, labels: list[int | None], tokenizer: str = "ab" * 32) -> str:
-    """A token store in which the label decides every id but the last."""
+def make_tokens(folder: Path, labels: list[int | None], tokenizer: str = "ab" * 32, shift: int = 0) -> str:
+    """A token store in which the label, plus `shift`, decides every id but the last."""
     meta = TokenMeta(tokenizer=tokenizer, vocab_size=7, num_tokens=3)
     random = np.random.default_rng(0)
-    ids = np.array([[(label or 0) % 7, (label or 0) % 3, random.integers(7)] for label in labels])
+    ids = np.array([[((label or 0) + shift) % 7, ((label or 0) + shift) % 3, random.integers(7)] for label in labels])
     columns = {
         "key": [f"k{row}" for row in range(len(labels))],
         "label": labels,
@@ -232,6 +232,22 @@ def test_a_text_prior_learns_from_captions(tmp_path: Path) -> None:
     assert load_prior(made.url).generate(text=["scene 4", "scene 1"]).shape == (2, 3)
 
 
+def test_a_prior_learns_most_from_the_store_that_weighs_most(tmp_path: Path) -> None:
+    """Two stores of equal size contradict each other; what is learned is the mixture that the weights say."""
+    one = make_tokens(tmp_path / "one", [0] * 20)
+    other = make_tokens(tmp_path / "other", [0] * 20, shift=3)
+    train = PRIOR.train.model_copy(update={"steps": 150, "ema_decay": 0.9, "validate_every": None})
+    recipe = PRIOR.model_copy(update={"train": train})
+    made = train_prior(recipe, {one: 1.0, other: 4.0}, None, str(tmp_path / "prior"), HERE)
+    with torch.no_grad():
+        losses = load_prior(made.url).loss(torch.tensor([[0, 0, 0], [3, 0, 0]]), torch.tensor([0, 0]))
+    rare, common = (-losses[:, 0]).exp().tolist()
+    assert rare == pytest.approx(0.2, abs=0.05) and common == pytest.approx(0.8, abs=0.05)
+    provenance = read_provenance(made.url)
+    assert [Path(item["uri"]).name for item in provenance["inputs"]] == ["one", "other"]
+    assert provenance["recipe"]["weights"] == [1.0, 4.0]
+
+
 def test_what_a_prior_lacks_is_one_line(tmp_path: Path) -> None:
     unlabelled = make_tokens(tmp_path / "unlabelled", [1, None, 2])
     with pytest.raises(UsageError, match=r"expected a label on every row .* found 1 of 3"):
@@ -240,3 +256,5 @@ def test_what_a_prior_lacks_is_one_line(tmp_path: Path) -> None:
     other = make_tokens(tmp_path / "other", [1, 0], tokenizer="cd" * 32)
     with pytest.raises(UsageError, match="tokens of one tokenizer, found abab"):
         train_prior(PRIOR, labelled, other, str(tmp_path), HERE)
+    with pytest.raises(IntegrityError, match=r"token shards of one tokenizer, tokenizer abab.*, found cdcd"):
+        train_prior(PRIOR, {labelled: 1, other: 1}, None, str(tmp_path), HERE)

@@ -82,10 +82,14 @@ class TokenStore:
         is missing, or its row count is not the manifest's.
         """
         urls = [url] if isinstance(url, str) else list(url)
-        opened = [_open_one(storage.absolute(item)) for item in urls]
-        shards = [shard for shards, _, _ in opened for shard in shards]
-        digests = [digest for _, digest, _ in opened]
-        provenance = [block for _, _, block in opened if block is not None]
+        return cls.joined([_open_one(storage.absolute(item)) for item in urls])
+
+    @classmethod
+    def joined(cls, stores: "Sequence[TokenStore]") -> "TokenStore":
+        """The rows of several stores, one after another; raises IntegrityError where their tokenizers differ."""
+        shards = [shard for store in stores for shard in store.shards]
+        digests = [store.digest for store in stores]
+        provenance = [block for store in stores for block in store.provenance]
         return cls(shards, digests[0] if len(digests) == 1 else digest_of(digests), provenance)
 
     def __len__(self) -> int:
@@ -283,18 +287,18 @@ def _require(holds: bool, wanted: str, found: str, instead: str) -> None:
         raise UsageError(f"expected a token store of {wanted}, found {found}; read them as `{instead}`")
 
 
-def _open_one(url: str) -> tuple[list[StoredShard], str, dict[str, Any] | None]:
-    """Shards, digest and provenance of one folder or file."""
+def _open_one(url: str) -> TokenStore:
+    """The store in one folder or file."""
     if url.endswith(".parquet"):
         if not storage.exists(url):
             raise UsageError(f"expected a token file at {url}, found nothing; check the path")
         shard = read_shard_footer(url)
-        return [shard], digest_rows([(shard.name, shard.rows, shard.content_sha256)]), None
+        return TokenStore([shard], digest_rows([(shard.name, shard.rows, shard.content_sha256)]), [])
     manifest = read_manifest(url)
     listed = manifest["shards"]
     with concurrent.futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda entry: _open_listed(url, entry), listed))
-    return shards, manifest["digest"], manifest.get("provenance")
+    return TokenStore(shards, manifest["digest"], [manifest["provenance"]] if "provenance" in manifest else [])
 
 
 def _open_listed(url: str, entry: dict[str, Any]) -> StoredShard:
