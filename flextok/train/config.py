@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config, Operational
+from flextok.config import Added, Config, Operational
 from flextok.model.autoencoders.config import (
     AUTOENCODER_TRAINING,
     AutoencoderConfig,
@@ -110,10 +110,28 @@ class AutoencoderRecipe(Config):
         return self
 
 
+class DecoderOnlyConfig(Config):
+    """The end of a tokenizer's training, in which encoder and tokens stay as they are and only the decoder learns.
+
+    A step costs less then, as each image's tokens are computed once. FlowMo (arXiv 2503.11056) and the second stage of TiTok
+    (arXiv 2406.07550) train so.
+    """
+
+    from_step: int = Field(
+        gt=0, description="The step that it begins with; the encoder has its averaged weights from there."
+    )
+    keep_mode: KeepMode | None = Field(
+        default=None, description="How many tokens nested dropout keeps there; null: as before."
+    )
+
+
 class TokenizerTrainConfig(TrainConfig):
     """The training of a tokenizer: its draws, and what of its parts only their training reads."""
 
     keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
+    decoder_only: Added[DecoderOnlyConfig | None] = Field(
+        default=None, description="Its end, in which only the decoder learns; null: all learn to the end."
+    )
     condition_dropout: float = Field(
         default=0.1, ge=0, le=1, description="Share of images trained without their tokens."
     )
@@ -126,6 +144,14 @@ class TokenizerTrainConfig(TrainConfig):
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="Weights of losses by name, of decoder and quantizer; 1 where none is given."
     )
+
+    @model_validator(mode="after")
+    def _ends_within(self) -> "TokenizerTrainConfig":
+        if self.decoder_only is not None and self.decoder_only.from_step >= self.steps:
+            raise ValueError(
+                f"decoder_only.from_step: expected less than the {self.steps} steps, found {self.decoder_only.from_step}"
+            )
+        return self
 
 
 class TokenizerRecipe(Config):

@@ -26,7 +26,7 @@ from flextok.train.config import TrainConfig
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.sample_order import SampleOrder
-from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap
+from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
 from flextok.train.trained import Trained
 
@@ -70,6 +70,13 @@ class Objective(nn.Module):
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
         return {}
+
+    def frozen(self, step: int) -> set[str]:
+        """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""
+        return set()
+
+    def freeze(self, world: DistContext) -> None:
+        """What can be computed once and for all now that those are frozen; called by all members alike."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimizer changes, by name."""
@@ -119,6 +126,7 @@ class _Run:
         # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
         self.trained = Trained(objective.model, objective.trained(), config, world)
+        self.has_frozen = False
         self.dtype = autocast_dtype(config.precision, world.device)
         self.history: list[HistoryRow] = []
         # Sums since the last row of the history: loss, gradient norm.
@@ -134,6 +142,7 @@ class _Run:
         on_progress(first_step, note)
         with interrupts.held():  # between steps, where a state can be written
             for step, batch, rng in self._batches(first_step):
+                self._freeze(step)
                 self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
@@ -148,6 +157,14 @@ class _Run:
         self.trained.finish()
         self.objective.eval()
         return self.history
+
+    def _freeze(self, step: int) -> None:
+        names = self.objective.frozen(step)
+        if names and not self.has_frozen:
+            self.trained.freeze(names)
+            self.objective.freeze(self.world)
+            self.forward = wrapped_again(self.forward, self.objective, self.world)
+            self.has_frozen = True
 
     def _tell(self, on_progress: OnProgress, done: int, note: str) -> None:
         """Progress; where that brings the wish to end, or a signal has, a state is written first."""

@@ -18,12 +18,12 @@ class NamedLosses:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
-    def total(self, losses: Mapping[str, Tensor], counted: bool) -> Tensor:
+    def total(self, losses: Mapping[str, Tensor], counted: bool, complete: bool = True) -> Tensor:
         """The weighted sum [B] of `losses`, each [B]; with `counted` they enter the next means.
 
-        Raises UsageError where there is a weight for a loss that does not exist.
+        Raises UsageError where there is a weight for a loss that does not exist, if `losses` are `complete`.
         """
-        for name in self._weights.keys() - losses.keys():
+        for name in self._weights.keys() - losses.keys() if complete else ():
             near = difflib.get_close_matches(name, losses, n=1, cutoff=0.0)
             raise UsageError(
                 f"expected train.loss_weights of the losses {', '.join(sorted(losses))}, found '{name}'; "

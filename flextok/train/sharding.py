@@ -69,6 +69,11 @@ def wrap(module: nn.Module, world: DistContext, parallel: Literal["ddp", "fsdp",
     return module
 
 
+def wrapped_again(wrapped: nn.Module, module: nn.Module, world: DistContext) -> nn.Module:
+    """What to call in the place of `wrapped`, made of `module`, once fewer parameters are trained: DDP waits for all it knew."""
+    return wrap(module, world, "ddp") if isinstance(wrapped, DistributedDataParallel) else wrapped
+
+
 def _mesh(world: DistContext, shape: tuple[int, ...], names: tuple[str, ...] | None = None) -> "DeviceMesh":
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -12,18 +12,20 @@ from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import TokenizerConfig
 from flextok.model.load import load_autoencoder
 from flextok.model.nested_dropout import sample_keep
+from flextok.model.quantizers.base import Quantized
 from flextok.model.rng import SampleRng
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.config import TokenizerRecipe, TokenizerTrainConfig
-from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, model_images
+from flextok.train.config import DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
+from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
 from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
+from flextok.train.sharding import is_sharded
 
 FLOAT_BYTES = 4
 MOST_COUNTED_IDS = 1 << 22
@@ -110,6 +112,26 @@ class TokenizerObjective(Objective):
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
+        self._tokens: Tensor | None = None  # of all samples, once they stay as they are
+
+    def frozen(self, step: int) -> set[str]:
+        """Encoder and quantizer, where only the decoder learns."""
+        if self._end_at(step) is None:
+            return set()
+        names = self.model.state_dict().keys()
+        return {name for name in names if name.startswith(("encoder.", "quantizer."))}
+
+    def freeze(self, world: DistContext) -> None:
+        """Encode all samples that are the same at each visit; a sharded encoder works only where all members take part."""
+        source, model = self.source, self.model
+        if not isinstance(source, CachedLatents) or is_sharded(model.encoder.registers):
+            return
+        last = (model.codebooks,) if model.codebooks > 1 or model.is_continuous else ()
+        dtype = torch.float32 if model.is_continuous else torch.int64
+        empty = torch.zeros(len(source), model.num_tokens, *last, dtype=dtype)
+        self._tokens = computed_once(
+            empty, lambda rows: self._as_in_use(source.fetch(rows)["latents"].to(world.device)).ids, world
+        )
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B] for `latents`, or for `images` that the autoencoder encodes on the way."""
@@ -121,13 +143,18 @@ class TokenizerObjective(Objective):
             names = [f"posterior/{place}" for place in rng.places]
             with torch.autocast(device.type, enabled=False):
                 z = model.encode_images(model_images(batch["images"]), rng.seed, names)
-        keep_B = sample_keep(config.keep_mode, model.num_tokens, rng.uniform("keep")).to(device)
-        drop_B = (rng.uniform("drop") < config.condition_dropout).to(device)
-        unquantized = model.encoder(z)
-        # never in bfloat16, which would pick other codes
-        with torch.autocast(device.type, enabled=False):
-            quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
         step = rng.places[0] // config.batch_size
+        end = self._end_at(step) if self.training else None
+        keep_mode = end.keep_mode if end is not None else None
+        keep_B = sample_keep(keep_mode or config.keep_mode, model.num_tokens, rng.uniform("keep")).to(device)
+        drop_B = (rng.uniform("drop") < config.condition_dropout).to(device)
+        if end is not None:
+            quantized = self._as_in_use(z) if self._tokens is None else self._known(self._tokens[batch["rows"].cpu()])
+        else:
+            unquantized = model.encoder(z)
+            # never in bfloat16, which would pick other codes
+            with torch.autocast(device.type, enabled=False):
+                quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
         losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step)
         if shared := losses.keys() & quantized.losses.keys():
             raise ValueError(
@@ -135,7 +162,23 @@ class TokenizerObjective(Objective):
             )
         if self._seen is not None:
             self._seen[quantized.ids.flatten()] = 1
-        return self._losses.total(losses | quantized.losses, counted=self.training)
+        return self._losses.total(losses | quantized.losses, counted=self.training, complete=end is None)
+
+    @torch.no_grad()
+    def _as_in_use(self, z: Tensor) -> Quantized:
+        """What encoder and quantizer make of latents when nothing in them is trained."""
+        encoder, quantizer = self.model.encoder.eval(), self.model.quantizer.eval()
+        with torch.autocast(z.device.type, enabled=False):
+            return quantizer(encoder(z))._replace(losses={})
+
+    def _known(self, tokens: Tensor) -> Quantized:
+        tokens = tokens.to(self.model.device)
+        return Quantized(self.model.quantizer.codes(tokens), tokens, {})
+
+    def _end_at(self, step: int) -> DecoderOnlyConfig | None:
+        """The settings of the end of the training, if `step` belongs to it."""
+        end = self.config.decoder_only
+        return end if end is not None and step >= end.from_step else None
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """`train/loss/<name>` where there are several, and `train/codebook_usage`, both since the last call.

@@ -47,6 +47,17 @@ class Trained:
             get_ema_multi_avg_fn(decay)(averages, weights, step)
         return norm
 
+    @torch.no_grad()
+    def freeze(self, names: set[str]) -> None:
+        """Leave parameters and learned buffers as their averages are now; no gradient reaches them any more."""
+        for name, tensor in self._weights().items():
+            if name in names:
+                local(tensor).copy_(local(self._average[name]))
+        for name, parameter in self._named.items():
+            if name in names:
+                parameter.requires_grad_(False)
+        self.buffers.accept()
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the averaged weights in the block."""

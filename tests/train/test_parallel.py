@@ -23,7 +23,14 @@ from flextok.model.priors.config import AutoregressiveConfig
 from flextok.model.quantizers.config import FSQConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
-from flextok.train.config import OptimizerConfig, PriorRecipe, PriorTrainConfig, TokenizerTrainConfig
+from flextok.train.config import (
+    DecoderOnlyConfig,
+    OptimizerConfig,
+    PriorRecipe,
+    PriorTrainConfig,
+    TokenizerTrainConfig,
+)
+from flextok.train.data import CachedLatents
 from flextok.train.loop import Batch, Objective, StopTraining, train
 from flextok.train.parallel import DistContext
 from flextok.train.prior import PriorObjective, prior_config
@@ -36,25 +43,28 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 TRUNK = TrunkConfig(width=16, depth=2, head_dim=8)
 KINDS = ("tokenizer", "prior")
+ENCODER_STEPS = 5
+DECODER_ONLY = "tokenizer whose decoder only is trained in the end"
 
 
-class Latents:
-    """Latents of a number of samples, in memory."""
+class Crops:
+    """Noise as pictures, in memory."""
 
     in_memory, weights = True, None
 
     def __init__(self, samples: int):
-        self._latents = torch.randn(samples, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        self._images = torch.randint(256, (samples, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return len(self._images)
 
     def fetch(self, indices: np.ndarray) -> Batch:
-        return {"latents": self._latents[torch.from_numpy(indices)]}
+        return {"images": self._images[torch.from_numpy(indices)]}
 
 
-def tokenizer_objectives() -> tuple[Objective, Objective]:
-    """A tokenizer of all parts trained by Muon, beside a frozen autoencoder."""
+def tokenizer_objectives(decoder_only: bool) -> tuple[Objective, Objective]:
+    """A tokenizer of all parts trained by Muon, in the end its decoder only, beside a frozen autoencoder."""
     config = TokenizerConfig(
         latents=ConvAutoencoderConfig(channels=8, blocks=1, latent_channels=4, factor=4),
         image_size=32,
@@ -65,8 +75,18 @@ def tokenizer_objectives() -> tuple[Objective, Objective]:
         patch_size=2,
     )
     tokenizer = Tokenizer.create(config, seed=0)
-    settings = TokenizerTrainConfig(**SETTINGS, optimizer=OptimizerConfig(kind="muon", lr=3e-3, warmup_steps=3))
-    return TokenizerObjective(tokenizer, Latents(40), settings), TokenizerObjective(tokenizer, Latents(7), settings)
+    settings = TokenizerTrainConfig(
+        **SETTINGS,
+        optimizer=OptimizerConfig(
+            kind="muon", lr=3e-3, warmup_steps=3, final_lr_fraction=1.0 if decoder_only else 0.05
+        ),
+        decoder_only=DecoderOnlyConfig(from_step=ENCODER_STEPS, keep_mode="pow2") if decoder_only else None,
+    )
+    sources = [
+        CachedLatents(Crops(count), tokenizer.encode_images, tokenizer.latent_shape, DistContext()) for count in (40, 7)
+    ]
+    train, held_out = (TokenizerObjective(tokenizer, source, settings) for source in sources)
+    return train, held_out
 
 
 def prior_objectives(tokens: str) -> tuple[Objective, Objective]:
@@ -116,7 +136,10 @@ def trained(
     kind: str, case: Case, world: DistContext, root: str, run: str, on_progress=lambda step, note: None
 ) -> Found:
     """The history, but for speeds, and the first member's weights."""
-    objective, validation = tokenizer_objectives() if kind == "tokenizer" else prior_objectives(f"{root}/tokens")
+    if kind == "prior":
+        objective, validation = prior_objectives(f"{root}/tokens")
+    else:
+        objective, validation = tokenizer_objectives(kind == DECODER_ONLY)
     config = objective.config if isinstance(objective, TokenizerObjective) else PriorTrainConfig(**SETTINGS)
     config = config.model_copy(update={"gradient_accumulation_steps": case.slices})
     compute = ComputeConfig(parallel=case.parallel, activation_checkpointing=case.checkpointing)  # pyright: ignore[reportArgumentType]
@@ -149,6 +172,8 @@ def _member(rank: int, size: int, root: str, results) -> None:
                 shutil.copytree(f"{root}/state-{kind}", f"{root}/resumed-{kind}")
             found[kind, "resumed"] = trained(kind, Case("fsdp"), world, root, f"resumed-{kind}")
     if size == 2:
+        for case in (Case(slices=2), Case("fsdp")):
+            found[DECODER_ONLY, str(case)] = trained(DECODER_ONLY, case, world, root, f"2-end-{case}")
         os.environ["LOCAL_WORLD_SIZE"] = str(1 + rank)
         with pytest.raises(UsageError, match=r"as many workers on each node for .* hsdp, found 1 to 2; take fsdp"):
             trained("prior", Case("hsdp"), world, root, "uneven")
@@ -166,7 +191,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def straight(root: str) -> dict[str, Found]:
-    return {kind: trained(kind, Case(), DistContext(), root, f"straight-{kind}") for kind in KINDS}
+    return {kind: trained(kind, Case(), DistContext(), root, f"straight-{kind}") for kind in (*KINDS, DECODER_ONLY)}
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +249,30 @@ def test_a_state_of_two_with_shards_is_resumed_by_one_and_by_three(
 def test_a_wish_to_stop_has_all_members_write_their_shards(kind: str, straight: dict[str, Found], root: str) -> None:
     assert latest_step(f"{root}/stopped-{kind}") == 7  # the step after the wish
     assert_equal(trained(kind, Case(), DistContext(), root, f"stopped-{kind}"), straight[kind])
+
+
+def test_the_encoder_stays_at_its_average_where_only_the_decoder_is_trained(
+    straight: dict[str, Found], root: str
+) -> None:
+    """And a run that was ended in that part goes on to the bit."""
+    objective, _ = tokenizer_objectives(True)
+    assert isinstance(objective, TokenizerObjective)
+    encoder_alone = objective.config.model_copy(update={"steps": ENCODER_STEPS})
+    train(objective, encoder_alone, DistContext(), f"{root}/encoder")
+    with pytest.raises(Stopped):
+        trained(DECODER_ONLY, Case(), DistContext(), root, "ended", stop_at(9, Stopped))
+    history, weights = trained(DECODER_ONLY, Case(), DistContext(), root, "ended")
+    expected_history, expected = straight[DECODER_ONLY]
+    assert history == expected_history
+    assert all((weights[name] == tensor).all() for name, tensor in expected.items())
+    made = {name: (tensor.numpy(), expected[name]) for name, tensor in objective.model.state_dict().items()}
+    changed = {name.partition(".")[0] for name, (then, now) in made.items() if not np.array_equal(then, now)}
+    assert changed == {"decoder"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [Case(slices=2), Case("fsdp")], ids=str)
+def test_a_group_trains_the_decoder_only_in_the_end(
+    case: Case, straight: dict[str, Found], together: dict[int, dict[tuple[str, str], Found]]
+) -> None:
+    assert_equal(together[2][DECODER_ONLY, str(case)], straight[DECODER_ONLY])
