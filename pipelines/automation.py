@@ -19,7 +19,7 @@ from pipelines.workspace import Workspace
 
 REFRESH_TAG = "flextok/refresh"
 PROFILE_TAG = "flextok/refreshes"
-NEXT_WAVE_S = 15
+NEXT_WAVE_S = 5
 FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in (dg.DagsterRunStatus.SUCCESS, *FAILED)]
 

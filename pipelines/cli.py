@@ -15,7 +15,7 @@ from flextok.errors import FlextokError
 from flextok.runtime import interrupts, log
 from flextok.runtime.storage_errors import as_storage_error
 from flextok.storage import redact
-from pipelines.commands import artifacts, corpus, evaluation, keeping, pipeline, tokens, train
+from pipelines.commands import artifacts, corpus, evaluation, keeping, pipeline, serving, tokens, train
 
 TYPER_INTERRUPTED = 130
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (pipeline.run, pipeline.status, pipeline.refresh, pipeline.ui):
+for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, serving.daemon):
     app.command()(command)
 for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)

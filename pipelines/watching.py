@@ -1,4 +1,5 @@
-"""What a person should hear of: runs that failed for good, checks that do not hold, results older than they may be.
+"""What a person should hear of: runs that failed for good, checks that do not hold, results older than they may be, and
+schedules that a jump of the clock has silenced.
 
 Under Dagster's daemon a sensor looks for it once a minute and tells what is new since its last look.
 """
@@ -23,6 +24,7 @@ LOOK_EVERY_S = 60
 LOOK_BACK = datetime.timedelta(days=1)
 """Failed runs older than that are no news."""
 MOST_RUNS = 200
+CLOCKS_DIFFER_S = 300  # two machines' may, by so much
 
 
 def problems(instance: dg.DagsterInstance, graph: Graph, freshness: Mapping[str, str], now: float) -> dict[str, str]:
@@ -33,6 +35,7 @@ def problems(instance: dg.DagsterInstance, graph: Graph, freshness: Mapping[str,
         **dict(_failed_runs(instance, graph, now)),
         **dict(_failed_checks(instance, latest)),
         **dict(_old_results(latest, freshness, now)),
+        **dict(_silenced_schedules(instance, graph, now)),
     }
 
 
@@ -127,4 +130,17 @@ def _old_results(
             yield (
                 f"age {record.storage_id}",
                 f"{label(*part)}: the newest result is of {made:%Y-%m-%d %H:%M} UTC, older than {age}",
+            )
+
+
+def _silenced_schedules(instance: dg.DagsterInstance, graph: Graph, now: float) -> Iterator[tuple[str, str]]:
+    """Dagster goes on from the last time that a schedule was looked at, and waits for it where it is still to come."""
+    profiles = {key.path[0].replace("-", "_") for key in graph.keys}
+    for state in instance.all_instigator_state():
+        name, seen = state.instigator_name, getattr(state.instigator_data, "last_iteration_timestamp", None) or 0.0
+        if seen > now + CLOCKS_DIFFER_S and any(name.startswith(f"{profile}_") for profile in profiles):
+            until = f"{datetime.datetime.fromtimestamp(seen, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+            yield (
+                f"schedule {name} {until}",
+                f"{name}: the clock has jumped back from {until}, before which nothing starts by itself; use `flextok refresh`",
             )

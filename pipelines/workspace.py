@@ -144,17 +144,18 @@ class Workspace:
                 ) from None
             yield
 
-    @contextlib.contextmanager
-    def daemon_lock(self) -> Iterator[None]:
-        """Only one daemon of Dagster's at a time: two would start everything twice."""
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(locked(str(self.prepare_dagster_home())))
-            except LockedError as error:
-                raise FlextokError(
-                    f"expected no other `flextok ui` for {self.root}, found one; use that one, or end it ({error})"
-                ) from None
-            yield
+
+@contextlib.contextmanager
+def only_daemon(home: Path) -> Iterator[None]:
+    """Only one daemon at a time works on the records in a Dagster home: two would start everything twice."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(str(home)))
+        except LockedError as error:
+            raise FlextokError(
+                f"expected no other `flextok ui` or daemon for {home}, found one; use that one, or end it ({error})"
+            ) from None
+        yield
 
 
 def _is_file(path: str) -> bool:

@@ -115,6 +115,7 @@ def test_pool_ends_where_a_process_is_killed_while_it_answers(size):
     """Half an answer must not be waited for."""
     pool = ProcessPool(2, os.nice, (0,), at_once=2)
     first, *others = [pool.submit(bytes, size) for _ in range(2000)]
+    others += [pool.submit(signal.pause) for _ in pool.pids]  # there is work left, however late the kill is
     first.result()
     os.kill(pool.pids[0], signal.SIGKILL)
     assert not wait(others, timeout=60).not_done

@@ -1,13 +1,10 @@
-"""Commands on a whole pipeline: run, status, refresh, ui."""
+"""Commands on a whole pipeline: run, status, refresh."""
 
 import logging
-import os
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flextok.errors import FlextokError
 from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import (
     DEFAULT_WORKSPACE,
@@ -15,13 +12,11 @@ from pipelines.commands.options import (
     AsJson,
     Debug,
     Profile,
-    Profiles,
     Sets,
     WorkspaceUrl,
     print_json,
 )
-from pipelines.recipe import DEFAULT_PROFILE, check_together, load_recipe
-from pipelines.workspace import Workspace
+from pipelines.recipe import DEFAULT_PROFILE, load_recipe
 
 # Dagster, which drives the graph, is imported where a graph is driven: half a second that no other command should wait.
 if TYPE_CHECKING:
@@ -140,55 +135,6 @@ def refresh(
         else:
             logger.info("nothing to do: every asset is fresh")
         _print_report(executor)
-
-
-def ui(
-    profiles: Profiles = [DEFAULT_PROFILE],  # noqa: B006
-    sets: Sets = [],  # noqa: B006
-    workspace: WorkspaceUrl = DEFAULT_WORKSPACE,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
-    debug: Debug = False,
-) -> None:
-    """Dagster's UI and daemon for this workspace, on 127.0.0.1, until Ctrl-C."""
-    from flextok.runtime.process_group import process_group
-
-    check_together([load_recipe(profile, sets) for profile in profiles])
-    place = Workspace(workspace)
-    environment = {
-        **os.environ,
-        "FLEXTOK_PROFILE": "\n".join(profiles),
-        "FLEXTOK_SET": "\n".join(sets),
-        "FLEXTOK_WORKSPACE": place.root,
-    }
-    # Else a schedule or a sensor that lists a large source is cut off after a minute.
-    for kind in ("SCHEDULE", "SENSOR"):
-        environment.setdefault(f"DAGSTER_{kind}_GRPC_TIMEOUT_SECONDS", "600")
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-m",
-        "pipelines.definitions",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    with (
-        place.daemon_lock(),
-        place.plain_dagster_home() as home,
-        process_group(command, {**environment, "DAGSTER_HOME": str(home)}) as process,
-    ):
-        logger.info("Dagster's UI: http://127.0.0.1:%d (Ctrl-C ends it)", port)
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            return
-    if process.returncode not in (0, 130, -2, -15):
-        raise FlextokError(
-            f"expected Dagster's UI to run, found it ended with {process.returncode}; see its lines above"
-        )
 
 
 def _print_report(executor: "Executor") -> None:

@@ -24,7 +24,7 @@ from pipelines.workspace import Workspace
 pytestmark = pytest.mark.slow
 INFRA = Path(__file__).parents[2] / "infra"
 COMPOSE = yaml.safe_load((INFRA / "docker" / "compose.yaml").read_text())
-SETS = ("latents.train.steps=120", "compute.train_workers=1", "automation.refresh='* * * * *'")
+SETS = ("latents.train.steps=600", "compute.train_workers=1", "automation.refresh='* * * * *'")
 
 
 class Deployment:
@@ -39,12 +39,11 @@ class Deployment:
         (home / "dagster.yaml").write_text(settings.replace("_seconds: 30", "_seconds: 3"))
         code, web = free_port("127.0.0.1"), free_port("127.0.0.1")
         locations = (INFRA / "dagster" / "workspace.yaml").read_text()
-        (folder / "workspace.yaml").write_text(
-            locations.replace("host: code", "host: 127.0.0.1").replace("4000", str(code))
-        )
+        self.locations = folder / "workspace.yaml"
+        self.locations.write_text(locations.replace("host: code", "host: 127.0.0.1").replace("4000", str(code)))
         self._here = {
             "0.0.0.0": "127.0.0.1", "4000": str(code), "3000": str(web),
-            "/app/infra/dagster/workspace.yaml": str(folder / "workspace.yaml"),
+            "/app/infra/dagster/workspace.yaml": str(self.locations),
         }  # fmt: skip
         self.profile = shrunk_profile(folder / "smoke.yaml")
         own = {
@@ -55,13 +54,13 @@ class Deployment:
         assert own.keys() <= asked.keys()
         fixed = {name: value for name, value in asked.items() if "${" not in value}
         self.environment = {**os.environ, **fixed, **own}
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self, *services: str) -> None:
         for service in services:
             program, *arguments = [self._here.get(word, word) for word in COMPOSE["services"][service]["entrypoint"]]
             command = [str(Path(sys.executable).with_name(program)), *arguments]
-            self._running[service] = subprocess.Popen(command, env=self.environment)
+            self._running.append((service, subprocess.Popen(command, env=self.environment)))
 
     def is_healthy(self, service: str) -> bool:
         """By the compose file's own question."""
@@ -75,21 +74,20 @@ class Deployment:
         )
         return asked.returncode == 0
 
-    def run_process(self) -> psutil.Process:
-        """That of the one run at work."""
-        (found,) = (
-            child
-            for child in psutil.Process(self._running["code"].pid).children()
-            if "multiprocessing.spawn" in " ".join(child.cmdline())
-        )
-        return found
+    def run_processes(self) -> list[psutil.Process]:
+        """Those of runs at work."""
+        (code,) = (process for service, process in self._running if service == "code")
+        children = psutil.Process(code.pid).children(recursive=True)
+        return [child for child in children if "multiprocessing.spawn" in " ".join(child.cmdline())]
 
     def kill(self, service: str) -> None:
-        self._running[service].kill()
-        self._running.pop(service).wait()
+        for name, process in self._running:
+            if name == service:
+                process.kill()
+                process.wait()
 
     def end(self) -> None:
-        for process in self._running.values():
+        for _, process in self._running:
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()
@@ -112,7 +110,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
 @pytest.mark.timeout(900)
 def test_kills_cost_no_result(deployment: Deployment, tmp_path: Path) -> None:
     """A tick launches a training. The daemon and the run's process are killed, the next attempt's process is told to end,
-    and Postgres goes away for a while: in the end there is what an undisturbed training makes."""
+    under the third one Postgres goes away: in the end there is what an undisturbed training makes."""
     workspace = deployment.workspace.root
     arguments = "--profile", str(deployment.profile), "--workspace", workspace
     shards = Command("run", "--select", "+image_shards", *arguments, sets=SETS)
@@ -128,14 +126,21 @@ def test_kills_cost_no_result(deployment: Deployment, tmp_path: Path) -> None:
         wait_until(lambda: steps_done(workspace, "vae") > 0, every_s=0.02)
         (first,) = instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: "smoke"}))
         assert {key.path[-1] for key in first.asset_selection or ()} == {"latents"}
+        second = Command("daemon", "-w", str(deployment.locations), sets=())
+        assert second.finish() == 1
+        assert "expected no other `flextok ui` or daemon for " in second.told[-1], second.told
         deployment.kill("daemon")
-        deployment.run_process().kill()
+        (process,) = deployment.run_processes()
+        process.kill()
         deployment.start("daemon")
 
-        wait_until(lambda: attempts(instance, first) == ["FAILURE", "STARTED"])
-        wait_until(lambda: steps_done(workspace, "vae") > 0 and bool(deployment.run_process()))
-        deployment.run_process().terminate()
-        wait_until(lambda: attempts(instance, first) == ["FAILURE", "FAILURE", "SUCCESS"])
+        attempt_at_work(deployment, instance, first, 2).terminate()
+        attempt_at_work(deployment, instance, first, 3)
+        deployment.server.stop()
+        wait_until(lambda: not deployment.run_processes())  # it has ended meanwhile, and could tell nobody
+        deployment.server.start()
+        wait_until(lambda: attempts(instance, first)[-1] == "SUCCESS")
+        assert attempts(instance, first)[:2] == ["FAILURE", "FAILURE"]
         latents = staleness.latest_record(instance, dg.AssetKey(["smoke", "latents"]), None)
     (expected,) = (tmp_path / "undisturbed" / "checkpoints" / "vae").glob("[!.]*")
     assert staleness.data_version(latents) == expected.name
@@ -149,7 +154,23 @@ def test_kills_cost_no_result(deployment: Deployment, tmp_path: Path) -> None:
     assert "Traceback" not in "".join(status.told) and PASSWORD not in "".join(status.told)
     deployment.server.start()
     with deployment.workspace.instance() as instance:
-        wait_until(lambda: len(instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: "smoke"}))) > 3)  # the next wave
+        before = len(attempts(instance, first))
+        wait_until(lambda: len(instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: "smoke"}))) > before)  # the next wave
+        requested = [
+            run.tags["dagster/run_key"]
+            for run in instance.get_runs(dg.RunsFilter(tags={PROFILE_TAG: "smoke"}))
+            if not run.parent_run_id
+        ]
+        assert len(set(requested)) == len(requested), "nothing is begun twice"
+
+
+def attempt_at_work(
+    deployment: Deployment, instance: dg.DagsterInstance, first: dg.DagsterRun, number: int
+) -> psutil.Process:
+    """The process of a run's attempt by its number, once it trains."""
+    wait_until(lambda: len(found := attempts(instance, first)) == number and found[-1] == "STARTED")
+    wait_until(lambda: steps_done(deployment.workspace.root, "vae") > 0 and len(deployment.run_processes()) == 1)
+    return deployment.run_processes()[0]
 
 
 def attempts(instance: dg.DagsterInstance, first: dg.DagsterRun) -> list[str]:

@@ -148,7 +148,7 @@ def test_the_compose_file_holds_for_the_specification(shared: Path):
 
 def commands() -> Iterator[list[str]]:
     """All that the files of infra/ call of this project's environment."""
-    programs = {"dagster", "dagster-webserver", "dagster-daemon", "flextok", "ray"}
+    programs = {"dagster", "dagster-webserver", "flextok", "ray"}
     services = load("docker/compose.yaml")["services"].values()
     yield from (service["entrypoint"] for service in services if "entrypoint" in service)
     yield from (service["healthcheck"]["test"][1:] for service in services if "healthcheck" in service)
@@ -174,7 +174,7 @@ def test_every_command_and_option_is_there():
             first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
             options = {word.partition("=")[0] for word in words[first:] if word.startswith("-")}
             asked.setdefault(tuple(words[:first]), set()).update(options)
-    assert {words[0] for words in asked} == {"dagster", "dagster-webserver", "dagster-daemon", "flextok", "ray"}
+    assert {words[0] for words in asked} == {"dagster", "dagster-webserver", "flextok", "ray"}
     for words, options in asked.items():
         program = Path(sys.executable).with_name(words[0])
         told = subprocess.run([program, *words[1:], "--help"], capture_output=True, text=True, check=False)

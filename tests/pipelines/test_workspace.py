@@ -13,7 +13,7 @@ from flextok import storage
 from flextok.runtime import log
 from pipelines import cli
 from pipelines.execute import QUIET_LOGS
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, only_daemon
 
 
 def test_paths_are_relative_to_the_root_so_that_it_may_move():
@@ -91,9 +91,9 @@ def test_a_moved_workspace_is_as_fresh_as_before(built: Built, tmp_path, capsys)
 
 
 def test_a_workspace_has_one_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Workspace(str(tmp_path)).daemon_lock():
+    home = Workspace(str(tmp_path)).prepare_dagster_home()
+    with only_daemon(home):
         assert cli.run(["ui", "--workspace", str(tmp_path)]) == 1
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith(f"error: expected no other `flextok ui` for {tmp_path}, found one"), (
-        told
-    )
+    assert len(told) == 1, told
+    assert told[0].startswith(f"error: expected no other `flextok ui` or daemon for {home}, found one"), told

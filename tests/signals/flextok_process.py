@@ -46,13 +46,13 @@ SMALL = [
 class Command:
     """`flextok` in a process of its own, whose descendants are found by a mark in their environment."""
 
-    def __init__(self, *arguments: str, sets: tuple[str, ...] = (), program: str = AS_IN_A_TERMINAL):
+    def __init__(self, *arguments: str, sets: tuple[str, ...] = (), program: str = AS_IN_A_TERMINAL, cwd: Path = ROOT):
         self.mark = f"flextok-test-{uuid.uuid4().hex}"
         options = [part for item in sets for part in ("--set", item)]
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the command
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments, *options],
-            stdout=self._stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "MARK": self.mark},
+            stdout=self._stdout, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ, "MARK": self.mark},
         )  # fmt: skip
         self.told: list[str] = []
         self._known: dict[int, float] = {}
