@@ -125,7 +125,8 @@ class Workspace:
 
         home = self.prepare_dagster_home()
         os.environ["DAGSTER_HOME"] = str(home)
-        # Dagster takes the path of its settings for a pattern, which one with brackets does not fit itself.
+        # A private class of Dagster's, the only one: `DagsterInstance.from_config` takes no overrides, and takes the path of
+        # its settings for a pattern, which one with brackets does not fit itself.
         settings = yaml.safe_load((home / SETTINGS).read_text()) or {}
         ref = InstanceRef.from_dir(str(home), overrides={**settings, **NO_CAPTURE})
         with telling_record_faults(home), dg.DagsterInstance.from_ref(ref) as instance:

@@ -1,6 +1,7 @@
 """The rooms of the house: which package may import which, read from the source, and what an import costs."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,21 @@ def test_the_library_never_imports_the_orchestration():
         if module.split(".")[0] in ("dagster", "pipelines", "typer")
     ]
     assert not wrong
+
+
+def test_dagsters_own_modules_are_used_in_one_place():
+    """And there is in them what is used."""
+    private = {
+        (path.relative_to(ROOT).as_posix(), module)
+        for path in (ROOT / "pipelines").rglob("*.py")
+        for module, _ in imports(path)
+        if module.startswith("dagster._")
+    }
+    place = "dagster._core.instance.ref"
+    assert private == {("pipelines/workspace.py", place), ("pipelines/workspace.py", f"{place}.InstanceRef")}
+    from dagster._core.instance.ref import InstanceRef
+
+    assert {"base_dir", "overrides"} <= inspect.signature(InstanceRef.from_dir).parameters.keys()
 
 
 def test_arrows_between_rooms_point_one_way():
