@@ -39,7 +39,7 @@ def generate_images(
         [index % prior.config.num_classes if label is None else label for index in range(num)] if by_class else None
     )
     prefix = None if picture is None else _tokens_of(picture, tokenizer)[:, :keep_from].repeat_interleave(num, dim=0)
-    ids = prior.prepare(rows=num if law.guidance == 1 else 2 * num).generate(
+    ids = prior.generate(
         labels=labels,
         text=[text or ""] * num if by_text else None,
         keep=keep,
