@@ -53,7 +53,8 @@ def test_each_evaluation_stores_what_it_reads():
     assert config.part(ReconstructionConfig).content() == {**decoding, **distance, **shown}
     assert config.part(GenerationConfig).content() == {**decoding, **distance}
     assert config.part(SamplingConfig).content() == {
-        **decoding, "keep": None, "samples": config.samples.model_dump(mode="json"),
+        **decoding, "keep": None,
+        "samples": {"num": 256, "keep": None, "temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0},
     }  # fmt: skip
 
 

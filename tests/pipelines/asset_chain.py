@@ -10,7 +10,6 @@ import dagster as dg
 from flextok import storage
 from flextok.errors import FlextokError
 from flextok.provenance import make_provenance
-from pipelines.assets import only
 from pipelines.execute import Executor
 from pipelines.staleness import AssetState
 from pipelines.workspace import Workspace
@@ -83,8 +82,8 @@ class Chain:
 
             return body
 
-        train = only("c", "train")
-        both_tokens = dg.AssetDep("tokens", partition_mapping=only("c", "train", "val"))
+        train = dg.SpecificPartitionsPartitionMapping(PARTS[:1])
+        both_tokens = dg.AssetDep("tokens", partition_mapping=dg.SpecificPartitionsPartitionMapping(PARTS))
         return dg.Definitions(
             assets=[
                 make("source", [], True),

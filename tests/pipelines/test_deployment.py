@@ -77,8 +77,12 @@ class Deployment:
     def run_processes(self) -> list[psutil.Process]:
         """Those of runs at work."""
         (code,) = (process for service, process in self._running if service == "code")
-        children = psutil.Process(code.pid).children(recursive=True)
-        return [child for child in children if "multiprocessing.spawn" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(code.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended, or about to
+                if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def kill(self, service: str) -> None:
         for name, process in self._running:

@@ -21,6 +21,7 @@ from flextok.provenance import newest_artifact
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.tasks import shard_tasks
 from flextok.train.autoencoder import AutoencoderJob
+from flextok.train.config import PriorRecipe
 from flextok.train.job import run_url
 from flextok.train.prior import PriorJob
 from flextok.train.tokenizer import TokenizerJob
@@ -36,6 +37,7 @@ VARIANTS = [
     "latents={model: {kind: autoencoder_kl, block_out_channels: [32, 32, 32]}, train: {steps: 10}}",
 ]
 CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
+CORPORA = {load_recipe(profile).corpus.name for profile in profile_names()}
 OPERATIONAL = {
     "name", "corpus.name", "corpus.max_reject_fraction", "tokens.batch_size", "tokens.max_reject_fraction",
     "tokens.corpora",
@@ -65,11 +67,11 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, "0 3 * * *", "15m")
+        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
-        yield from (value + 1, value * 2, value / 2, value + 0.01, value - 0.01)
+        yield from (value + 1, value + 100, value * 2, value / 2, value + 0.01, value - 0.01)
         if isinstance(value, int):
             yield value // 2
     elif isinstance(value, str):
@@ -77,10 +79,12 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         yield {**value, "flow": 2.0}
         yield {**value, "report": "7d"}
+        yield from ({**value, name: 2.0} for name in CORPORA)
     elif value == ():
         yield [{"url": "elsewhere"}]
         yield [{"name": "other"}]
         yield ["x"]
+        yield ["jpeg"]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):
@@ -135,7 +139,7 @@ class Jobs:
     def known_by(self, recipe: Recipe) -> dict[str, Any]:
         jobs: list[Any] = [
             TokenizerJob(recipe.tokenizer, self.vae, self.corpus, recipe.image_size, self.out, None),
-            PriorJob(recipe.prior, self.tokens[0], self.tokens[1], self.out),
+            PriorJob(recipe.prior.part(PriorRecipe), ((self.tokens[0], 1.0),), self.tokens[1], self.out),
         ]
         if recipe.latents.train is not None:
             jobs.append(AutoencoderJob(recipe.latents, recipe.latents.train, self.corpus, recipe.image_size, self.out))

@@ -63,7 +63,7 @@ class Crops:
         return {"images": self._images[torch.from_numpy(indices)]}
 
 
-def tokenizer_objectives(decoder_only: bool) -> tuple[Objective, Objective]:
+def tokenizer_objectives(decoder_only: bool = False) -> tuple[Objective, Objective]:
     """A tokenizer of all parts trained by Muon, in the end its decoder only, beside a frozen autoencoder."""
     config = TokenizerConfig(
         latents=ConvAutoencoderConfig(channels=8, blocks=1, latent_channels=4, factor=4),
