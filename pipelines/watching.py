@@ -136,7 +136,8 @@ def _old_results(
 def _silenced_schedules(instance: dg.DagsterInstance, graph: Graph, now: float) -> Iterator[tuple[str, str]]:
     """Dagster goes on from the last time that a schedule was looked at, and waits for it where it is still to come."""
     profiles = {key.path[0].replace("-", "_") for key in graph.keys}
-    for state in instance.all_instigator_state():
+    states = instance.all_instigator_state() if instance.schedule_storage else []  # one in memory has none
+    for state in states:
         name, seen = state.instigator_name, getattr(state.instigator_data, "last_iteration_timestamp", None) or 0.0
         if seen > now + CLOCKS_DIFFER_S and any(name.startswith(f"{profile}_") for profile in profiles):
             until = f"{datetime.datetime.fromtimestamp(seen, datetime.UTC):%Y-%m-%d %H:%M} UTC"
