@@ -111,7 +111,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
             deployment.end()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kills_cost_no_result(deployment: Deployment, tmp_path: Path) -> None:
     """A tick launches a training. The daemon and the run's process are killed, the next attempt's process is told to end,
     under the third one Postgres goes away: in the end there is what an undisturbed training makes."""
