@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 from flextok import storage
 from flextok.errors import UsageError
 from flextok.evaluate.grid import GIVEN, LATENTS
-from flextok.evaluate.results import IMAGES, METRICS, OF_LATENTS, EvaluationResult, Metric, read_evaluation
+from flextok.evaluate.results import (
+    IMAGES,
+    METRICS,
+    OF_LATENTS,
+    EvaluationResult,
+    Metric,
+    read_evaluation,
+    standard_error,
+)
 
 SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint", "pictures")
 """Parts of a protocol that say what was measured rather than how. Only they may differ."""
@@ -130,7 +138,7 @@ def _difference(first: Metric, other: Metric, mine: "_Images", theirs: "_Images"
     change = other.value - first.value
     pairs = mine.minus_in(theirs, first.name, first.k)
     if pairs is not None:
-        return Difference(change, NORMAL_95 * float(pairs.std(ddof=1) / math.sqrt(len(pairs))), paired=True)
+        return Difference(change, NORMAL_95 * standard_error(pairs), paired=True)
     if first.standard_error is None or other.standard_error is None:
         return Difference(change, None, paired=False)
     return Difference(change, NORMAL_95 * math.hypot(first.standard_error, other.standard_error), paired=False)

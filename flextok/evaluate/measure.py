@@ -13,7 +13,7 @@ from flextok.evaluate.config import SetComparisonConfig
 from flextok.evaluate.features import load_extractor
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
-from flextok.evaluate.results import Metric
+from flextok.evaluate.results import Metric, standard_error
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
 from flextok.metrics.bootstrap import bootstrap
 from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
@@ -103,8 +103,8 @@ class ImageTable:
         """The mean over the images of the set `k`; `protocol` says how they were made."""
         values = self.values(metric.name, k)
         record = {**protocol, "definition": metric.definition, **metric.record()}
-        error = float(values.std(ddof=1) / np.sqrt(len(values)))
-        return Metric(prefix + metric.name, float(values.mean()), record, k if k > ORIGINAL else None, error)
+        keep = k if k > ORIGINAL else None
+        return Metric(prefix + metric.name, float(values.mean()), record, keep, standard_error(values))
 
     def to_parquet(self) -> bytes:
         """Columns key, label, k, and one for each metric."""

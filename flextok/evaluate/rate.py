@@ -10,7 +10,7 @@ import numpy as np
 from flextok.data.codecs import CODECS, Compressed
 from flextok.errors import UsageError
 from flextok.evaluate.measure import ImageTable
-from flextok.evaluate.results import Metric, Series
+from flextok.evaluate.results import Metric, Series, standard_error
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
 from flextok.model.tokenizer import Tokenizer
 
@@ -78,8 +78,8 @@ class Rates:
                     if np.isnan(values).any():
                         continue
                     record = {**protocol, **self._record(metric), "codec": {**codec.record(), "bytes": size}}
-                    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-                    yield Metric(f"{codec.name}_{metric.name}", float(values.mean()), record, keep, error)
+                    name = f"{codec.name}_{metric.name}"
+                    yield Metric(name, float(values.mean()), record, keep, standard_error(values))
 
     def curves(self, table: ImageTable, protocol: dict[str, Any]) -> Iterator[Series]:
         """Means over bytes, of each codec where every image has a file so small, and of tokens as `table` has them."""

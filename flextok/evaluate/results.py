@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from flextok import storage
 from flextok.digests import digest_of
 from flextok.errors import FlextokError
@@ -52,6 +54,11 @@ class Metric:
         """The metric that `to_json` wrote."""
         uncertainty = item.get("standard_error"), item.get("interval")
         return cls(item["name"], item["value"], item["protocol"], item["k"], *uncertainty)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of their mean: the standard deviation of `values` [N] / sqrt(N)."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def statistic(name: str, value: float, protocol: dict[str, Any], k: int | None = None) -> Metric:

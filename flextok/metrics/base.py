@@ -140,6 +140,15 @@ def features_name(extractor: str) -> str:
     return extractor.replace("-", "_")
 
 
+INCEPTION = "inception-v3-compat"
+"""The extractor that published numbers are of."""
+
+
+def name_by_extractor(extractor: str, published: str, other: str) -> str:
+    """What a number is called: as published ones are for the Inception network alone, else `<other>_<extractor>`."""
+    return published if extractor == INCEPTION else f"{other}_{features_name(extractor)}"
+
+
 QuantityT = TypeVar("QuantityT", bound=Quantity)
 
 

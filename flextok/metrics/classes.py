@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import rel_entr, softmax
 
-from flextok.metrics.base import SET_METRICS, SetMetric, features_name
-from flextok.metrics.frechet import INCEPTION
+from flextok.metrics.base import SET_METRICS, SetMetric, name_by_extractor
 
 SPLITS, SEED = 10, 2020
 """Of torch-fidelity, so that a number made by its own command is the same."""
@@ -34,7 +33,7 @@ def _score(p_NC: np.ndarray) -> float:
 
 def score_name(extractor: str) -> str:
     """Name of the score: `inception_score` for the Inception network, else `is_<extractor>`."""
-    return "inception_score" if extractor == INCEPTION else f"is_{features_name(extractor)}"
+    return name_by_extractor(extractor, "inception_score", "is")
 
 
 SET_METRICS.register(

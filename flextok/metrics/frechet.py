@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from flextok.metrics.base import SET_METRICS, SetMetric, features_name
+from flextok.metrics.base import SET_METRICS, SetMetric, name_by_extractor
 from flextok.metrics.statistics import FeatureStatistics, GivenStatistics
-
-INCEPTION = "inception-v3-compat"
 
 
 def frechet_distance(first: FeatureStatistics | GivenStatistics, second: FeatureStatistics | GivenStatistics) -> float:
@@ -47,7 +45,7 @@ def _factored(features: np.ndarray | GivenStatistics) -> tuple[np.ndarray, np.nd
 
 def distance_name(extractor: str) -> str:
     """Name of the distance: `fid` for the Inception network of the FID paper, else `fd_<extractor>`."""
-    return "fid" if extractor == INCEPTION else f"fd_{features_name(extractor)}"
+    return name_by_extractor(extractor, "fid", "fd")
 
 
 SET_METRICS.register(

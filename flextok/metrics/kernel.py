@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from flextok.metrics.base import SET_METRICS, SetMetric, features_name
-from flextok.metrics.frechet import INCEPTION
+from flextok.metrics.base import SET_METRICS, SetMetric, name_by_extractor
 
 SUBSETS = 100
 SEED = 2020
@@ -42,7 +41,7 @@ def kernel_distance(reference_ND: np.ndarray, images_MD: np.ndarray, subset: int
 
 def kernel_name(subset: int, extractor: str) -> str:
     """Name of the distance: `kid_<subset>` for the Inception network, else `kd_<subset>_<extractor>`."""
-    return f"kid_{subset}" if extractor == INCEPTION else f"kd_{subset}_{features_name(extractor)}"
+    return name_by_extractor(extractor, f"kid_{subset}", f"kd_{subset}")
 
 
 for size in SIZES:

@@ -3,13 +3,13 @@
 Called sFID only where the features are those of ADM's evaluator (Nash et al. 2021; guided-diffusion/evaluations).
 """
 
-from flextok.metrics.base import SET_METRICS, SetMetric, features_name
-from flextok.metrics.frechet import INCEPTION, frechet_distance, frechet_of_rows
+from flextok.metrics.base import SET_METRICS, SetMetric, name_by_extractor
+from flextok.metrics.frechet import frechet_distance, frechet_of_rows
 
 
 def spatial_name(extractor: str) -> str:
     """Name of the distance: `sfid` for the Inception network, else `sfd_<extractor>`."""
-    return "sfid" if extractor == INCEPTION else f"sfd_{features_name(extractor)}"
+    return name_by_extractor(extractor, "sfid", "sfd")
 
 
 SET_METRICS.register(

@@ -159,8 +159,9 @@ class _Run:
         return self.history
 
     def _freeze(self, step: int) -> None:
-        names = self.objective.frozen(step)
-        if names and not self.has_frozen:
+        if self.has_frozen:
+            return
+        if names := self.objective.frozen(step):
             self.trained.freeze(names)
             self.objective.freeze(self.world)
             self.forward = wrapped_again(self.forward, self.objective, self.world)

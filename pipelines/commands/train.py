@@ -53,10 +53,8 @@ class FileRun:
     split: str = "train"
 
     def latest(self, stage: str, split: str | None = None, corpus: str | None = None) -> str:
-        names = {"<corpus>": corpus or self.recipe.corpus.name, "<split>": split or self.split}
-        folder = STAGES[stage].folder
-        for name, value in names.items():
-            folder = folder.replace(name, value)
+        folder = STAGES[stage].folder.replace("<corpus>", corpus or self.recipe.corpus.name)
+        folder = folder.replace("<split>", split or self.split)
         parent, named_by_content, _ = folder.partition("<")
         url = self.workspace.url(parent.rstrip("/"))
         if named_by_content:

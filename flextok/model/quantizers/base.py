@@ -25,8 +25,8 @@ class Quantizer(nn.Module):
     Buffers that training changes (an EMA codebook) are floating point and persistent: they are saved with the weights.
     They change only in training mode. Where several processes train together or a batch goes through in slices, a forward
     pass sees a part of the batch: counts and sums over it go through `nn.collective.summed`; a model whose buffers are all
-    changed by means over the batch may do without, as the training loop then averages the changes. Buffers that are not persistent must be made on the CPU by name, as a model is
-    laid out on the meta device before it is loaded.
+    changed by means over the batch may do without, as the training loop then averages the changes. Buffers that are not
+    persistent must be made on the CPU by name, as a model is laid out on the meta device before it is loaded.
     """
 
     dim: int
