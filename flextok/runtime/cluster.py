@@ -13,7 +13,7 @@ from typing import Any
 from flextok.errors import TransientError
 from flextok.runtime import interrupts, ray_token
 from flextok.runtime.head import HeadWatch
-from flextok.runtime.process_group import start_reaper
+from flextok.runtime.process_group import children_apart, start_reaper
 
 # Ray warns about each of the first five once a second or once a process; none needs an action of a user. The sixth keeps
 # a thread that outlives its job from connecting to whatever cluster it finds. The next gives workers the priority of
@@ -111,7 +111,7 @@ def _start(address: str, options: dict[str, Any], attempts: int) -> None:
     from ray._private import worker
 
     try:
-        with _without_the_line_on_levels():
+        with _without_the_line_on_levels(), children_apart():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         # Else a thread of Ray's prints what its nodes tell on stdout, in the midst of a command's own lines, whatever
         # `log_to_driver` says: lost nodes and what is repeated, which `ClusterWatch` tells in a line each.

@@ -66,6 +66,32 @@ def _start_watching(program: str, pids: Sequence[int]) -> "subprocess.Popen[byte
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
+_apart = False
+
+
+def _lead_own_group() -> None:
+    if _apart:
+        os.setpgid(0, 0)
+
+
+# Python calls it for a child with a `preexec_fn`, as Ray's are, and for no other that `subprocess` starts.
+os.register_at_fork(after_in_child=_lead_own_group)
+
+
+@contextlib.contextmanager
+def children_apart() -> Iterator[None]:
+    """Each process that Ray starts in the block leads a group of its own, which no signal to the group of this one reaches.
+
+    Else SIGTERM to the whole group, as a supervisor or `timeout` sends it, ends Ray while a training writes its state.
+    """
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
+
 @contextlib.contextmanager
 def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`command` as the leader of a new group, with the usual handling of signals; the whole group ends with the block.
