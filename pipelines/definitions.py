@@ -12,6 +12,7 @@ import dagster as dg
 from pipelines.alive import lost_runs_sensor
 from pipelines.assets import build_assets
 from pipelines.automation import Refresher, automation
+from pipelines.edited import edited_sensor
 from pipelines.facts import RecipeFacts
 from pipelines.graph import Graph
 from pipelines.lineage.endings import lineage_sensor
@@ -33,6 +34,7 @@ def build_definitions(recipes: Sequence[Recipe], workspace: str) -> dg.Definitio
         sensors=[
             lineage_sensor(workspace),
             lost_runs_sensor(workspace),
+            *(edited_sensor(recipe) for recipe in recipes),
             *(watching(recipe.name, Graph(specs[recipe.name]), recipe.automation.freshness) for recipe in recipes),
         ],
         resources={"store": Store(root=workspace)},

@@ -23,6 +23,6 @@ class RecipeFacts:
     ) -> dict[str, Any]:
         return recorded_content(STAGES[stage], self.recipe.of_partition(partition), settings, made_by)
 
-    def observe(self, stage: str, partition: str | None) -> str | None:
-        look = STAGES[stage].observe
-        return look(self.recipe.of_partition(partition), split_of(partition or "")) if look is not None else None
+    def unchanged(self, stage: str, partition: str | None, version: str | None) -> bool:
+        look = STAGES[stage].unchanged
+        return look is None or look(self.recipe.of_partition(partition), split_of(partition or ""), version)

@@ -132,8 +132,11 @@ class Stage:
     checks: tuple[Check, ...] = ()
     folder: str = ""
     """Where its artifact lies in the workspace."""
-    observe: Callable[[Recipe, str], str] | None = None
-    """For a stage that only looks at the outside world: the digest of what is there now, for a split."""
+    by_corpus: bool = False
+    """Whether its settings are those of a partition's corpus. The data version of `corpus` tells of them then: a code
+    version would be that of all partitions."""
+    unchanged: Callable[[Recipe, str, str | None], bool] | None = None
+    """For a stage that only looks at the outside world: whether a split there is what a data version stands for."""
     page: Callable[[StageRun, Made], Page] = lambda run, made: Page()
     """What its page shows of a result; decides nothing."""
 
@@ -142,8 +145,8 @@ class Stage:
         return {name: _plain(value) for name, value in self.settings(recipe).items()}
 
     def code_version(self, recipe: Recipe) -> str:
-        """Changes when the stage's version or a deciding setting that it reads does."""
-        return f"{self.version}+{digest_of(self.content(recipe))[:12]}"
+        """Changes when the stage's version or a deciding setting that it reads does, but for those of a corpus."""
+        return str(self.version) if self.by_corpus else f"{self.version}+{digest_of(self.content(recipe))[:12]}"
 
 
 STAGES: Register[Stage] = Register("stage")

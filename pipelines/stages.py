@@ -33,8 +33,9 @@ register(
         version=1,
         settings=data.listing_settings,
         run=data.list_source,
-        observe=data.source_digest,
+        unchanged=data.source_is_as_recorded,
         partitioned=True,
+        by_corpus=True,
     )
 )
 register(
@@ -48,6 +49,7 @@ register(
         deps=(Dep("corpus"),),
         run=data.shard_images,
         partitioned=True,
+        by_corpus=True,
         checks=(
             Check(data.SHARDS_MATCH_MANIFEST, "Every shard is there with the bytes its manifest says.", blocking=True),
             Check(data.FEW_REJECTS, "Far fewer images are rejected than would end the sharding."),

@@ -44,8 +44,8 @@ class Facts(Protocol):
         """Settings on record in today's shape; `made_by` is the recipe in the provenance of what was made."""
         ...
 
-    def observe(self, stage: str, partition: str | None) -> str | None:
-        """The digest of what the stage looks at outside, now; None for one that does not. FlextokError where it cannot."""
+    def unchanged(self, stage: str, partition: str | None, version: str | None) -> bool:
+        """Whether what the stage looks at outside is what a data version stands for. FlextokError where it cannot look."""
         ...
 
 
@@ -205,12 +205,12 @@ def _step_failed(instance: dg.DagsterInstance, record: Any) -> bool:
 
 def outside_changed(facts: Facts, stage: str, partition: str | None, record: Any | None) -> bool:
     """Whether what the stage looks at is not what was recorded; raises FlextokError where it cannot be looked at."""
-    return facts.observe(stage, partition) not in (None, data_version(record))
+    return not facts.unchanged(stage, partition, data_version(record))
 
 
 def _why_outside(facts: Facts, stage: str, partition: str | None, record: Any) -> list[str]:
     try:
-        return ["its source changed"] if outside_changed(facts, stage, partition, record) else []
+        return ["its source or its settings changed"] if outside_changed(facts, stage, partition, record) else []
     except FlextokError as error:
         return [f"its source cannot be listed: {error}"]
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from flextok.data.config import ListingConfig
+from flextok.data.config import CorpusConfig, ListingConfig
 from flextok.digests import digest_of
 from pipelines.recipe import OtherCorpus, Recipe
 from pipelines.stage import Made, StageRun
 
 SHARDS_MATCH_MANIFEST = "shards_match_manifest"
+LISTING = "listing"
 CLASSES_FOR_PRIOR = "classes_for_prior"
 FEW_REJECTS = "few_rejects"
 FEW = 0.1
@@ -19,20 +20,28 @@ def listing_settings(recipe: Recipe) -> dict[str, Any]:
     return {f"corpus.{name}": value for name, value in recipe.corpus.part(ListingConfig).content().items()}
 
 
-def source_digest(recipe: Recipe, split: str) -> str:
-    """A digest of the source's listing, so that a changed source is new data.
-
-    That of a corpus which is only tokenized covers its settings, of which the versions of stages know nothing.
-    """
-    from flextok.data.sources.catalog import source_digest
-
-    listing = source_digest(recipe.corpus, split)
-    return digest_of([listing, recipe.corpus.content()]) if isinstance(recipe.corpus, OtherCorpus) else listing
-
-
 def list_source(run: StageRun) -> Made:
     """List the source of one split."""
-    return Made(source_digest(run.recipe, run.split))
+    listing = source_digest(run.recipe.corpus, run.split)
+    return Made(corpus_version(run.recipe.corpus, listing), numbers={LISTING: listing})
+
+
+def corpus_version(corpus: CorpusConfig, listing: str) -> str:
+    """The data version of a split: a changed source is new data, and so is a changed setting of its corpus."""
+    return digest_of([listing, corpus.content()])
+
+
+def source_is_as_recorded(recipe: Recipe, split: str, version: str | None) -> bool:
+    """Whether `version` stands for the source and the settings of today."""
+    listing = source_digest(recipe.corpus, split)
+    return version in (corpus_version(recipe.corpus, listing), listing)  # the latter by earlier code
+
+
+def source_digest(corpus: CorpusConfig, split: str) -> str:
+    """A digest of the source's listing."""
+    from flextok.data.sources.catalog import source_digest
+
+    return source_digest(corpus, split)
 
 
 def shard_images(run: StageRun) -> Made:

@@ -46,9 +46,10 @@ class Chain:
     def recorded(self, name: str, partition: str | None, settings: dict, made_by: Mapping) -> dict:
         return settings
 
-    def observe(self, name: str, partition: str | None) -> str | None:
-        if name != "source":
-            return None
+    def unchanged(self, name: str, partition: str | None, version: str | None) -> bool:
+        return name != "source" or self.look(partition) == version
+
+    def look(self, partition: str | None) -> str:
         if "unreachable" in self.listing:
             raise FlextokError("nothing there")
         return self.listing.get(partition or "", "listing-1")
@@ -103,7 +104,7 @@ class Chain:
         metadata = {"settings": json.dumps(self.settings(name, partition))}
         if name == "source":
             return dg.MaterializeResult(
-                data_version=dg.DataVersion(self.observe(name, partition) or ""),
+                data_version=dg.DataVersion(self.look(partition)),
                 metadata=metadata,
                 check_results=[sound],
             )

@@ -14,7 +14,7 @@ from pipelines.automation import PROFILE_TAG, REFRESH_TAG, Refresher
 from pipelines.definitions import build_definitions
 from pipelines.recipe import load_recipe
 
-ALWAYS = {"lineage", "lost_runs", "smoke_tell_problems"}
+ALWAYS = {"lineage", "lost_runs", "smoke_tell_edits", "smoke_tell_problems"}
 ON = ["automation.refresh='0 3 * * *'", "automation.watch_source=15m", "automation.evaluate='0 8 * * 1'"]
 
 

@@ -120,11 +120,11 @@ def test_only_what_may_pass_is_tried_again(
     calls: list[None] = []
     look = data.source_digest
 
-    def failing(recipe, split):
+    def failing(corpus, split):
         calls.append(None)
         if len(calls) == 1:
             raise fault
-        return look(recipe, split)
+        return look(corpus, split)
 
     monkeypatch.setattr(data, "source_digest", failing)
     recipe = load_recipe("smoke", ["automation.retry_wait=1s"])

@@ -58,7 +58,9 @@ def test_a_corpus_is_added_tokenized_and_changed_without_touching_the_rest(
     assert "val_samples" in found["image_shards[more/val]"]
     # A setting of the profile's own corpus leaves the others as they are.
     found = stale(made, capsys, corpora(("more", 12)), "corpus.min_side=17")
-    assert set(found) == {"image_shards[scenes/train]", "image_shards[scenes/val]"}
+    assert set(found) == {
+        f"{stage}[scenes/{split}]" for stage in ("corpus", "image_shards") for split in ("train", "val")
+    }
     # So does the end of a corpus.
     assert stale(made, capsys) == {}
 

@@ -1,4 +1,4 @@
-"""Profiles load strictly, and a stage's version follows exactly the settings it reads."""
+"""Profiles load strictly, and a stage's content follows exactly the settings it reads."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PROFILES = ["imagenet256", "imagenet256-small", "photos", "smoke", "text-image"]
 
 def changed_stages(*sets: str) -> set[str]:
     before, after = load_recipe("smoke"), load_recipe("smoke", sets)
-    return {stage.name for stage in STAGES if stage.code_version(before) != stage.code_version(after)}
+    return {stage.name for stage in STAGES if stage.content(before) != stage.content(after)}
 
 
 def test_all_profiles_are_known():

@@ -25,6 +25,7 @@ from flextok.train.config import PriorRecipe
 from flextok.train.job import run_url
 from flextok.train.prior import PriorJob
 from flextok.train.tokenizer import TokenizerJob
+from pipelines.defs.data import corpus_version
 from pipelines.recipe import Recipe, load_recipe, profile_names
 from pipelines.stages import STAGES
 
@@ -111,7 +112,10 @@ def changed(recipe: Recipe, path: tuple, value: Any, annotation: Any) -> Recipe 
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    return {stage.name: stage.code_version(recipe) for stage in STAGES}
+    """What Dagster compares: of a corpus, the data version that its listing gets."""
+    return {stage.name: stage.code_version(recipe) for stage in STAGES} | {
+        "data version": corpus_version(recipe.corpus, "")
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,6 +21,8 @@ mutation ($parameters: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $parameters) { ... on LaunchBackfillSuccess { backfillId } __typename }
 }
 """
+VERDICT = "query ($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) { staleStatus } }"
+VERDICTS = "query ($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) { staleStatusByPartition } }"
 STATUS = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
 
 
@@ -74,6 +76,17 @@ class DagsterUI:
     def status_of(self, backfill: str) -> str:
         """Of a backfill."""
         return self.ask(STATUS, id=backfill)["partitionBackfillOrError"]["status"]
+
+    def out_of_date(self) -> set[str]:
+        """What its pages do not call fresh, by `name` or `name[partition]`."""
+        found = {}
+        for node in self.ask(ASSETS)["assetNodes"]:
+            name, partitions = node["assetKey"]["path"][-1], node["partitionKeys"]
+            keys = [{"path": node["assetKey"]["path"]}]
+            (asked,) = self.ask(VERDICTS if partitions else VERDICT, keys=keys)["assetNodes"]
+            labels = [f"{name}[{partition}]" for partition in partitions] or [name]
+            found |= dict(zip(labels, asked.get("staleStatusByPartition") or [asked["staleStatus"]], strict=True))
+        return {label for label, verdict in found.items() if verdict != "FRESH"}
 
     def _nodes(self, assets: Sequence[str]) -> list[dict[str, Any]]:
         return [node for node in self.ask(ASSETS)["assetNodes"] if node["assetKey"]["path"][-1] in assets]
