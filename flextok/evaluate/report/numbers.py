@@ -37,6 +37,18 @@ class Numbers:
         paired = [item for item in self.stored.metrics if "data" in item["protocol"]]
         return sorted({item["k"] for item in paired if item["k"] is not None})
 
+    def series(self) -> list[dict[str, Any]]:
+        """A row for each curve: its name, axis, number of points and protocol."""
+        return [
+            {
+                "name": item["name"],
+                "axis": item["axis"],
+                "points": len(item["at"]),
+                "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
+            }
+            for item in self.stored.series
+        ]
+
     def image_metrics(self) -> list[ImageMetric]:
         """The registered metrics of images that were measured at each K, in their order."""
         known = IMAGE_METRICS.names()
