@@ -119,12 +119,13 @@ def test_values_are_told_by_pointer_and_by_keys(page: Page):
     box = page.js("JSON.parse(JSON.stringify(document.querySelector('.chart svg').getBoundingClientRect()))")
     page.mouse("mouseMoved", box["x"] + box["width"] - 20, box["y"] + 50)
     (told,) = seen(page, ".tip", "each.textContent")
-    value = page.js("document.querySelector('.chart polyline').dataset.y").split(" ")
-    assert told.startswith("tokens kept, K: 4") and value[-1] in told and "limit of the latents" in told
+    values = page.js("document.querySelector('.chart polyline').dataset.y").split(" ")
+    first, *_, last = (f"{float(value):.4g}" for value in values)
+    assert told.startswith("tokens kept, K: 4") and f"reconstructions {last} [" in told and "limit of the latents" in told
     page.mouse("mouseMoved", 1, 1)
     assert not seen(page, ".tip")
     words = tell(page, "Home", ".chart .reader")
-    assert words.startswith("tokens kept, K: 1, reconstructions " + value[0])
+    assert words.startswith(f"tokens kept, K: 1, reconstructions {first} [")
     assert seen(page, ".tip .head", "each.textContent") == ["tokens kept, K: 1"]
 
 

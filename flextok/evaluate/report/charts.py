@@ -4,8 +4,9 @@ Our own SVG rather than an embedded chart library: it is there without JavaScrip
 where the library alone would weigh a megabyte. Its lines carry their values, which the page's script shows.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -15,6 +16,8 @@ from flextok.evaluate.report.ticks import log_ticks, nice_ticks
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 40
 MAX_X_TICKS = 9
+COLOURS = 6
+"""Of lines: classes c1.. of the style sheet."""
 # More points than pixels only make the page heavier.
 MAX_POINTS = 300
 HEAD = 26
@@ -25,18 +28,25 @@ svg { background: #fff; font: 11px system-ui, sans-serif; } text { fill: #5c6370
 .line { fill: none; stroke: currentColor; stroke-width: 2; } .level { stroke: currentColor; stroke-dasharray: 5 4; }
 .legend { fill: currentColor; }
 .c1 { color: #2563c9; } .c2 { color: #c2541b; } .c3 { color: #64748b; } .c4 { color: #8a3ffc; }
+.c5 { color: #0f7b6c; } .c6 { color: #b4246f; }
 """
+
+
+Scale = Callable[[float], float]
+"""From a value to a place in the drawing."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through the points (x, y); `colour` 1..4 is a class of the style sheet."""
+    """A line through the points (x, y); `colour` is in 1..COLOURS."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 1
     markers: bool = True
+    ends: Sequence[tuple[float, float]] = ()
+    """Of the interval of each y, where they have one."""
 
     def drawn(self) -> list[tuple[float, float]]:
         """The points that are drawn, at most some MAX_POINTS."""
@@ -97,7 +107,8 @@ class Chart:
         return f"{self.title}{scale}, over {self.x_label}: {'; '.join([*ends, *levels])}"
 
     def _heights(self) -> list[float]:
-        return [y for line in self.lines for y in line.y] + [level.y for level in self.levels]
+        of_lines = [y for line in self.lines for y in (*line.y, *itertools.chain(*line.ends))]
+        return of_lines + [level.y for level in self.levels]
 
     def _marks(self, log_y: bool = False) -> Iterator[Markup]:
         """Grid, ticks, levels and lines."""
@@ -134,18 +145,7 @@ class Chart:
                 level.label, short(level.y),
             )  # fmt: skip
         for line in self.lines:
-            drawn = line.drawn()
-            yield Markup(
-                '<polyline class="line c{}" data-label="{}" data-x="{}" data-y="{}" points="{}"/>'
-            ).format(
-                line.colour, line.label, " ".join(_exact(x) for x, _ in drawn), " ".join(_exact(y) for _, y in drawn),
-                " ".join(f"{px(x)},{py(y)}" for x, y in drawn),
-            )  # fmt: skip
-            if line.markers or len(drawn) == 1:
-                for x, y in drawn:
-                    yield Markup(
-                        '<circle class="dot c{}" cx="{}" cy="{}" r="3.5"><title>{}, {} {}: {}</title></circle>'
-                    ).format(line.colour, px(x), py(y), line.label, self.x_label, short(x), short(y))
+            yield from _line(line, self.x_label, px, py)
 
     def _place(self, x: float) -> float:
         return math.log2(x) if self.log2_x else x
@@ -157,6 +157,29 @@ class Chart:
             each = sorted(set(xs))
             return each[:: math.ceil(len(each) / MAX_X_TICKS)]
         return [tick for tick in nice_ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs)]
+
+
+def _line(line: Line, x_label: str, px: Scale, py: Scale) -> Iterator[Markup]:
+    """Band of the intervals, line, and points that say their values."""
+    drawn, style = line.drawn(), f"c{line.colour}"
+    if line.ends:
+        upper = [f"{px(x)},{py(high)}" for x, (_, high) in zip(line.x, line.ends, strict=True)]
+        lower = [f"{px(x)},{py(low)}" for x, (low, _) in zip(line.x, line.ends, strict=True)]
+        yield Markup('<polygon class="band {}" points="{}"/>').format(style, " ".join([*upper, *lower[::-1]]))
+    ends = Markup(' data-ends="{}"').format(" ".join(f"{low:.3g},{high:.3g}" for low, high in line.ends))
+    yield Markup('<polyline class="line {}" data-label="{}" data-x="{}" data-y="{}"{} points="{}"/>').format(
+        style,
+        line.label,
+        " ".join(_exact(x) for x, _ in drawn),
+        " ".join(_exact(y) for _, y in drawn),
+        ends if line.ends else "",
+        " ".join(f"{px(x)},{py(y)}" for x, y in drawn),
+    )
+    if line.markers or len(drawn) == 1:
+        for x, y in drawn:
+            yield Markup('<circle class="dot {}" cx="{}" cy="{}" r="3.5"><title>{}, {} {}: {}</title></circle>').format(
+                style, px(x), py(y), line.label, x_label, short(x), short(y)
+            )
 
 
 def short(value: float) -> str:

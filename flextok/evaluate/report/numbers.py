@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from flextok.evaluate.results import EvaluationResult
+from flextok.evaluate.results import EvaluationResult, Metric
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, ImageMetric, SetMetric
 
 RANDOM_TOKENS = "_random_tokens"
@@ -31,6 +31,11 @@ class Numbers:
     def curve(self, name: str) -> dict[int, float]:
         """The numbers called `name` by K, ascending; empty when there are none."""
         return self.stored.curve(name)
+
+    def ends(self, name: str) -> list[tuple[float, float]]:
+        """Those of the 95 % intervals of its curve; none unless each number has one."""
+        found = [Metric.from_json(self.pick(name, k)["raw"]).ends for k in self.curve(name)]
+        return [each for each in found if each is not None] if all(found) else []
 
     def keeps(self) -> list[int]:
         """The token counts of the reconstructions, ascending."""

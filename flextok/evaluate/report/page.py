@@ -99,13 +99,11 @@ def render(template: str, page: Mapping[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "page.js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    own = {
-        "style": Markup(style),
-        "script": Markup(script),
-        "policy": Markup(policy),
-        "script_src": Markup(_hash(script)),
-    }
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    own = {"style": Markup(style), "script": Markup(script), "policy": Markup(policy)}
     return environment.get_template(template).render(**own, **page)
 
 

@@ -28,7 +28,6 @@ function picturesOf(element) {
 // Reconstructions: one slider over K for all of them.
 function gallery() {
   const slider = byId("keep");
-  if (!slider) return;
   const rows = all("#reconstruction-table tbody tr");
   const stages = picturesOf(rows[0]).stages;
   const shown = byId("keep-shown");
@@ -182,13 +181,15 @@ function readable(plot, title, count, nearest, told, mark) {
 }
 
 const numbersIn = (text) => text.split(" ").map(Number);
+const short = (number) => String(Number(Number(number).toPrecision(4)));
 
 function linesOf(svg) {
   return all("polyline", svg).map((line) => ({
     label: line.dataset.label,
     colour: line.classList[1],
     x: numbersIn(line.dataset.x),
-    y: numbersIn(line.dataset.y),
+    y: line.dataset.y.split(" ").map(short),
+    ends: (line.dataset.ends || "").split(" "),
     px: line.getAttribute("points").split(" ").map((point) => Number(point.split(",")[0])),
   }));
 }
@@ -204,7 +205,7 @@ function charts() {
     const xs = [...stops.keys()].sort((a, b) => a - b);
     if (!xs.length) continue;
     const levels = all(".level", svgs[0]).map(({ dataset, classList }) => ({
-      label: dataset.label, value: dataset.y, colour: `dashed ${classList[1]}`,
+      label: dataset.label, value: short(dataset.y), colour: `dashed ${classList[1]}`,
     }));
     const cursors = svgs.map((svg) => {
       const cursor = document.createElementNS(svg.namespaceURI, "line");
@@ -221,10 +222,11 @@ function charts() {
     // A line of fewer points tells its nearest one, where that is near.
     const told = (place) => {
       const px = stops.get(xs[place]);
-      const rows = lines.flatMap(({ label, colour, y, px: own }) => {
+      const rows = lines.flatMap(({ label, colour, y, ends, px: own }) => {
         const far = own.map((each) => Math.abs(each - px));
         const at = far.indexOf(Math.min(...far));
-        return far[at] <= 4 ? [{ label, value: String(y[at]), colour }] : [];
+        const interval = ends[at] ? ` [${ends[at].replace(",", ", ")}]` : "";
+        return far[at] <= 4 ? [{ label, value: y[at] + interval, colour }] : [];
       });
       return { head: `${svgs[0].dataset.axis}: ${xs[place]}`, rows: [...rows, ...levels], x: px / width };
     };
@@ -282,8 +284,8 @@ function heatMaps() {
 }
 
 for (const element of all(".js-only")) element.hidden = false;
-zooming();
-gallery();
+if (byId("zoom")) zooming();
+if (byId("keep")) gallery();
 filters();
 charts();
-heatMaps();
+if (byId("heat-values")) heatMaps();
