@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import io
 import itertools
 import json
 import re
@@ -12,16 +13,19 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny_pipeline import EVALUATION, TinyPipeline
 
-from flextok.data.images import read_png
+from flextok.data.images import read_png, to_png
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
-from flextok.evaluate.extremes import EACH
+from flextok.evaluate.extremes import EACH, EXTREMES
 from flextok.evaluate.generation import evaluate_generation
+from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import ReportResult, write_report
 from flextok.evaluate.report.charts import Chart, Line
 from flextok.evaluate.report.heatmaps import MOST_CELLS, codebook_map, position_map
+from flextok.evaluate.report.pictures import ENCODINGS, Album
 from flextok.evaluate.report.ticks import log_ticks, nice_ticks
 from flextok.evaluate.sampling import sample_images
 from flextok.metrics.base import IMAGE_METRICS
@@ -208,6 +212,31 @@ def test_lineage_names_every_stage(report: ReportResult):
     assert kinds(lineage(report.url)) >= {
         "report", "reconstructions", "generation", "samples", "prior", "tokens", "tokenizer", "vae", "corpus",
     }  # fmt: skip
+
+
+def test_pictures_are_lossless_where_that_is_small_enough():
+    noise = np.random.default_rng(0).integers(0, 256, (70, 128, 128, 3), np.uint8)
+    few, many = Album(), Album()
+    for image in noise:
+        many.add(to_png(image))
+    numbers = [few.add(to_png(image)) for image in noise[[0, 1, 0]]]
+    assert numbers == [0, 1, 0]  # a picture is on the page once
+    assert few.encoding() == ENCODINGS[0]
+    for uri, image in zip(few.uris(few.encoding()), noise, strict=False):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))), image)
+    chosen = many.encoding()
+    assert chosen == next(each for each in ENCODINGS if each.quality is not None)
+    assert sum(map(len, many.uris(chosen))) < 4_000_000
+
+
+def test_evaluations_without_pictures_have_a_page(pipeline: TinyPipeline, tmp_path: Path):
+    config = EVALUATION.model_copy(update={"grid_images": 0, "max_images": 8})
+    bare = evaluate_reconstruction(pipeline.tokenizer, pipeline.val, str(tmp_path), config)
+    assert not Path(bare.url, EXTREMES).exists()
+    inputs = type(pipeline.report_inputs())(**{**vars(pipeline.report_inputs()), "reconstruction_url": bare.url})
+    page = Page(Path(write_report(inputs, str(tmp_path), ReportConfig()).html_path).read_text())
+    places = {found["id"] for _, found in page.elements if "id" in found}
+    assert {"reconstructions", "samples"} <= places and not {"keep", "extremes"} & places
 
 
 def test_charts_escape_their_texts_and_stay_inside():

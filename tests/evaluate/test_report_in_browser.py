@@ -9,8 +9,10 @@ import pytest
 from browser import NAMED, PROGRAMS, Browser, Page, browser, find_chromium
 from tiny_pipeline import TinyPipeline
 
+from flextok.evaluate.comparison import compare_evaluations
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.report import write_report
+from flextok.evaluate.report.comparison import write_comparison
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason=f"no browser: none of {', '.join(PROGRAMS)} on PATH, and {NAMED} names none"
@@ -121,7 +123,9 @@ def test_values_are_told_by_pointer_and_by_keys(page: Page):
     (told,) = seen(page, ".tip", "each.textContent")
     values = page.js("document.querySelector('.chart polyline').dataset.y").split(" ")
     first, *_, last = (f"{float(value):.4g}" for value in values)
-    assert told.startswith("tokens kept, K: 4") and f"reconstructions {last} [" in told and "limit of the latents" in told
+    assert (
+        told.startswith("tokens kept, K: 4") and f"reconstructions {last} [" in told and "limit of the latents" in told
+    )
     page.mouse("mouseMoved", 1, 1)
     assert not seen(page, ".tip")
     words = tell(page, "Home", ".chart .reader")
@@ -136,20 +140,42 @@ def test_cells_of_a_heat_map_are_told(page: Page):
     assert not seen(page, ".tip")
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
-def test_axe_finds_no_serious_fault(chromium: Browser, html: Path, width: int, dark: bool):
-    page = chromium.open(html, width=width, height=844, dark=dark)
-    page.js(files("axe_core_python").joinpath("axe.min.js").read_text("utf-8") + ";0")
-    for before in ("0", "document.querySelector('#gallery button').click()"):
-        page.js(before)
-        faults = page.js("axe.run().then(found => found.violations)")
-        serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
-        assert not serious, [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in serious]
+def serious_faults(page: Page, within: str = "body") -> list[tuple[str, str]]:
+    """What axe-core calls serious or critical in what is seen of the page: rule and element."""
+    if page.js("typeof axe") == "undefined":
+        page.js(files("axe_core_python").joinpath("axe.min.js").read_text("utf-8") + ";0")
+    faults = page.js(f"axe.run({within!r}).then(found => found.violations)")
+    serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+    return [(fault["id"], node["html"][:200]) for fault in serious for node in fault["nodes"]]
+
+
+def test_axe_finds_no_serious_fault(chromium: Browser, html: Path):
+    page = chromium.open(html)
+    assert serious_faults(page) == []
+    page.js("document.querySelector('#gallery button').click()")
+    assert serious_faults(page, "#zoom") == []
+
+
+def test_axe_finds_none_on_a_phone_in_the_dark(chromium: Browser, html: Path):
+    assert serious_faults(chromium.open(html, width=390, height=844, dark=True)) == []
 
 
 @pytest.mark.parametrize("width", [1200, 390])
 def test_nothing_is_wider_than_the_window(chromium: Browser, html: Path, width: int):
     assert chromium.open(html, width=width).js("document.documentElement.scrollWidth") == width
+
+
+def test_a_comparison_is_read_as_the_report_is(chromium: Browser, pipeline: TinyPipeline, tmp_path: Path):
+    urls = [pipeline.reconstruction.url] * 2
+    path = tmp_path / "comparison.html"
+    write_comparison(str(path), compare_evaluations(urls), ["before", "after"], urls)
+    page = chromium.open(path, width=390)
+    said = tell(page, "End", ".chart .reader")
+    assert re.fullmatch(r"tokens kept, K: 4, before ([\d.]+ \[[^]]+\]), after \1", said)
+    assert page.js("document.documentElement.scrollWidth") == 390
+    assert serious_faults(page) == [] and page.complaints() == [] and page.asked_for() == [path.as_uri()]
+    page.js("document.querySelector('.chart label').remove(); document.querySelector('.reader').ariaLabel = ''")
+    assert {rule for rule, _ in serious_faults(page)} == {"label"}  # it finds what is there
 
 
 def test_without_script_all_pictures_are_seen(chromium: Browser, html: Path):
