@@ -16,6 +16,7 @@ from flextok.evaluate.grid import GIVEN, LATENTS
 from flextok.evaluate.results import (
     IMAGES,
     METRICS,
+    NORMAL_95,
     OF_LATENTS,
     EvaluationResult,
     Metric,
@@ -25,7 +26,6 @@ from flextok.evaluate.results import (
 
 SUBJECT = ("tokenizer", "prior", "samples", "tokens", "checkpoint", "pictures")
 """Parts of a protocol that say what was measured rather than how. Only they may differ."""
-NORMAL_95 = 1.96
 MOST_SHOWN = 24
 """Characters of a field's content in a message."""
 
@@ -40,6 +40,11 @@ class Difference:
     paired: bool
     """Whether the interval is that of the differences of single images, rather than of two means."""
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether its interval leaves zero out."""
+        return self.half_width is not None and abs(self.value) > self.half_width
+
 
 @dataclass(frozen=True)
 class ComparedNumber:
@@ -50,7 +55,7 @@ class ComparedNumber:
     values: list[float | None]
     """None where an evaluation lacks it."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
-    """Both ends of the 95 % interval of each, where it was measured with one."""
+    """Both ends of the 95 % interval of each, where its spread is known."""
     differences: list[Difference | None] = field(default_factory=list)
     """Of all but the first; None where one lacks it or protocols differ."""
     differing: list[list[str]] = field(default_factory=list)
@@ -84,7 +89,7 @@ def compare_evaluations(urls: Sequence[str], may_differ: Sequence[str] = ()) -> 
         if sum(metric is not None for metric in found) < 2:
             continue
         values = [metric.value if metric else None for metric in found]
-        row = ComparedNumber(name, k, values, [_interval(metric) for metric in found])
+        row = ComparedNumber(name, k, values, [metric.ends if metric else None for metric in found])
         for metric, table in zip(found[1:], tables[1:], strict=True):
             fields, difference = [], None
             if found[0] is not None and metric is not None:
@@ -96,11 +101,6 @@ def compare_evaluations(urls: Sequence[str], may_differ: Sequence[str] = ()) -> 
     if not any(itertools.chain(*(row.differences for row in rows))):
         raise UsageError(_nothing_to_subtract(rows))
     return rows
-
-
-def _interval(metric: Metric | None) -> tuple[float, float] | None:
-    found = metric.interval if metric is not None else None
-    return (found["low"], found["high"]) if found else None
 
 
 def _nothing_to_subtract(rows: Sequence[ComparedNumber]) -> str:

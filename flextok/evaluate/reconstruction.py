@@ -11,6 +11,7 @@ from flextok.data.images import preprocess, to_model, to_uint8
 from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
+from flextok.evaluate.extremes import EXTREMES, Extremes, Ranked, ends_of
 from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, shown
 from flextok.evaluate.held_out import held_out_record
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
@@ -51,7 +52,7 @@ def evaluate_reconstruction(
     does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
     `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
-    `figures/reconstructions.png`.
+    `extremes.parquet` (PNG of the best and worst by each metric, at the most tokens), `figures/reconstructions.png`.
     """
     config = config.part(ReconstructionConfig)
     device = evaluation_device(compute)
@@ -71,14 +72,15 @@ def evaluate_reconstruction(
     rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
-    grid = PictureGrid(keys[: config.grid_images])
+    grid, extremes = PictureGrid(keys[: config.grid_images]), Extremes(table.metrics)
     batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
     arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), bytes_at, device, dtype)
     with (
         track("reconstruct", len(keys) * len(keeps), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
-        for parts, rated in reconstruct(batches):
+        for parts, ends, rated in reconstruct(batches):
+            extremes.add(ends)
             if rates is not None:
                 rates.add(rated)
             for measured, shown in parts:
@@ -109,6 +111,7 @@ def evaluate_reconstruction(
     series = list(rates.curves(table, decoded)) if rates is not None else []
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
+        files[EXTREMES] = extremes.to_parquet()
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
     inputs = [tokenizer_url, corpus_url]
     return write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
@@ -129,18 +132,21 @@ class Reconstructor:
         dtype: torch.dtype,
     ):
         self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
-        self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
+        self._table = ImageTable(config.metrics)
+        self._measure = Measure(ImageSets(config, device), self._table)
         self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
 
-    def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], Rated]:
+    def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], list[Ranked], Rated]:
         """Of the originals, of their way through the latents alone, and of the pictures at each K: what they give to the
-        numbers, and those for the grid. Then what codecs make of the originals."""
-        parts = [
-            (self._measure(made), shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC))
-            for made in self._reconstructions(batch)
-        ]
-        return parts, self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
+        numbers, and those for the grid. Then the best and worst at the most tokens, and what codecs make of the originals."""
+        parts, ends = [], []
+        for made in self._reconstructions(batch):
+            measured = self._measure(made)
+            parts.append((measured, shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC)))
+            if made.k == self._keeps[-1] and self._grid_keys:
+                ends = ends_of(self._table.metrics, measured, batch.images_BHWC, made.images_BHWC)
+        return parts, ends, self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
 
     def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
         chosen_B = np.array([key in self._set_keys for key in batch.keys])

@@ -20,6 +20,8 @@ OF_LATENTS = "latents_"
 """Begins the names of numbers about latents that were decoded with no token involved."""
 # Beyond these digits, sums of float32 depend on the order in which a machine's threads add.
 SIGNIFICANT_DIGITS = 6
+NORMAL_95 = 1.96
+"""Standard errors on either side of a number that make a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class Metric:
     """Of a mean over images: their standard deviation / sqrt(N). Of a number of sets: that of its `interval`."""
     interval: dict[str, Any] | None = None
     """`{low, high, level, resamples, seed, resampled, method}` of a number of sets that was measured with `bootstrap`."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of its 95 % interval: by resamples where it was measured with them, else normal by the standard error; or None."""
+        if self.interval is not None:
+            return self.interval["low"], self.interval["high"]
+        if self.standard_error is None:
+            return None
+        return self.value - NORMAL_95 * self.standard_error, self.value + NORMAL_95 * self.standard_error
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in metrics.json; raises FlextokError when it is not finite."""

@@ -1,15 +1,23 @@
-"""Line charts as inline SVG, coloured by the page's style sheet so that they follow its light and dark modes."""
+"""Line charts as inline SVG, coloured by the page's style sheet so that they follow its light and dark modes.
 
+Our own SVG rather than an embedded chart library: it is there without JavaScript, prints, and weighs some kilobytes a chart,
+where the library alone would weigh a megabyte. Its lines carry their values, which the page's script shows.
+"""
+
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from flextok.evaluate.report.ticks import log_ticks, nice_ticks
+
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 40
-Y_TICKS = 5
 MAX_X_TICKS = 9
+COLOURS = 6
+"""Of lines: classes c1.. of the style sheet."""
 # More points than pixels only make the page heavier.
 MAX_POINTS = 300
 HEAD = 26
@@ -20,18 +28,30 @@ svg { background: #fff; font: 11px system-ui, sans-serif; } text { fill: #5c6370
 .line { fill: none; stroke: currentColor; stroke-width: 2; } .level { stroke: currentColor; stroke-dasharray: 5 4; }
 .legend { fill: currentColor; }
 .c1 { color: #2563c9; } .c2 { color: #c2541b; } .c3 { color: #64748b; } .c4 { color: #8a3ffc; }
+.c5 { color: #0f7b6c; } .c6 { color: #b4246f; }
 """
+
+
+Scale = Callable[[float], float]
+"""From a value to a place in the drawing."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through the points (x, y); `colour` 1..4 is a class of the style sheet."""
+    """A line through the points (x, y); `colour` is in 1..COLOURS."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 1
     markers: bool = True
+    ends: Sequence[tuple[float, float]] = ()
+    """Of the interval of each y, where they have one."""
+
+    def drawn(self) -> list[tuple[float, float]]:
+        """The points that are drawn, at most some MAX_POINTS."""
+        stride = math.ceil(len(self.x) / MAX_POINTS) or 1
+        return list(zip(self.x, self.y, strict=True))[::stride]
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,17 @@ class Chart:
     log2_x: bool = False
     from_zero: bool = False
 
-    def svg(self) -> Markup:
-        """The chart without its title and legend, as an <svg> element."""
-        begin = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, self.title)
-        return Markup("").join([begin, *self._marks(), Markup("</svg>")])
+    @property
+    def has_log(self) -> bool:
+        """Whether all its values can stand on a logarithmic scale."""
+        return bool(heights := self._heights()) and min(heights) > 0
+
+    def svg(self, log_y: bool = False) -> Markup:
+        """The chart without its title and legend, as an <svg> element whose lines carry their values."""
+        begin = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" data-axis="{}">').format(
+            "log" if log_y else "linear", WIDTH, HEIGHT, self._described(log_y), self.x_label
+        )
+        return Markup("").join([begin, *self._marks(log_y), Markup("</svg>")])
 
     def file(self) -> bytes:
         """The chart with its title and the names of its lines as an SVG file, for where there is no style sheet."""
@@ -70,14 +97,27 @@ class Chart:
             head.append(_text(WIDTH - RIGHT - 60 * place, 4 - HEAD / 2, "end", line.label, f"legend c{line.colour}"))
         return Markup("").join([begin, *head, *self._marks(), Markup("</svg>")]).encode()
 
-    def _marks(self) -> list[Markup]:
+    def _described(self, log_y: bool) -> str:
+        """In words, with the ends of each line."""
+        ends = (
+            f"{line.label} from {short(line.y[0])} to {short(line.y[-1])}" for line in self.lines if len(line.y) > 0
+        )
+        levels = (f"{level.label} {short(level.y)}" for level in self.levels)
+        scale = ", logarithmic" if log_y else ""
+        return f"{self.title}{scale}, over {self.x_label}: {'; '.join([*ends, *levels])}"
+
+    def _heights(self) -> list[float]:
+        of_lines = [y for line in self.lines for y in (*line.y, *itertools.chain(*line.ends))]
+        return of_lines + [level.y for level in self.levels]
+
+    def _marks(self, log_y: bool = False) -> Iterator[Markup]:
         """Grid, ticks, levels and lines."""
-        points = [(x, y) for line in self.lines for x, y in zip(line.x, line.y, strict=True)]
-        heights = [y for _, y in points] + [level.y for level in self.levels]
-        low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
-        y_ticks = nice_ticks(min(low, 0.0) if self.from_zero else low, high)
+        heights = self._heights() or [0.0, 1.0]
+        low, high = min(heights), max(heights)
+        y_ticks = log_ticks(low, high) if log_y else nice_ticks(min(low, 0.0) if self.from_zero else low, high)
         low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-        places = [self._place(x) for x, _ in points] or [0.0, 1.0]
+        xs = [x for line in self.lines for x in line.x]
+        places = [self._place(x) for x in xs] or [0.0, 1.0]
         first, last = min(places), max(places)
 
         def px(x: float) -> float:
@@ -85,36 +125,27 @@ class Chart:
             return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
         def py(y: float) -> float:
-            return round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+            share = math.log(high / y) / math.log(high / low) if log_y else (high - y) / (high - low)
+            return round(TOP + share * (HEIGHT - TOP - BOTTOM), 1)
 
-        parts: list[Markup] = []
         for tick in y_ticks:
-            parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+            yield Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                 LEFT, WIDTH - RIGHT, py(tick), py(tick)
-            ))  # fmt: skip
-            parts.append(_text(LEFT - 6, py(tick) + 3.5, "end", _short(tick)))
-        for tick in self._x_ticks([x for x, _ in points]):
-            parts.append(_text(px(tick), HEIGHT - BOTTOM + 16, "middle", _short(tick)))
-        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle", self.x_label, "axis"))
-        for level in self.levels:
-            parts.append(
-                Markup('<line class="level c{}" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}: {}</title></line>').format(
-                    level.colour, LEFT, WIDTH - RIGHT, py(level.y), py(level.y), level.label, _short(level.y)
-                )
             )
+            yield _text(LEFT - 6, py(tick) + 3.5, "end", short(tick))
+        for tick in self._x_ticks(xs):
+            yield _text(px(tick), HEIGHT - BOTTOM + 16, "middle", short(tick))
+        yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle", self.x_label, "axis")
+        for level in self.levels:
+            yield Markup(
+                '<line class="level c{}" x1="{}" x2="{}" y1="{}" y2="{}" data-label="{}" data-y="{}">'
+                "<title>{}: {}</title></line>"
+            ).format(
+                level.colour, LEFT, WIDTH - RIGHT, py(level.y), py(level.y), level.label, _exact(level.y),
+                level.label, short(level.y),
+            )  # fmt: skip
         for line in self.lines:
-            stride = math.ceil(len(line.x) / MAX_POINTS) or 1
-            drawn = list(zip(line.x, line.y, strict=True))[::stride]
-            path = " ".join(f"{px(x)},{py(y)}" for x, y in drawn)
-            parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
-            if line.markers or len(drawn) == 1:
-                parts += [
-                    Markup(
-                        '<circle class="dot c{}" cx="{}" cy="{}" r="3.5"><title>{}, {} {}: {}</title></circle>'
-                    ).format(line.colour, px(x), py(y), line.label, self.x_label, _short(x), _short(y))
-                    for x, y in drawn
-                ]
-        return parts
+            yield from _line(line, self.x_label, px, py)
 
     def _place(self, x: float) -> float:
         return math.log2(x) if self.log2_x else x
@@ -128,23 +159,39 @@ class Chart:
         return [tick for tick in nice_ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs)]
 
 
-def nice_ticks(low: float, high: float) -> list[float]:
-    """About Y_TICKS round numbers which span low..high."""
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
-        spread = abs(low) or 1.0
-        low, high = low - spread / 2, high + spread / 2
-    raw = (high - low) / Y_TICKS
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+def _line(line: Line, x_label: str, px: Scale, py: Scale) -> Iterator[Markup]:
+    """Band of the intervals, line, and points that say their values."""
+    drawn, style = line.drawn(), f"c{line.colour}"
+    if line.ends:
+        upper = [f"{px(x)},{py(high)}" for x, (_, high) in zip(line.x, line.ends, strict=True)]
+        lower = [f"{px(x)},{py(low)}" for x, (low, _) in zip(line.x, line.ends, strict=True)]
+        yield Markup('<polygon class="band {}" points="{}"/>').format(style, " ".join([*upper, *lower[::-1]]))
+    ends = Markup(' data-ends="{}"').format(" ".join(f"{low:.3g},{high:.3g}" for low, high in line.ends))
+    yield Markup('<polyline class="line {}" data-label="{}" data-x="{}" data-y="{}"{} points="{}"/>').format(
+        style,
+        line.label,
+        " ".join(_exact(x) for x, _ in drawn),
+        " ".join(_exact(y) for _, y in drawn),
+        ends if line.ends else "",
+        " ".join(f"{px(x)},{py(y)}" for x, y in drawn),
+    )
+    if line.markers or len(drawn) == 1:
+        for x, y in drawn:
+            yield Markup('<circle class="dot {}" cx="{}" cy="{}" r="3.5"><title>{}, {} {}: {}</title></circle>').format(
+                style, px(x), py(y), line.label, x_label, short(x), short(y)
+            )
+
+
+def short(value: float) -> str:
+    """A number for reading."""
+    if value and abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"
+
+
+def _exact(value: float) -> str:
+    return f"{value:.6g}"
 
 
 def _text(x: float, y: float, anchor: str, text: str, style: str = "tick") -> Markup:
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(style, x, y, anchor, escape(text))
-
-
-def _short(value: float) -> str:
-    if value and abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.4g}"

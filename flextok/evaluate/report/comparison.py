@@ -5,6 +5,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.evaluate.comparison import ComparedNumber, Difference
+from flextok.evaluate.report.curves import comparison_charts
 from flextok.evaluate.report.page import DIGEST_SHOWN, render
 from flextok.provenance import read_provenance
 
@@ -44,15 +45,20 @@ def write_comparison(url: str, numbers: Sequence[ComparedNumber], labels: Sequen
     """Write the page to `url`; it makes no request of any kind."""
     page: dict[str, Any] = {
         "title": "Comparison of evaluations",
-        "size_px": 0,  # it shows no picture
         "evaluations": [
             {"label": label, "url": storage.absolute(each), **_identity(each)}
             for label, each in zip(labels, urls, strict=True)
         ],
-        "rows": [{"name": number.name, "cells": cells(number)} for number in numbers],
+        "charts": comparison_charts(numbers, labels),
+        "rows": [{"name": number.name, "cells": cells(number), "beyond": _beyond(number)} for number in numbers],
         "reasons": reasons(numbers),
     }
     storage.write_bytes(url, render("comparison.html.j2", page).encode())
+
+
+def _beyond(number: ComparedNumber) -> list[int]:
+    """Places, among its cells, of the differences whose intervals leave zero out."""
+    return [3 + 2 * place for place, each in enumerate(number.differences) if each and each.is_clear]
 
 
 def _identity(url: str) -> dict[str, str]:

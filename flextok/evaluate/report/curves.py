@@ -1,8 +1,11 @@
-"""Which charts the page has."""
+"""Which charts the pages have."""
+
+from collections.abc import Sequence
 
 from flextok.data.codecs import CODECS
+from flextok.evaluate.comparison import ComparedNumber
 from flextok.evaluate.rate import BY_BYTES, TOKENS
-from flextok.evaluate.report.charts import Chart, Level, Line
+from flextok.evaluate.report.charts import COLOURS, Chart, Level, Line
 from flextok.evaluate.report.numbers import RANDOM_TOKENS, Numbers
 from flextok.evaluate.results import EvaluationResult
 
@@ -15,7 +18,7 @@ def quality_charts(numbers: Numbers) -> list[Chart]:
 
     def curve(name: str, label: str, colour: int) -> Line:
         values = stored.curve(name)
-        return Line(label, list(values), list(values.values()), colour)
+        return Line(label, list(values), list(values.values()), colour, ends=numbers.ends(name))
 
     charts = [
         Chart(
@@ -43,6 +46,26 @@ def quality_charts(numbers: Numbers) -> list[Chart]:
         for name, metric in numbers.set_metrics().items()
     ]
     return charts
+
+
+def comparison_charts(numbers: Sequence[ComparedNumber], labels: Sequence[str]) -> list[Chart]:
+    """Each number that evaluations have by K, a line for each of these."""
+    charts = []
+    for name in dict.fromkeys(number.name for number in numbers if number.k is not None):
+        by_k = [number for number in numbers if number.name == name and number.k is not None]
+        lines = (_line_of(label, by_k, index) for index, label in enumerate(labels))
+        charts.append(Chart(name, K_AXIS, [line for line in lines if line.x], log2_x=True))
+    return charts
+
+
+def _line_of(label: str, by_k: Sequence[ComparedNumber], index: int) -> Line:
+    """Those of the evaluation `index`, with their intervals if all have one."""
+    found = [(number.k, number.values[index], number.intervals[index]) for number in by_k]
+    points = [(k, value, ends) for k, value, ends in found if k is not None and value is not None]
+    ends = [ends for *_, ends in points if ends is not None]
+    values = [value for _, value, _ in points]
+    colour = index % COLOURS + 1
+    return Line(label, [k for k, *_ in points], values, colour, ends=ends if len(ends) == len(points) else ())
 
 
 def rate_charts(numbers: Numbers) -> list[Chart]:

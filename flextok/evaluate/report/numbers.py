@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from flextok.evaluate.results import EvaluationResult
+from flextok.evaluate.results import EvaluationResult, Metric
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, ImageMetric, SetMetric
 
 RANDOM_TOKENS = "_random_tokens"
@@ -32,10 +32,27 @@ class Numbers:
         """The numbers called `name` by K, ascending; empty when there are none."""
         return self.stored.curve(name)
 
+    def ends(self, name: str) -> list[tuple[float, float]]:
+        """Those of the 95 % intervals of its curve; none unless each number has one."""
+        found = [Metric.from_json(self.pick(name, k)["raw"]).ends for k in self.curve(name)]
+        return [each for each in found if each is not None] if all(found) else []
+
     def keeps(self) -> list[int]:
         """The token counts of the reconstructions, ascending."""
         paired = [item for item in self.stored.metrics if "data" in item["protocol"]]
         return sorted({item["k"] for item in paired if item["k"] is not None})
+
+    def series(self) -> list[dict[str, Any]]:
+        """A row for each curve: its name, axis, number of points and protocol."""
+        return [
+            {
+                "name": item["name"],
+                "axis": item["axis"],
+                "points": len(item["at"]),
+                "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
+            }
+            for item in self.stored.series
+        ]
 
     def image_metrics(self) -> list[ImageMetric]:
         """The registered metrics of images that were measured at each K, in their order."""

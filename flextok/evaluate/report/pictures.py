@@ -1,9 +1,10 @@
-"""The pictures on the page, as rows of data URIs."""
+"""The pictures on the page: each once, as data URIs in the best encoding that keeps the page small."""
 
 import base64
 import io
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -14,51 +15,124 @@ from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.grid import LATENTS, ORIGINAL, StoredPictures
 from flextok.evaluate.sampling import SamplesResult, image_url
+from flextok.metrics.base import IMAGE_METRICS
 
-# Larger pictures are shrunk for the page, or it would weigh tens of megabytes.
-THUMBNAIL_PX = 128
+MOST_BYTES = 3_000_000
+"""Of all picture files together: four megabytes as text, so that the page stays below five."""
+MEASURED = 16
+"""Pictures whose files are looked at before an encoding is chosen for all."""
 
 
-def reconstruction_rows(grid: list[StoredPictures], corpus: Corpus, keeps: Sequence[int]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Encoding:
+    """How pictures are written: WebP, whose lossless files are smaller than PNG's (docs/results.md)."""
+
+    side_px: int
+    """Larger ones are shrunk to it."""
+    quality: int | None
+    """None: lossless."""
+
+    def __str__(self) -> str:
+        how = "lossless WebP" if self.quality is None else f"WebP of quality {self.quality}"
+        return f"{how}, at most {self.side_px} px a side"
+
+    def encode(self, png: bytes) -> bytes:
+        """The file of a picture."""
+        image = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
+        image.thumbnail((self.side_px, self.side_px), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        how = {"lossless": True} if self.quality is None else {"quality": self.quality}
+        image.save(file, format="WEBP", method=4, **how)
+        return file.getvalue()
+
+
+# The first that fits is taken. Fewer pixels come before a quality at which the encoding would be seen in differences.
+ENCODINGS = (
+    Encoding(256, None),
+    Encoding(256, 90),
+    Encoding(192, 90),
+    Encoding(128, 90),
+    Encoding(128, 75),
+    Encoding(96, 75),
+    Encoding(64, 60),
+)
+
+
+class Album:
+    """Pictures of a page by number; equal ones have the same."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+
+    def add(self, png: bytes) -> int:
+        """The number of a picture."""
+        return self._numbers.setdefault(png, len(self._numbers))
+
+    def encoding(self) -> Encoding:
+        """The best of `ENCODINGS` in which all are within MOST_BYTES, told from some of them; the last where none is."""
+        pictures = list(self._numbers)
+        looked_at = pictures[:: len(pictures) // MEASURED + 1]
+        for encoding in ENCODINGS[:-1]:
+            mean = sum(len(encoding.encode(png)) for png in looked_at) / max(len(looked_at), 1)
+            if mean * len(pictures) <= MOST_BYTES:
+                return encoding
+        return ENCODINGS[-1]
+
+    def uris(self, encoding: Encoding) -> list[str]:
+        """Each as a data URI, by number."""
+        files = (encoding.encode(png) for png in self._numbers)
+        return ["data:image/webp;base64," + base64.b64encode(file).decode() for file in files]
+
+
+def reconstruction_rows(
+    album: Album, grid: list[StoredPictures], corpus: Corpus, keeps: Sequence[int]
+) -> list[dict[str, Any]]:
     """A row for each image: the original, at each K, and through the latents alone."""
     return [
         {
-            "caption": _class_name(corpus, stored.label) or stored.key,
-            "pictures": [picture(stored.png[k]) for k in (ORIGINAL, *keeps, LATENTS)],
+            "caption": _caption(corpus, stored.label, stored.key),
+            "original": album.add(stored.png[ORIGINAL]),
+            "pictures": [album.add(stored.png[k]) for k in (*keeps, LATENTS)],
         }
         for stored in grid
     ]
 
 
-def _class_name(corpus: Corpus, label: int | None) -> str | None:
+def extreme_rows(album: Album, extremes: list[dict[str, Any]], corpus: Corpus) -> list[dict[str, Any]]:
+    """For each metric its label and the pictures at both ends, each with original, caption and value."""
+    rows: dict[str, dict[str, Any]] = {}
+    for each in extremes:
+        metric = IMAGE_METRICS[each["metric"]]
+        row = rows.setdefault(metric.name, {"metric": metric.title, "k": each["k"], "best": [], "worst": []})
+        row[each["end"]].append(
+            {
+                "caption": _caption(corpus, each["label"], each["key"]),
+                "value": f"{each['value']:.3g}",
+                "original": album.add(each["original"]),
+                "picture": album.add(each["png"]),
+            }
+        )
+    return list(rows.values())
+
+
+def _caption(corpus: Corpus, label: int | None, key: str) -> str:
     classes = corpus.classes or []
-    return classes[label] if label is not None and 0 <= label < len(classes) else None
+    return classes[label] if label is not None and 0 <= label < len(classes) else key
 
 
-def sample_rows(samples: SamplesResult, store: TokenStore, config: ReportConfig) -> list[dict[str, Any]]:
+def sample_rows(album: Album, samples: SamplesResult, store: TokenStore, config: ReportConfig) -> list[dict[str, Any]]:
     """A row for each class or caption: its first sample at each K, then more samples at the largest."""
     groups: dict[tuple[int, str], list[str]] = {}
     for key, label, text in zip(store.keys(), store.labels().tolist(), store.texts(), strict=True):
         caption = text or (f"class {label}" if label >= 0 else "no condition")
         groups.setdefault((label, caption), []).append(key)
+
+    def sample(keep: int, key: str) -> int:
+        return album.add(storage.read_bytes(image_url(samples.url, keep, key)))
+
     rows = []
     for (_, caption), keys in itertools.islice(sorted(groups.items()), config.max_classes):
-        growing = [_sample(samples, keep, keys[0]) for keep in samples.keep]
-        more = [_sample(samples, samples.keep[-1], key) for key in keys[1 : config.samples_per_class]]
+        growing = [sample(keep, keys[0]) for keep in samples.keep]
+        more = [sample(samples.keep[-1], key) for key in keys[1 : config.samples_per_class]]
         rows.append({"caption": caption, "growing": growing, "more": more})
     return rows
-
-
-def _sample(samples: SamplesResult, keep: int, key: str) -> str:
-    return picture(storage.read_bytes(image_url(samples.url, keep, key)))
-
-
-def picture(png: bytes) -> str:
-    """A PNG as a data URI, shrunk where it is larger than the page shows it."""
-    image = Image.open(io.BytesIO(png), formats=["PNG"])
-    if max(image.size) > THUMBNAIL_PX:
-        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        png = file.getvalue()
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,5 +1,6 @@
 """Gathers all numbers about a tokenizer and its prior, and writes the page and metrics.json."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,6 +10,7 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.prior_statistics import prior_statistics
+from flextok.evaluate.report.heatmaps import heat_maps
 from flextok.evaluate.report.histories import loss_series
 from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
@@ -19,6 +21,7 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 
 HTML = "report/index.html"
+HEAT_MAPS = "report/heatmaps.json"
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ class ReportResult:
 def write_report(
     inputs: ReportInputs, parent_url: str, config: ReportConfig, compute: ComputeConfig | None = None
 ) -> ReportResult:
-    """Gather all numbers about `inputs` and write `parent_url/<digest>/{report/index.html, metrics.json}`.
+    """Gather all numbers about `inputs` and write `parent_url/<digest>/`: `report/index.html`, `metrics.json`, and
+    `report/heatmaps.json`.
 
     Token and prior statistics are computed, the latter on a cluster where `compute` has its address; everything else is
-    read. The page makes no request of any kind and shows no number that is not in metrics.json.
+    read. The page makes no request of any kind and shows no number that is not in metrics.json, or is the value of one
+    picture (`extremes.parquet`) or one cell of a heat map.
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
@@ -71,22 +76,26 @@ def write_report(
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
     corpus = Corpus.open(inputs.val_url)
+    maps = heat_maps(tokens)
     page = build_page(
         title=config.title,
         numbers=content,
         reconstruction_url=inputs.reconstruction_url,
         generation_url=inputs.generation_url,
         tokens=tokens.store,
+        heat_maps=maps,
         samples=samples,
         sample_store=TokenStore.open(inputs.samples_url),
         corpus=corpus,
         config=config,
         settings=_settings(inputs),
     )
-    html = render("report.html.j2", page)
-    written = write_evaluation(
-        "report", parent_url, metrics, series, inputs.urls(), config.model_dump(mode="json"), {HTML: html.encode()}
-    )
+    files = {
+        HTML: render("report.html.j2", page).encode(),
+        HEAT_MAPS: json.dumps([each.to_json() for each in maps]).encode(),
+    }
+    recipe = config.model_dump(mode="json")
+    written = write_evaluation("report", parent_url, metrics, series, inputs.urls(), recipe, files)
     return ReportResult(written.url, written.digest, storage.join(written.url, HTML))
 
 
