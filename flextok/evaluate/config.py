@@ -12,6 +12,7 @@ from flextok.config import Added, Config, Operational
 from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
+from flextok.metrics.weights import WeightsConfig
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.sampling.config import DrawConfig
 from flextok.registry import Register
@@ -108,6 +109,26 @@ class ImageComparisonConfig(Config):
         min_length=1,
         description="Metrics of images, by name (docs/metrics.md); the first is checked.",
     )
+    weights: Added[tuple[WeightsConfig, ...]] = Field(
+        default=(), description="Files of weights, for those metrics of images that need one."
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_given(self) -> "ImageComparisonConfig":
+        if not {"metrics", "weights"} & self.model_fields_set:
+            return self  # the defaults need none, and the look would import every metric
+        takers = {name for name in IMAGE_METRICS.names() if IMAGE_METRICS[name].of_weights is not None}
+        given = [each.metric for each in self.weights]
+        if len(set(given)) < len(given) or not set(given) <= takers:
+            raise ValueError(
+                f"weights: expected each of {', '.join(sorted(takers))} at most once, found {', '.join(given)}"
+            )
+        if lacking := (takers & {*self.metrics}) - {*given}:
+            raise ValueError(
+                f"weights: expected those of {', '.join(sorted(lacking))}, found none; give {{metric, path, sha256}}, see "
+                "docs/metrics.md"
+            )
+        return self
 
 
 class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):

@@ -56,7 +56,7 @@ def evaluate_reconstruction(
     config = config.part(ReconstructionConfig)
     device = evaluation_device(compute)
     dtype = decoding_dtype(config, device)
-    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
+    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics, config.weights)
     tokenizer = tokenizer_outline(tokenizer_url)
     table.require(tokenizer.config.image_size)
     corpus = Corpus.open(corpus_url)
@@ -68,7 +68,7 @@ def evaluate_reconstruction(
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
     sets.require(len(set_keys), corpus_url)
     bytes_at = {keep: token_bytes(tokenizer, keep) for keep in keeps} if config.codecs else {}
-    rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
+    rates = Rates(config.codecs, table.metrics, bytes_at) if config.codecs else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
@@ -129,8 +129,9 @@ class Reconstructor:
         dtype: torch.dtype,
     ):
         self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
-        self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
-        self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
+        table = ImageTable(config.metrics, config.weights)
+        self._measure = Measure(ImageSets(config, device), table)
+        self._rates = Rates(config.codecs, table.metrics, bytes_at) if config.codecs else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
 
     def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], Rated]:

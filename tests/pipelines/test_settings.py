@@ -85,6 +85,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield [{"name": "other"}]
         yield ["x"]
         yield ["jpeg"]
+        yield [{"metric": "lpips_vgg", "path": "x", "sha256": "0" * 64}]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):
