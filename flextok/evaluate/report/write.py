@@ -13,6 +13,7 @@ from flextok.evaluate.report.histories import loss_series
 from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
 from flextok.evaluate.sampling import open_samples
+from flextok.evaluate.sequences import statistics_of_ids
 from flextok.evaluate.tokens import token_statistics
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
@@ -62,11 +63,12 @@ def write_report(
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
+    ids, curves_of_ids = statistics_of_ids(tokens, inputs.train_tokens_url, inputs.tokenizer_url)
     prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url, compute=compute)
     stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
-    metrics = [*stored, *tokens.metrics(), *prior.metrics]
+    metrics = [*stored, *tokens.metrics(), *ids, *prior.metrics]
     curves = [Series.from_json(item) for item in reconstruction.series]
-    series = [*curves, *tokens.series(), *prior.series, *_histories(inputs)]
+    series = [*curves, *tokens.series(), *curves_of_ids, *prior.series, *_histories(inputs)]
 
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
