@@ -135,6 +135,24 @@ class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):
     """What the evaluation of given pictures reads."""
 
 
+class PerturbationConfig(Config):
+    """A grid of perturbations of the tokens before they are decoded (pFID)."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        min_length=1, description="Shares of the tokens that are exchanged."
+    )
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1, description="Of how many nearest codes each is exchanged for one."
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "PerturbationConfig":
+        for name, values in (("shares", self.shares), ("ranks", self.ranks)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name}: expected ascending numbers, each once, found {list(values)}")
+        return self
+
+
 class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
     """What the evaluation of reconstructions reads."""
 
@@ -142,11 +160,20 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
         default=(),
         description="Picture codecs (jpeg, webp, avif) to measure at as many bytes as tokens take; takes a while.",
     )
+    perturbation: Added[PerturbationConfig | None] = Field(
+        default=None, description="Tokens to exchange before decoding, for pfd_<share>_<rank>_<extractor>; null: none."
+    )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."
     )
     grid_images: int = Field(default=10, ge=0, description="Reconstructions kept as pictures for the report.")
+
+    @model_validator(mode="after")
+    def _perturbed_distance_is_measured(self) -> "ReconstructionConfig":
+        if self.perturbation is not None and "frechet" not in self.set_metrics:
+            raise ValueError("perturbation: expected frechet among set_metrics, found it is not; add it")
+        return self
 
 
 class SamplingConfig(DecodingConfig, KeepConfig):

@@ -21,7 +21,10 @@ Named in `evaluation.set_metrics`. The number is called by the features it compa
 torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
 `kid_<n>` or `kd_<n>_<extractor>`, `spatial_frechet` is `sfid` or `sfd_<extractor>`, `inception_score` the same or
 `is_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
-of samples and of their baseline. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
+of samples and of their baseline. `evaluation.perturbation: {shares: [0.5, 0.9], ranks: [16]}` gives
+`pfid_<share>_<rank>` or `pfd_<share>_<rank>_<extractor>`, the Fréchet distance of reconstructions from the most tokens, each
+exchanged with that probability for one of so many nearest codes, their mean `pfid_mean` or `pfd_mean_<extractor>`, and
+curves over the share. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
 resamples of its images, beside its value."""
 
 

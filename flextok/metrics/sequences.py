@@ -88,12 +88,11 @@ def fsq_entropies(counts_V: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
 
 
 SAMPLED = "of a sample of the rows, evenly spaced"
-for _name, _definition, _unit, _better in (
+for _name, _definition, _unit in (
     (
         "conditional_entropy_bits",
         "entropy of an id when the one before it is known, by the histograms of both, mean over places; biased low",
         "bits",
-        "",
     ),
     (
         "neighbour_information_bits",
@@ -102,9 +101,8 @@ for _name, _definition, _unit, _better in (
             "(Miller 1955), mean over places; `small_sample`: too few images for that correction"
         ),
         "bits",
-        "",
     ),
-    ("distinct_bigrams", "distinct pairs of neighbouring ids / all pairs of neighbours", "fraction", ""),
+    ("distinct_bigrams", "distinct pairs of neighbouring ids / all pairs of neighbours", "fraction"),
     (
         "heaps_exponent",
         (
@@ -112,12 +110,12 @@ for _name, _definition, _unit, _better in (
             "random order (seed 0)"
         ),
         "",
-        "",
     ),
-    ("zstd_bytes_per_token", f"ids row by row through zstd, level {ZSTD_LEVEL} / ids", "bytes", "lower"),
-    ("xz_bytes_per_token", f"ids row by row through xz, preset {XZ_PRESET} / ids", "bytes", "lower"),
 ):
-    STATISTICS.register(Quantity(name=_name, definition=f"{_definition}; {SAMPLED}", unit=_unit, better=_better))
+    STATISTICS.register(Quantity(name=_name, definition=f"{_definition}; {SAMPLED}", unit=_unit, better=""))
+for _name, _how in (("zstd", f"level {ZSTD_LEVEL}"), ("xz", f"preset {XZ_PRESET}")):
+    _definition = f"ids row by row through {_name}, {_how} / ids; {SAMPLED}"
+    STATISTICS.register(Quantity(f"{_name}_bytes_per_token", _definition, "bytes", "lower"))
 STATISTICS.register(
     Quantity(
         name="dead_dimensions",
