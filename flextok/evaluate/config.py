@@ -4,7 +4,7 @@ A profile has them in one flat section, `EvaluationConfig`. Each evaluation take
 is that part's content.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,10 +22,12 @@ FEWEST_RESAMPLES = 40
 
 
 def _names_in(register: Register) -> AfterValidator:
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected each {register.what} once, found {', '.join(names)}")
-        for name in names:
+    def check(names: Any) -> Any:
+        """A name, or several."""
+        each = (names,) if isinstance(names, str) else names
+        if len(set(each)) < len(each):
+            raise ValueError(f"expected each {register.what} once, found {', '.join(each)}")
+        for name in each:
             try:
                 register[name]
             except UsageError as error:
@@ -197,12 +199,22 @@ class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):
         return self
 
 
+class OracleConfig(Config):
+    """When a reconstruction is close enough: decides how many tokens an image would have needed."""
+
+    metric: Annotated[str, _names_in(IMAGE_METRICS)] = Field(description="Metric of images, one of evaluation.metrics.")
+    threshold: float = Field(description="Largest error, or smallest likeness, that is close enough.")
+
+
 class ReportConfig(Config):
-    """What the report shows beyond the numbers; changes no number."""
+    """What the report shows beyond the numbers of others; changes none of them."""
 
     title: str = Field(default="FlexTok report", min_length=1, description="Title of the page.")
     samples_per_class: int = Field(default=6, gt=0, description="Samples shown for each class.")
     max_classes: int = Field(default=16, gt=0, description="Classes shown in the grid of samples.")
+    oracle: Added[OracleConfig | None] = Field(
+        default=None, description="Threshold for the tokens that each image would have needed; null: left out."
+    )
 
 
 def keep_counts(keep: tuple[int, ...] | None, num_tokens: int) -> list[int]:
