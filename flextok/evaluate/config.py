@@ -4,7 +4,7 @@ A profile has them in one flat section, `EvaluationConfig`. Each evaluation take
 is that part's content.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,6 +12,7 @@ from flextok.config import Added, Config, Operational
 from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
+from flextok.metrics.weights import WeightsConfig
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.sampling.config import DrawConfig
 from flextok.registry import Register
@@ -21,10 +22,12 @@ FEWEST_RESAMPLES = 40
 
 
 def _names_in(register: Register) -> AfterValidator:
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected each {register.what} once, found {', '.join(names)}")
-        for name in names:
+    def check(names: Any) -> Any:
+        """A name, or several."""
+        each = (names,) if isinstance(names, str) else names
+        if len(set(each)) < len(each):
+            raise ValueError(f"expected each {register.what} once, found {', '.join(each)}")
+        for name in each:
             try:
                 register[name]
             except UsageError as error:
@@ -108,10 +111,48 @@ class ImageComparisonConfig(Config):
         min_length=1,
         description="Metrics of images, by name (docs/metrics.md); the first is checked.",
     )
+    weights: Added[tuple[WeightsConfig, ...]] = Field(
+        default=(), description="Files of weights, for those metrics of images that need one."
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_given(self) -> "ImageComparisonConfig":
+        if not {"metrics", "weights"} & self.model_fields_set:
+            return self  # the defaults need none, and the look would import every metric
+        takers = {name for name in IMAGE_METRICS.names() if IMAGE_METRICS[name].of_weights is not None}
+        given = [each.metric for each in self.weights]
+        if len(set(given)) < len(given) or not set(given) <= takers:
+            raise ValueError(
+                f"weights: expected each of {', '.join(sorted(takers))} at most once, found {', '.join(given)}"
+            )
+        if lacking := (takers & {*self.metrics}) - {*given}:
+            raise ValueError(
+                f"weights: expected those of {', '.join(sorted(lacking))}, found none; give {{metric, path, sha256}}, see "
+                "docs/metrics.md"
+            )
+        return self
 
 
 class PicturesConfig(SetComparisonConfig, ImageComparisonConfig):
     """What the evaluation of given pictures reads."""
+
+
+class PerturbationConfig(Config):
+    """A grid of perturbations of the tokens before they are decoded (pFID)."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        min_length=1, description="Shares of the tokens that are exchanged."
+    )
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1, description="Of how many nearest codes each is exchanged for one."
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "PerturbationConfig":
+        for name, values in (("shares", self.shares), ("ranks", self.ranks)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name}: expected ascending numbers, each once, found {list(values)}")
+        return self
 
 
 class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
@@ -121,11 +162,20 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
         default=(),
         description="Picture codecs (jpeg, webp, avif) to measure at as many bytes as tokens take; takes a while.",
     )
+    perturbation: Added[PerturbationConfig | None] = Field(
+        default=None, description="Tokens to exchange before decoding, for pfd_<share>_<rank>_<extractor>; null: none."
+    )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."
     )
     grid_images: int = Field(default=10, ge=0, description="Reconstructions kept as pictures for the report.")
+
+    @model_validator(mode="after")
+    def _perturbed_distance_is_measured(self) -> "ReconstructionConfig":
+        if self.perturbation is not None and "frechet" not in self.set_metrics:
+            raise ValueError("perturbation: expected frechet among set_metrics, found it is not; add it")
+        return self
 
 
 class SamplingConfig(DecodingConfig, KeepConfig):
@@ -149,12 +199,22 @@ class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):
         return self
 
 
+class OracleConfig(Config):
+    """When a reconstruction is close enough: decides how many tokens an image would have needed."""
+
+    metric: Annotated[str, _names_in(IMAGE_METRICS)] = Field(description="Metric of images, one of evaluation.metrics.")
+    threshold: float = Field(description="Largest error, or smallest likeness, that is close enough.")
+
+
 class ReportConfig(Config):
-    """What the report shows beyond the numbers; changes no number."""
+    """What the report shows beyond the numbers of others; changes none of them."""
 
     title: str = Field(default="FlexTok report", min_length=1, description="Title of the page.")
     samples_per_class: int = Field(default=6, gt=0, description="Samples shown for each class.")
     max_classes: int = Field(default=16, gt=0, description="Classes shown in the grid of samples.")
+    oracle: Added[OracleConfig | None] = Field(
+        default=None, description="Threshold for the tokens that each image would have needed; null: left out."
+    )
 
 
 def keep_counts(keep: tuple[int, ...] | None, num_tokens: int) -> list[int]:

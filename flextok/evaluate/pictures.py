@@ -75,7 +75,7 @@ def evaluate_pictures(
     """
     config = config.part(PicturesConfig)
     device = evaluation_device(compute)
-    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
+    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics, config.weights)
     images, reference = open_given(images_url), open_given(reference_url)
     statistics = _give_statistics(sets, reference)
     of_pictures = [each.name for each in sets.metrics if each.uses_reference and each.name not in statistics]
@@ -126,7 +126,9 @@ class PictureMeasurer:
     def __init__(
         self, config: PicturesConfig, crop: Crop, in_sets: Mapping[int, frozenset[str]], in_pairs: bool, device: str
     ):
-        self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics) if in_pairs else None)
+        self._measure = Measure(
+            ImageSets(config, device), ImageTable(config.metrics, config.weights) if in_pairs else None
+        )
         self._crop, self._in_sets = crop, in_sets
 
     def __call__(self, item: Item) -> Seen:

@@ -11,7 +11,7 @@ from flextok.data.codecs import CODECS, Compressed
 from flextok.errors import UsageError
 from flextok.evaluate.measure import ImageTable
 from flextok.evaluate.results import Metric, Series, standard_error
-from flextok.metrics.base import IMAGE_METRICS, ImageMetric
+from flextok.metrics.base import ImageMetric
 from flextok.model.tokenizer import Tokenizer
 
 DOUBLINGS = 8
@@ -36,16 +36,16 @@ def token_bytes(tokenizer: Tokenizer, keep: int) -> int:
 
 
 class Rates:
-    """The metrics `names` of images in each of `codecs`, at the bytes of each number of tokens and beyond.
+    """`metrics` of images in each of `codecs`, at the bytes of each number of tokens and beyond.
 
     Raises UsageError where a codec cannot be written here.
     """
 
-    def __init__(self, codecs: Sequence[str], names: Sequence[str], bytes_at: dict[int, int]):
+    def __init__(self, codecs: Sequence[str], metrics: Sequence[ImageMetric], bytes_at: dict[int, int]):
         self._codecs = [CODECS[name] for name in codecs]
         for codec in self._codecs:
             codec.require()
-        self._metrics: list[ImageMetric] = [IMAGE_METRICS[name] for name in names]
+        self._metrics = metrics
         self._bytes_at = bytes_at
         most = max(bytes_at.values())
         self._bytes = sorted({*bytes_at.values(), *(most * 2**doubling for doubling in range(1, DOUBLINGS + 1))})

@@ -16,6 +16,7 @@ from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, s
 from flextok.evaluate.held_out import held_out_record
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
+from flextok.evaluate.perturbation import Perturbed, Perturber, grid_of, require_neighbours
 from flextok.evaluate.protocol import (
     IN_MEMORY,
     SAME_IMAGES,
@@ -50,14 +51,15 @@ def evaluate_reconstruction(
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
     does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
-    `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). Files:
+    `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). With
+    `config.perturbation`: `pfd_<share>_<rank>_<extractor>` (`flextok.evaluate.perturbation`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `extremes.parquet` (PNG of the best and worst by each metric, at the most tokens), `figures/reconstructions.png`.
     """
     config = config.part(ReconstructionConfig)
     device = evaluation_device(compute)
     dtype = decoding_dtype(config, device)
-    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
+    sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics, config.weights)
     tokenizer = tokenizer_outline(tokenizer_url)
     table.require(tokenizer.config.image_size)
     corpus = Corpus.open(corpus_url)
@@ -68,8 +70,10 @@ def evaluate_reconstruction(
     if len(set_keys) < 2:
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
     sets.require(len(set_keys), corpus_url)
+    points = grid_of(config.perturbation)
+    require_neighbours(tokenizer, points)
     bytes_at = {keep: token_bytes(tokenizer, keep) for keep in keeps} if config.codecs else {}
-    rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
+    rates = Rates(config.codecs, table.metrics, bytes_at) if config.codecs else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid, extremes = PictureGrid(keys[: config.grid_images]), Extremes(table.metrics)
@@ -106,9 +110,11 @@ def evaluate_reconstruction(
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
         metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference, in_pairs=True) for keep in keeps]
+    perturbed, series = Perturbed(sets, points, config.seed).numbers(keeps[-1], metrics, decoded, reference)
+    metrics += perturbed
     if rates is not None:
         metrics += rates.numbers(protocol)
-    series = list(rates.curves(table, decoded)) if rates is not None else []
+        series += rates.curves(table, decoded)
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files[EXTREMES] = extremes.to_parquet()
@@ -132,9 +138,11 @@ class Reconstructor:
         dtype: torch.dtype,
     ):
         self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
-        self._table = ImageTable(config.metrics)
+        self._table = ImageTable(config.metrics, config.weights)
         self._measure = Measure(ImageSets(config, device), self._table)
-        self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
+        self._rates = Rates(config.codecs, self._table.metrics, bytes_at) if config.codecs else None
+        points = grid_of(config.perturbation)
+        self._perturb = Perturber(self._tokenizer, points, config.seed) if points else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
 
     def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], list[Ranked], Rated]:
@@ -156,6 +164,10 @@ class Reconstructor:
         for keep in self._keeps:
             images = decode_ids(self._tokenizer, ids, keep, batch.keys, self._config)
             yield Pictures(keep, images, batch, chosen_B)
+        if self._perturb is not None:
+            for k, exchanged in self._perturb(ids, batch.keys):
+                images = decode_ids(self._tokenizer, exchanged, self._keeps[-1], batch.keys, self._config)
+                yield Pictures(k, images, None, chosen_B)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class TokenStatistics:
         """`codebook_usage`, `codebook_perplexity`, `zipf_slope`; by K `bits_per_image` and `entropy_bits_per_image`; and
         the bytes of an id: `stored_`, `column_`, `vocabulary_` and `entropy_bytes_per_token`."""
         pooled = self.counts_NV.sum(axis=0)
-        protocol = self._protocol()
+        protocol = self.protocol()
         total, vocabulary = int(pooled.sum()), self.store.vocab_size
         counted = {**protocol, "tokens_counted": total}
         found = [
@@ -56,21 +57,22 @@ class TokenStatistics:
             "vocabulary": math.log2(self.store.vocab_size) / 8,
             "entropy": float(self.entropy_by_position().sum()) / self.store.meta.ids_per_row / 8,
         }
-        protocol = self._protocol()
+        protocol = self.protocol()
         return [statistic(f"{name}_bytes_per_token", value, protocol) for name, value in each.items()]
 
     def series(self) -> list[Series]:
         """`token_entropy_by_position` in bits and `codebook_usage_by_position`."""
         used = np.count_nonzero(self.counts_NV, axis=1).reshape(self.store.num_tokens, -1).mean(axis=1)
-        entropy = {**self._protocol(), "unit": "bits", "definition": "entropy of the histogram of ids at each position"}
-        usage = {**self._protocol(), "definition": "distinct ids / vocabulary at each position"}
+        entropy = {**self.protocol(), "unit": "bits", "definition": "entropy of the histogram of ids at each position"}
+        usage = {**self.protocol(), "definition": "distinct ids / vocabulary at each position"}
         places = range(1, self.store.num_tokens + 1)
         return [
             Series("token_entropy_by_position", "position", places, self.entropy_by_position().tolist(), entropy),
             Series("codebook_usage_by_position", "position", places, (used / self.store.vocab_size).tolist(), usage),
         ]
 
-    def _protocol(self) -> dict:
+    def protocol(self) -> dict[str, Any]:
+        """Which ids were counted."""
         return {
             "tokens": self.store.digest,
             "corpus": self.store.meta.corpus,

@@ -6,13 +6,25 @@ from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, Quantit
 
 OF_IMAGES = """\
 Named in `evaluation.metrics`; a length policy with a threshold may use them too. Reconstructions have each by K and, as
-`latents_<name>`, of the latents decoded directly. Results are means over images."""
+`latents_<name>`, of the latents decoded directly. Results are means over images. `lpips_*`, `feature_similarity_dinov2` and
+`feature_similarity_clip` look through weights that are given, and are checked by their hash; nothing is downloaded:
+
+```yaml
+evaluation:
+  metrics: [mae, lpips_alex, feature_similarity_dinov2]
+  weights:
+    - {metric: lpips_alex, path: /weights/lpips_alex.safetensors, sha256: ...}   # made as flextok/metrics/lpips.py says
+    - {metric: feature_similarity_dinov2, path: /models/dinov2-base, sha256: ...}  # of its model.safetensors
+```"""
 OF_SETS = """\
 Named in `evaluation.set_metrics`. The number is called by the features it compares: `frechet` is `fid` for
 torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
 `kid_<n>` or `kd_<n>_<extractor>`, `spatial_frechet` is `sfid` or `sfd_<extractor>`, `inception_score` the same or
 `is_<extractor>`; `<number>_samples` and `<number>_random_tokens` are those
-of samples and of their baseline. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
+of samples and of their baseline. `evaluation.perturbation: {shares: [0.5, 0.9], ranks: [16]}` gives
+`pfid_<share>_<rank>` or `pfd_<share>_<rank>_<extractor>`, the Fréchet distance of reconstructions from the most tokens, each
+exchanged with that probability for one of so many nearest codes, their mean `pfid_mean` or `pfd_mean_<extractor>`, and
+curves over the share. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
 resamples of its images, beside its value."""
 
 

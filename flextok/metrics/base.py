@@ -53,6 +53,8 @@ class ImageMetric(Quantity):
     """Side of the smallest images that it has a number for."""
     record: Callable[[], Mapping[str, Any]] = dict
     """What else decides its numbers (weights, window), for the protocol."""
+    of_weights: Callable[[Any], "ImageMetric"] | None = None
+    """The metric with weights that are given by a path, a `flextok.metrics.weights.WeightsConfig`; None: it needs none."""
     in_summary: bool = True
     """Whether the report shows it as a chart and beside its title, rather than only in the table of all numbers."""
 

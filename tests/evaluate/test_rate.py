@@ -17,6 +17,7 @@ from flextok.evaluate.rate import DOUBLINGS, Rates, token_bytes
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.report import write_report
 from flextok.evaluate.results import EvaluationResult
+from flextok.metrics import IMAGE_METRICS
 from flextok.model.load import load_tokenizer
 
 
@@ -32,7 +33,7 @@ def curves(result: EvaluationResult) -> dict[str, dict[int, float]]:
 
 def test_numbers_stand_where_every_image_has_a_file() -> None:
     images = np.stack(list(pictures(6, 0, noise=15).values()))
-    rates = Rates(["webp"], ["psnr"], {1: 16, 32: 512})
+    rates = Rates(["webp"], [IMAGE_METRICS["psnr"]], {1: 16, 32: 512})
     for batch in (images[:4], images[4:]):
         rates.add(rates.measure(batch))
     (number,) = rates.numbers({"data": "here"})

@@ -69,6 +69,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
         yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
+        yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
@@ -86,6 +87,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield [{"name": "other"}]
         yield ["x"]
         yield ["jpeg"]
+        yield [{"metric": "lpips_vgg", "path": "x", "sha256": "0" * 64}]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):

@@ -93,7 +93,7 @@ def _row(index: int, item: dict[str, Any]) -> dict[str, Any]:
         "error": item.get("standard_error"),
         "interval": item.get("interval"),
         "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
-        "small_sample": item["protocol"].get("distance", {}).get("small_sample", False),
+        "small_sample": item["protocol"].get("distance", item["protocol"]).get("small_sample", False),
         "raw": item,
     }
 

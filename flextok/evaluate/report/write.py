@@ -9,13 +9,16 @@ from flextok import storage
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
+from flextok.evaluate.lengths import length_statistics
 from flextok.evaluate.prior_statistics import prior_statistics
 from flextok.evaluate.report.heatmaps import heat_maps
 from flextok.evaluate.report.histories import loss_series
 from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
 from flextok.evaluate.sampling import open_samples
+from flextok.evaluate.sequences import statistics_of_ids
 from flextok.evaluate.tokens import token_statistics
+from flextok.model.load import tokenizer_outline
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
@@ -67,11 +70,13 @@ def write_report(
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
+    ids, curves_of_ids = statistics_of_ids(tokens, inputs.train_tokens_url, inputs.tokenizer_url)
+    lengths, curves_of_lengths = _lengths(inputs, config)
     prior = prior_statistics(inputs.prior_url, inputs.train_tokens_url, inputs.val_tokens_url, compute=compute)
     stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
-    metrics = [*stored, *tokens.metrics(), *prior.metrics]
+    metrics = [*stored, *tokens.metrics(), *ids, *lengths, *prior.metrics]
     curves = [Series.from_json(item) for item in reconstruction.series]
-    series = [*curves, *tokens.series(), *prior.series, *_histories(inputs)]
+    series = [*curves, *tokens.series(), *curves_of_ids, *curves_of_lengths, *prior.series, *_histories(inputs)]
 
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
@@ -94,9 +99,16 @@ def write_report(
         HTML: render("report.html.j2", page).encode(),
         HEAT_MAPS: json.dumps([each.to_json() for each in maps]).encode(),
     }
-    recipe = config.model_dump(mode="json")
-    written = write_evaluation("report", parent_url, metrics, series, inputs.urls(), recipe, files)
+    written = write_evaluation("report", parent_url, metrics, series, inputs.urls(), config.content(), files)
     return ReportResult(written.url, written.digest, storage.join(written.url, HTML))
+
+
+def _lengths(inputs: ReportInputs, config: ReportConfig) -> tuple[list[Metric], list[Series]]:
+    """How many tokens images would have needed, where a threshold says when they are enough."""
+    if config.oracle is None:
+        return [], []
+    image_px = tokenizer_outline(inputs.tokenizer_url).config.image_size
+    return length_statistics(config.oracle, inputs.reconstruction_url, inputs.val_tokens_url, inputs.val_url, image_px)
 
 
 def _histories(inputs: ReportInputs) -> list[Series]:

@@ -38,9 +38,14 @@ class ThresholdLength(SamplerConfig, LengthPolicy):
     @classmethod
     def _is_registered(cls, metric: str) -> str:
         try:
-            return IMAGE_METRICS[metric].name
+            found = IMAGE_METRICS[metric]
         except UsageError as error:
             raise ValueError(str(error)) from None
+        if found.of_weights is not None:
+            raise ValueError(
+                f"expected a metric that needs no weights, found {metric}; perceptual_efficientnet_lite0 does"
+            )
+        return found.name
 
     def require(self, image_px: int) -> None:
         """See LengthPolicy."""

@@ -1,0 +1,67 @@
+"""A perceptual distance in the form of LPIPS, by a network whose weights need no download and with no learned weights.
+
+It is no LPIPS: other features, and no judgement of people in it. It is named by its network.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flextok.metrics.base import IMAGE_METRICS, ImageMetric
+from flextok.metrics.networks import efficientnet_input, efficientnet_record, of_pairs, shared_efficientnet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGES = (0, 2, 4, 10, 15)
+"""Last blocks of EfficientNet-Lite0 at a half, 4th, 8th, 16th and 32nd of its input's side."""
+EPS = 1e-10
+"""Of LPIPS: keeps the norm of an empty place from being 0."""
+
+
+def stages_distance(stages_2CHW: "Sequence[Tensor]", weights_C: "Sequence[Tensor] | None" = None) -> float:
+    """Distance of a pair by its maps [2, C, H, W] of several stages: channels scaled to norm 1 at each place, squared
+    differences, weighted and summed over channels, mean over places, sum over stages (Zhang et al. 2018, eq. 1). At most
+    4 for each stage without weights.
+    """
+    total = 0.0
+    for index, map_2CHW in enumerate(stages_2CHW):
+        x = map_2CHW.double()
+        image, original = x / (x.norm(dim=1, keepdim=True) + EPS)
+        squared_CHW = (image - original) ** 2
+        if weights_C is not None:
+            squared_CHW = squared_CHW * weights_C[index].double()[:, None, None]
+        total += squared_CHW.sum(dim=0).mean().item()
+    return total
+
+
+def perceptual(images_BHWC: np.ndarray, originals_BHWC: np.ndarray) -> np.ndarray:
+    """The distance of each image by EfficientNet-Lite0, float64 [B], 0 for equal images, of uint8 images of any size."""
+    return of_pairs(lambda pair: stages_distance(_stages(pair)), images_BHWC, originals_BHWC)
+
+
+def _stages(images_BCHW: "Tensor") -> "list[Tensor]":
+    """Outputs of the blocks `STAGES`; the network is run as far as the last of them."""
+    network: Any = shared_efficientnet()
+    x, found = network._swish(network._bn0(network._conv_stem(efficientnet_input(images_BCHW)))), []
+    for index, block in enumerate(network._blocks):
+        x = block(x)  # without the rate of drop_connect, which acts in training only
+        if index in STAGES:
+            found.append(x)
+    return found
+
+
+IMAGE_METRICS.register(
+    ImageMetric(
+        name="perceptual_efficientnet_lite0",
+        label="Perceptual distance (EfficientNet-Lite0)",
+        definition="of EfficientNet-Lite0's maps at 5 scales: channels scaled to norm 1 at each place, squared differences "
+        "summed over channels, mean over places, sum over scales; the form of LPIPS without its learned weights, no LPIPS",
+        unit="",
+        better="lower",
+        hint="difference as a network of photographs sees it; 0 is equal",
+        compute=perceptual,
+        record=lambda: {**efficientnet_record(), "blocks": list(STAGES)},
+    ),
+)
