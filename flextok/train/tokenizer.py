@@ -1,5 +1,6 @@
 """Training the tokenizer on an autoencoder's latents, with nested dropout of the tokens."""
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
+from flextok.train.alignment import Alignment, begun_alignment
 from flextok.train.config import DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -84,17 +86,19 @@ class TokenizerJob:
         }
         tokenizer = Tokenizer.create(config_or_usage_error(TokenizerConfig, values), self.recipe.train.seed)
         tokenizer.latents.load_state_dict(autoencoder.state_dict())
+        alignment = begun_alignment(tokenizer, self.recipe.train, world.device)
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
             validation = TokenizerObjective(tokenizer, held_out, self.recipe.train)
-        source = _latent_source(tokenizer, self.train_url, self.image_size, world)
-        return TokenizerObjective(tokenizer, source, self.recipe.train), validation
+        source = _latent_source(tokenizer, self.train_url, self.image_size, world, alignment)
+        return TokenizerObjective(tokenizer, source, self.recipe.train, alignment), validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
         assert isinstance(tokenizer, Tokenizer)
+        tokenizer.decoder.finish_training()
         inputs = [artifact_input(self.latents_url), artifact_input(self.train_url)]
         return save_checkpoint(
             self.parent_url, "tokenizer", tokenizer.state_dict(), tokenizer.config, inputs, self.settings(), history
@@ -106,9 +110,15 @@ class TokenizerObjective(Objective):
 
     model: Tokenizer
 
-    def __init__(self, tokenizer: Tokenizer, source: Source, config: TokenizerTrainConfig):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        source: Source,
+        config: TokenizerTrainConfig,
+        alignment: Alignment | None = None,
+    ):
         super().__init__(tokenizer, source)
-        self.config = config
+        self.config, self._alignment = config, alignment
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
@@ -155,14 +165,24 @@ class TokenizerObjective(Objective):
             # never in bfloat16, which would pick other codes
             with torch.autocast(device.type, enabled=False):
                 quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
-        losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step)
+        taught = self._taught(batch, step)
+        losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step, **taught)
         if shared := losses.keys() & quantized.losses.keys():
             raise ValueError(
                 f"expected losses of decoder and quantizer by different names, found {sorted(shared)} in both"
             )
         if self._seen is not None:
             self._seen[quantized.ids.flatten()] = 1
-        return self._losses.total(losses | quantized.losses, counted=self.training, complete=end is None)
+        return self._losses.total(
+            losses | quantized.losses, counted=self.training, complete=self.training and end is None
+        )
+
+    def _taught(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """What the decoder is told by a teacher in this step."""
+        if self._alignment is None or not self.training or not self._alignment.settings.is_on(step):
+            return {}
+        features = batch.get("features")
+        return {"features_BPF": self._alignment.features(batch["images"]) if features is None else features}
 
     @torch.no_grad()
     def _as_in_use(self, z: Tensor) -> Quantized:
@@ -192,10 +212,12 @@ class TokenizerObjective(Objective):
         return metrics
 
 
-def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext) -> Source:
+def _latent_source(
+    tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext, alignment: Alignment | None = None
+) -> Source:
+    """Latents and a teacher's features of the corpus in memory, where they fit; else its images."""
     crops = CorpusImages(Corpus.open(corpus_url), image_size)
-    channels, rows, columns = tokenizer.latent_shape
-    fits = len(crops) * channels * rows * columns * FLOAT_BYTES <= CACHE_BYTES
-    if tokenizer.latents.sample_posterior or not fits:
+    bytes_each = math.prod(tokenizer.latent_shape) * FLOAT_BYTES + (alignment.bytes_each if alignment else 0)
+    if tokenizer.latents.sample_posterior or len(crops) * bytes_each > CACHE_BYTES:
         return crops
-    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world)
+    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world, alignment)

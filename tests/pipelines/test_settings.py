@@ -29,11 +29,13 @@ from pipelines.recipe import Recipe, load_recipe, profile_names
 from pipelines.stages import STAGES
 
 TOY_METRIC = "toy_metric_of_settings"
+ALIGNMENT = {"teacher": {"kind": "random_convolution"}}
 # Members of unions that no profile names.
 VARIANTS = [
     "tokens.length={kind: threshold, eps: 0.1}",
     "tokens.length={kind: fixed, tokens: 3}",
     "corpus.sources=[{url: a, weight: 2}, {url: b}]",
+    "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
     "latents={model: {kind: autoencoder_kl, block_out_channels: [32, 32, 32]}, train: {steps: 10}}",
 ]
 CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
@@ -67,7 +69,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
+        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
