@@ -16,10 +16,11 @@ from flextok.model.config import KeepMode, TokenizerModelConfig
 from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
+from flextok.train.schedule import CosineSchedule, ScheduleConfig
 
 
 class OptimizerConfig(Config):
-    """Linear warm-up and a cosine down to a fraction of the top learning rate, for either kind of optimizer."""
+    """Linear warm-up and a schedule after it, for either kind of optimizer."""
 
     kind: Literal["adamw", "muon"] = Field(
         default="adamw",
@@ -28,6 +29,9 @@ class OptimizerConfig(Config):
     )
     lr: float = Field(default=1e-3, gt=0, description="Learning rate after warm-up.")
     warmup_steps: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
+    schedule: Added[ScheduleConfig] = Field(
+        default=CosineSchedule(), description="How it goes from there: cosine, constant, or wsd (constant, then down)."
+    )
     final_lr_fraction: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the last step, as a part of lr."
     )

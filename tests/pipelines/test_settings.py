@@ -35,10 +35,17 @@ VARIANTS = [
     "tokens.length={kind: threshold, eps: 0.1}",
     "tokens.length={kind: fixed, tokens: 3}",
     "corpus.sources=[{url: a, weight: 2}, {url: b}]",
-    "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
     "latents={model: {kind: autoencoder_kl, block_out_channels: [32, 32, 32]}, train: {steps: 10}}",
 ]
-CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
+TRAINING = (
+    "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
+    "tokenizer.train.optimizer.schedule={kind: wsd}",
+)
+CASES = [
+    *((profile, ()) for profile in profile_names()),
+    *(("smoke", (variant,)) for variant in VARIANTS),
+    ("smoke", TRAINING),
+]
 CORPORA = {load_recipe(profile).corpus.name for profile in profile_names()}
 OPERATIONAL = {
     "name", "corpus.name", "corpus.max_reject_fraction", "tokens.batch_size", "tokens.max_reject_fraction",
