@@ -1,7 +1,7 @@
 """Training settings: what decides the weights (recipes) and where the work runs (compute)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfi
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 from flextok.train.schedule import CosineSchedule, ScheduleConfig
+
+EmaDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
@@ -52,6 +54,10 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema_decay: float = Field(
         default=0.999, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved."
+    )
+    further_ema_decays: Added[tuple[EmaDecay, ...]] = Field(
+        default=(),
+        description="Decays of averages beside it; each is saved as a checkpoint in the folder `averages` of the trained one.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights, the sample order and all draws.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -94,6 +94,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield [{"name": "other"}]
         yield ["x"]
         yield ["jpeg"]
+        yield [0.5]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):
