@@ -195,6 +195,9 @@ class PriorTrainConfig(TrainConfig):
     condition_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
     )
+    z_loss: Added[float] = Field(
+        default=0.0, ge=0, description="Weight of the z-loss, which keeps logits from drifting; PaLM took 1e-4."
+    )
 
 
 class PriorRecipe(Config):
