@@ -81,8 +81,28 @@ class TrainConfig(Config):
     )
 
 
+class AugmentationConfig(Config):
+    """How pictures are changed at each visit, by draws that depend on the seed and the visit alone."""
+
+    horizontal_flip: float = Field(default=0.0, ge=0, le=1, description="Part of the visits that see them flipped.")
+    crop: tuple[float, float] | None = Field(
+        default=None,
+        description="Least and largest side of a random square, as a part of the short side; null: the centre, all of it.",
+    )
+
+    @model_validator(mode="after")
+    def _within_the_picture(self) -> "AugmentationConfig":
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"expected crop as [low, high] with 0 < low <= high <= 1, found {list(self.crop)}")
+        return self
+
+
 class AutoencoderTrainConfig(TrainConfig):
     """The training of an autoencoder."""
+
+    augmentation: Added[AugmentationConfig] = Field(
+        default=AugmentationConfig(), description="Flips and crops of its pictures; none by default."
+    )
 
     autoencoder: AutoencoderTrainingConfig = Field(
         default=ConvTraining(), description="What the training of an autoencoder of its kind reads."
@@ -139,6 +159,10 @@ class TokenizerTrainConfig(TrainConfig):
     """The training of a tokenizer: its draws, and what of its parts only their training reads."""
 
     keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
+    augmentation: Added[AugmentationConfig] = Field(
+        default=AugmentationConfig(),
+        description="Flips and crops of its pictures; none by default. With crops no latents are kept in memory.",
+    )
     decoder_only: Added[DecoderOnlyConfig | None] = Field(
         default=None, description="Its end, in which only the decoder learns; null: all learn to the end."
     )

@@ -69,6 +69,10 @@ class Objective(nn.Module):
         self.further_averages: dict[float, dict[str, Tensor]] = {}
         """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
 
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """The samples at `indices` for a step of the training, as `Source.fetch`; what is drawn of them comes from `rng`."""
+        return self.source.fetch(indices)
+
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
         return {}
@@ -229,8 +233,8 @@ class _Run:
         def fetch(step: int) -> tuple[int, Batch, SampleRng]:
             part = self.world.part(config.batch_size)
             places = range(step * config.batch_size + part.start, step * config.batch_size + part.stop)
-            batch = source.fetch(order.indices(places))
-            return step, batch, SampleRng(config.seed, places)
+            rng = SampleRng(config.seed, places)
+            return step, self.objective.fetch(order.indices(places), rng), rng
 
         steps = range(first_step, config.steps)
         for step, batch, rng in map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 from flextok.train.alignment import Alignment, begun_alignment
-from flextok.train.config import DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
+from flextok.train.augmentation import augmented
+from flextok.train.config import AugmentationConfig, DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
@@ -92,7 +94,9 @@ class TokenizerJob:
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
             validation = TokenizerObjective(tokenizer, held_out, self.recipe.train)
-        source = _latent_source(tokenizer, self.train_url, self.image_size, world, alignment)
+        source = _latent_source(
+            tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
+        )
         return TokenizerObjective(tokenizer, source, self.recipe.train, alignment), validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
@@ -124,6 +128,10 @@ class TokenizerObjective(Objective):
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
         self._tokens: Tensor | None = None  # of all samples, once they stay as they are
 
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """Latents or images at `indices`, flipped and cropped as the settings say."""
+        return augmented(self.source, indices, rng, self.config.augmentation)
+
     def frozen(self, step: int) -> set[str]:
         """Encoder and quantizer, where only the decoder learns."""
         if self._end_at(step) is None:
@@ -138,7 +146,7 @@ class TokenizerObjective(Objective):
             return
         last = (model.codebooks,) if model.codebooks > 1 or model.is_continuous else ()
         dtype = torch.float32 if model.is_continuous else torch.int64
-        empty = torch.zeros(len(source), model.num_tokens, *last, dtype=dtype)
+        empty = torch.zeros(source.rows, model.num_tokens, *last, dtype=dtype)
         self._tokens = computed_once(
             empty, lambda rows: self._as_in_use(source.fetch(rows)["latents"].to(world.device)).ids, world
         )
@@ -213,11 +221,18 @@ class TokenizerObjective(Objective):
 
 
 def _latent_source(
-    tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext, alignment: Alignment | None = None
+    tokenizer: Tokenizer,
+    corpus_url: str,
+    image_size: int,
+    world: DistContext,
+    augmentation: AugmentationConfig = AugmentationConfig(),  # noqa: B008 - immutable
+    alignment: Alignment | None = None,
 ) -> Source:
-    """Latents and a teacher's features of the corpus in memory, where they fit; else its images."""
-    crops = CorpusImages(Corpus.open(corpus_url), image_size)
+    """Latents and a teacher's features of the corpus in memory, where they fit and stay the same; else its images."""
+    if augmentation.crop is not None:
+        return CorpusImages(Corpus.open(corpus_url), image_size, cache_bytes=0)
+    crops, flipped = CorpusImages(Corpus.open(corpus_url), image_size), augmentation.horizontal_flip > 0
     bytes_each = math.prod(tokenizer.latent_shape) * FLOAT_BYTES + (alignment.bytes_each if alignment else 0)
-    if tokenizer.latents.sample_posterior or len(crops) * bytes_each > CACHE_BYTES:
+    if tokenizer.latents.sample_posterior or len(crops) * bytes_each * (1 + flipped) > CACHE_BYTES:
         return crops
-    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world, alignment)
+    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world, alignment, flipped)

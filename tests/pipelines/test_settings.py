@@ -40,6 +40,7 @@ VARIANTS = [
 TRAINING = (
     "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
     "tokenizer.train.optimizer.schedule={kind: wsd}",
+    "latents.train.augmentation.crop=[0.5, 0.9]",
 )
 CASES = [
     *((profile, ()) for profile in profile_names()),
@@ -76,7 +77,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
+        yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
