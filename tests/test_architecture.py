@@ -17,7 +17,7 @@ ROOMS = {
     "runtime": BASE,
     "data": GROUND,
     "model": GROUND,
-    "metrics": GROUND,
+    "metrics": GROUND | {"model"},  # the networks that some look through
     "train": GROUND | {"data", "model", "metrics"},
     "tokenize": GROUND | {"data", "model", "metrics"},
     "evaluate": GROUND | {"data", "model", "metrics"},

@@ -18,7 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.registry import register_feature_extractor
 
 from flextok.errors import UsageError
-from flextok.metrics.networks import FULL_INPUT_PX, RESIZE, efficientnet_input, efficientnet_lite0
+from flextok.model.efficientnet_lite0 import FULL_INPUT_PX, RESIZE, SPATIAL_BLOCK, efficientnet_lite0, network_input
 
 SPATIAL = "spatial"
 """The layer of spatial features, for all that have one."""
@@ -63,19 +63,18 @@ class EfficientNetLite0(OwnExtractor):
     """
 
     resize = RESIZE
-    spatial_block = 10
 
     def __init__(self, name: str, features_list: list[str], input_px: int = FULL_INPUT_PX, **_: Any):
         super().__init__(name, features_list)
         if input_px < 32 or input_px % 32:
             raise UsageError(f"expected evaluation.extractor_input_px as a multiple of 32, found {input_px}")
         self.input_px = input_px
-        self.network: Any = efficientnet_lite0(input_px)
-        self._map = _output_of(self.network._blocks[self.spatial_block])
+        self.network = efficientnet_lite0(input_px)
+        self._map = _output_of(self.network._blocks[SPATIAL_BLOCK])
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """The layers that were asked for."""
-        features = self.network.extract_features(efficientnet_input(input, self.input_px)).mean(dim=(2, 3))
+        features = self.network.extract_features(network_input(input, self.input_px)).mean(dim=(2, 3))
         layers = {
             "features": lambda: features,
             "classes": lambda: self.network._fc(features),

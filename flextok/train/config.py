@@ -1,7 +1,7 @@
 """Training settings: what decides the weights (recipes) and where the work runs (compute)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,10 +16,13 @@ from flextok.model.config import KeepMode, TokenizerModelConfig
 from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
+from flextok.train.schedule import CosineSchedule, ScheduleConfig
+
+EmaDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """Linear warm-up and a cosine down to a fraction of the top learning rate, for either kind of optimizer."""
+    """Linear warm-up and a schedule after it, for either kind of optimizer."""
 
     kind: Literal["adamw", "muon"] = Field(
         default="adamw",
@@ -28,6 +31,9 @@ class OptimizerConfig(Config):
     )
     lr: float = Field(default=1e-3, gt=0, description="Learning rate after warm-up.")
     warmup_steps: int = Field(default=100, ge=0, description="Steps over which the learning rate rises from 0.")
+    schedule: Added[ScheduleConfig] = Field(
+        default=CosineSchedule(), description="How it goes from there: cosine, constant, or wsd (constant, then down)."
+    )
     final_lr_fraction: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the last step, as a part of lr."
     )
@@ -48,6 +54,10 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema_decay: float = Field(
         default=0.999, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved."
+    )
+    further_ema_decays: Added[tuple[EmaDecay, ...]] = Field(
+        default=(),
+        description="Decays of averages beside it; each is saved as a checkpoint in the folder `averages` of the trained one.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights, the sample order and all draws.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -71,8 +81,28 @@ class TrainConfig(Config):
     )
 
 
+class AugmentationConfig(Config):
+    """How pictures are changed at each visit, by draws that depend on the seed and the visit alone."""
+
+    horizontal_flip: float = Field(default=0.0, ge=0, le=1, description="Part of the visits that see them flipped.")
+    crop: tuple[float, float] | None = Field(
+        default=None,
+        description="Least and largest side of a random square, as a part of the short side; null: the centre, all of it.",
+    )
+
+    @model_validator(mode="after")
+    def _within_the_picture(self) -> "AugmentationConfig":
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"expected crop as [low, high] with 0 < low <= high <= 1, found {list(self.crop)}")
+        return self
+
+
 class AutoencoderTrainConfig(TrainConfig):
     """The training of an autoencoder."""
+
+    augmentation: Added[AugmentationConfig] = Field(
+        default=AugmentationConfig(), description="Flips and crops of its pictures; none by default."
+    )
 
     autoencoder: AutoencoderTrainingConfig = Field(
         default=ConvTraining(), description="What the training of an autoencoder of its kind reads."
@@ -129,6 +159,10 @@ class TokenizerTrainConfig(TrainConfig):
     """The training of a tokenizer: its draws, and what of its parts only their training reads."""
 
     keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
+    augmentation: Added[AugmentationConfig] = Field(
+        default=AugmentationConfig(),
+        description="Flips and crops of its pictures; none by default. With crops no latents are kept in memory.",
+    )
     decoder_only: Added[DecoderOnlyConfig | None] = Field(
         default=None, description="Its end, in which only the decoder learns; null: all learn to the end."
     )
@@ -184,6 +218,9 @@ class PriorTrainConfig(TrainConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Of each residual branch.")
     condition_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
+    )
+    z_loss: Added[float] = Field(
+        default=0.0, ge=0, description="Weight of the z-loss, which keeps logits from drifting; PaLM took 1e-4."
     )
 
 

@@ -1,16 +1,19 @@
 """Training samples by index: crops of a corpus, the latents of crops, rows of a token store."""
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flextok.data.corpus.crops import View, Window
 from flextok.data.corpus.pictures import Pictures, crops_of
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
+from flextok.train.alignment import Alignment
 from flextok.train.parallel import DistContext
 
 CACHE_BYTES = 2 << 30
@@ -38,10 +41,11 @@ class CorpusImages:
         """Memory of one crop."""
         return self._size_px * self._size_px * 3
 
-    def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`images`: the crops at `indices`."""
-        if not self.in_memory:
-            crops = np.stack(list(self._pool.map(self._load, indices)))
+    def fetch(self, indices: np.ndarray, windows: Sequence[Window] | None = None) -> dict[str, Tensor]:
+        """`images`: the crops at `indices`, of their centres or of one window each, which are always read."""
+        if windows is not None or not self.in_memory:
+            views = windows if windows is not None else itertools.repeat("center")
+            crops = np.stack(list(self._pool.map(self._load, indices, views)))
         else:
             missing = np.unique(indices[~self._have[indices]])
             for index, crop in zip(missing, self._pool.map(self._load, missing), strict=True):
@@ -50,8 +54,8 @@ class CorpusImages:
             crops = self._crops[indices]
         return {"images": torch.from_numpy(crops).permute(0, 3, 1, 2)}
 
-    def _load(self, index: int) -> np.ndarray:
-        ((_, crop),) = crops_of([self._pictures[int(index)]], self._size_px)
+    def _load(self, index: int, view: View | Window = "center") -> np.ndarray:
+        ((_, crop),) = crops_of([self._pictures[int(index)]], self._size_px, view)
         return crop
 
 
@@ -61,26 +65,48 @@ def model_images(images_uint8: Tensor) -> Tensor:
 
 
 class CachedLatents:
-    """Latents [B,c,h,w] of every crop, computed once: stage 0 is frozen and gives the same latents each time."""
+    """Latents [B,c,h,w] of every crop, computed once: stage 0 is frozen and gives the same latents each time.
+
+    So is the teacher of an `alignment`, whose features are kept beside them. With `flipped`, so much is kept of each crop
+    flipped, too, in rows behind those of the crops as they are.
+    """
 
     in_memory = True
 
     def __init__(
-        self, crops: CorpusImages, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], world: DistContext
+        self,
+        crops: CorpusImages,
+        encode: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        world: DistContext,
+        alignment: Alignment | None = None,
+        flipped: bool = False,
     ):
-        def encoded(rows: np.ndarray) -> Tensor:
-            return encode(model_images(crops.fetch(rows)["images"].to(world.device))).float()
+        def images(rows: np.ndarray) -> Tensor:
+            found = crops.fetch(rows % len(crops))["images"]
+            is_flipped = torch.from_numpy(rows >= len(crops)).view(-1, 1, 1, 1)
+            return torch.where(is_flipped, found.flip(3), found).to(world.device)
 
-        self.weights = crops.weights
-        self._latents = computed_once(torch.zeros(len(crops), *shape), encoded, world)
+        self.weights, self._count = crops.weights, len(crops)
+        self.rows = len(crops) * (2 if flipped else 1)
+        """Rows that are kept."""
+        latents = torch.zeros(self.rows, *shape)
+        self._kept = {"latents": computed_once(latents, lambda rows: encode(model_images(images(rows))).float(), world)}
+        if alignment is not None:
+            empty = torch.zeros(self.rows, *alignment.shape, dtype=torch.float16)
+            self._kept["features"] = computed_once(empty, lambda rows: alignment.features(images(rows)), world)
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return self._count
+
+    def fetch_views(self, indices: np.ndarray, flips_B: np.ndarray) -> dict[str, Tensor]:
+        """`fetch` of samples, of those that `flips_B` says flipped."""
+        return self.fetch(indices + flips_B * self._count)
 
     def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`latents` at `indices`, which are their `rows`."""
+        """`latents`, and a teacher's `features`, of rows, which are those of samples at first."""
         rows = torch.from_numpy(indices)
-        return {"latents": self._latents[rows], "rows": rows}
+        return {**{name: kept[rows] for name, kept in self._kept.items()}, "rows": rows}
 
 
 def computed_once(out: Tensor, compute: Callable[[np.ndarray], Tensor], world: DistContext) -> Tensor:

@@ -1,5 +1,6 @@
 """A training job: what `launch.run_training` runs, in this process or on many machines."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from flextok.train.state import HistoryRow
 from flextok.version import __version__
 
 RUNS = ".runs"
+AVERAGES = "averages"
+"""Folder in a checkpoint's, with a checkpoint for each of `further_ema_decays`: `averages/<decay>/<digest>/`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class TrainResult:
 
 
 class TrainJob(Protocol):
-    """One training job. It travels to the workers, so it holds settings and URLs, never tensors."""
+    """One training job, a dataclass. It travels to the workers, so it holds settings and URLs, never tensors."""
 
     @property
     def label(self) -> str: ...
@@ -68,6 +71,10 @@ def run_member(
     if not world.is_first:
         return None
     saved = job.save(objective, history_table(history))
+    for decay, weights in objective.further_averages.items():
+        objective.model.load_state_dict(weights, strict=False)
+        beside = storage.join(saved.url, AVERAGES, f"{decay:g}")
+        dataclasses.replace(job, parent_url=beside).save(objective, history_table(history))  # pyright: ignore[reportArgumentType]
     return TrainResult(saved.url, saved.digest, {name: value for _, name, value in history})
 
 

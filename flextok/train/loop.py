@@ -66,6 +66,12 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
+        self.further_averages: dict[float, dict[str, Tensor]] = {}
+        """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
+
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """The samples at `indices` for a step of the training, as `Source.fetch`; what is drawn of them comes from `rng`."""
+        return self.source.fetch(indices)
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
@@ -93,6 +99,8 @@ def train(
     compute: ComputeConfig = DEFAULT_COMPUTE,
 ) -> list[HistoryRow]:
     """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
+
+    Averages of other decays are in `objective.further_averages`.
 
     Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
     members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
@@ -154,6 +162,7 @@ class _Run:
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
+        self.objective.further_averages = self.trained.further_averages()
         self.trained.finish()
         self.objective.eval()
         return self.history
@@ -224,8 +233,8 @@ class _Run:
         def fetch(step: int) -> tuple[int, Batch, SampleRng]:
             part = self.world.part(config.batch_size)
             places = range(step * config.batch_size + part.start, step * config.batch_size + part.stop)
-            batch = source.fetch(order.indices(places))
-            return step, batch, SampleRng(config.seed, places)
+            rng = SampleRng(config.seed, places)
+            return step, self.objective.fetch(order.indices(places), rng), rng
 
         steps = range(first_step, config.steps)
         for step, batch, rng in map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps):

@@ -54,12 +54,10 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear from 0 over the warm-up, then a half cosine down to `final_lr_fraction` at the last step."""
+    """Linear from 0 over the warm-up, then as the schedule says."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
-    floor = config.final_lr_fraction
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.lr * config.schedule.share(step, config.warmup_steps, steps, config.final_lr_fraction)
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

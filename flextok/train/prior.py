@@ -22,6 +22,7 @@ from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
+from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
 
 
@@ -86,6 +87,8 @@ class PriorJob:
         train = self.recipe.train
         prior = Prior.create(prior_config(self.recipe, store, held_out), train.seed).to(world.device)
         prior.set_dropout(train.dropout)
+        if train.z_loss:
+            prior.add_z_loss()
         objective = PriorObjective(prior, store, train, weights_N / weights_N.mean())
         if held_out is None or train.validate_every is None:
             return objective, None
@@ -140,6 +143,7 @@ class PriorObjective(Objective):
     def __init__(self, prior: Prior, store: TokenStore, train: PriorTrainConfig, weights_N: np.ndarray | None = None):
         super().__init__(prior, TokenRows(store, weights_N))
         self.condition_dropout = train.condition_dropout
+        self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
         self._texts = store.texts() if prior.config.condition == "text" else None
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
@@ -149,4 +153,9 @@ class PriorObjective(Objective):
             drop_B = (rng.uniform("drop") < self.condition_dropout).to(batch["ids"].device)
         texts = [self._texts[row] for row in batch["rows"].tolist()] if self._texts is not None else []
         labels_B, context = self.model.conditions(batch["labels"], texts)
-        return self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)
+        losses = self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)
+        return self._losses.total(losses, counted=self.training, complete=self.training)
+
+    def interval_metrics(self, world: DistContext) -> dict[str, float]:
+        """`train/loss/<name>` of each loss where there are several, as `nll` and `z`."""
+        return self._losses.means(world)

@@ -1,7 +1,9 @@
 """Training the tokenizer on an autoencoder's latents, with nested dropout of the tokens."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -18,7 +20,9 @@ from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.config import DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
+from flextok.train.alignment import Alignment, begun_alignment
+from flextok.train.augmentation import augmented
+from flextok.train.config import AugmentationConfig, DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
@@ -84,17 +88,21 @@ class TokenizerJob:
         }
         tokenizer = Tokenizer.create(config_or_usage_error(TokenizerConfig, values), self.recipe.train.seed)
         tokenizer.latents.load_state_dict(autoencoder.state_dict())
+        alignment = begun_alignment(tokenizer, self.recipe.train, world.device)
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
             validation = TokenizerObjective(tokenizer, held_out, self.recipe.train)
-        source = _latent_source(tokenizer, self.train_url, self.image_size, world)
-        return TokenizerObjective(tokenizer, source, self.recipe.train), validation
+        source = _latent_source(
+            tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
+        )
+        return TokenizerObjective(tokenizer, source, self.recipe.train, alignment), validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
         assert isinstance(tokenizer, Tokenizer)
+        tokenizer.decoder.finish_training()
         inputs = [artifact_input(self.latents_url), artifact_input(self.train_url)]
         return save_checkpoint(
             self.parent_url, "tokenizer", tokenizer.state_dict(), tokenizer.config, inputs, self.settings(), history
@@ -106,13 +114,23 @@ class TokenizerObjective(Objective):
 
     model: Tokenizer
 
-    def __init__(self, tokenizer: Tokenizer, source: Source, config: TokenizerTrainConfig):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        source: Source,
+        config: TokenizerTrainConfig,
+        alignment: Alignment | None = None,
+    ):
         super().__init__(tokenizer, source)
-        self.config = config
+        self.config, self._alignment = config, alignment
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
         self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
         self._tokens: Tensor | None = None  # of all samples, once they stay as they are
+
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """Latents or images at `indices`, flipped and cropped as the settings say."""
+        return augmented(self.source, indices, rng, self.config.augmentation)
 
     def frozen(self, step: int) -> set[str]:
         """Encoder and quantizer, where only the decoder learns."""
@@ -128,7 +146,7 @@ class TokenizerObjective(Objective):
             return
         last = (model.codebooks,) if model.codebooks > 1 or model.is_continuous else ()
         dtype = torch.float32 if model.is_continuous else torch.int64
-        empty = torch.zeros(len(source), model.num_tokens, *last, dtype=dtype)
+        empty = torch.zeros(source.rows, model.num_tokens, *last, dtype=dtype)
         self._tokens = computed_once(
             empty, lambda rows: self._as_in_use(source.fetch(rows)["latents"].to(world.device)).ids, world
         )
@@ -155,14 +173,24 @@ class TokenizerObjective(Objective):
             # never in bfloat16, which would pick other codes
             with torch.autocast(device.type, enabled=False):
                 quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
-        losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step)
+        taught = self._taught(batch, step)
+        losses = model.decoder.training_step(z, quantized.codes, keep_B, drop_B, config.decoder, rng, step, **taught)
         if shared := losses.keys() & quantized.losses.keys():
             raise ValueError(
                 f"expected losses of decoder and quantizer by different names, found {sorted(shared)} in both"
             )
         if self._seen is not None:
             self._seen[quantized.ids.flatten()] = 1
-        return self._losses.total(losses | quantized.losses, counted=self.training, complete=end is None)
+        return self._losses.total(
+            losses | quantized.losses, counted=self.training, complete=self.training and end is None
+        )
+
+    def _taught(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """What the decoder is told by a teacher in this step."""
+        if self._alignment is None or not self.training or not self._alignment.settings.is_on(step):
+            return {}
+        features = batch.get("features")
+        return {"features_BPF": self._alignment.features(batch["images"]) if features is None else features}
 
     @torch.no_grad()
     def _as_in_use(self, z: Tensor) -> Quantized:
@@ -192,10 +220,19 @@ class TokenizerObjective(Objective):
         return metrics
 
 
-def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext) -> Source:
-    crops = CorpusImages(Corpus.open(corpus_url), image_size)
-    channels, rows, columns = tokenizer.latent_shape
-    fits = len(crops) * channels * rows * columns * FLOAT_BYTES <= CACHE_BYTES
-    if tokenizer.latents.sample_posterior or not fits:
+def _latent_source(
+    tokenizer: Tokenizer,
+    corpus_url: str,
+    image_size: int,
+    world: DistContext,
+    augmentation: AugmentationConfig = AugmentationConfig(),  # noqa: B008 - immutable
+    alignment: Alignment | None = None,
+) -> Source:
+    """Latents and a teacher's features of the corpus in memory, where they fit and stay the same; else its images."""
+    if augmentation.crop is not None:
+        return CorpusImages(Corpus.open(corpus_url), image_size, cache_bytes=0)
+    crops, flipped = CorpusImages(Corpus.open(corpus_url), image_size), augmentation.horizontal_flip > 0
+    bytes_each = math.prod(tokenizer.latent_shape) * FLOAT_BYTES + (alignment.bytes_each if alignment else 0)
+    if tokenizer.latents.sample_posterior or len(crops) * bytes_each * (1 + flipped) > CACHE_BYTES:
         return crops
-    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world)
+    return CachedLatents(crops, tokenizer.encode_images, tokenizer.latent_shape, world, alignment, flipped)

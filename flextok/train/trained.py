@@ -24,7 +24,10 @@ class Trained:
     def __init__(self, model: nn.Module, named: dict[str, nn.Parameter], config: TrainConfig, world: DistContext):
         self._model, self._named, self._config, self._world = model, named, config, world
         self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps)
-        self._average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        self._average, *self._further = (
+            {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+            for _ in (config.ema_decay, *config.further_ema_decays)
+        )
         self._optimizer = Optimizer(named, config.optimizer)
 
     @property
@@ -38,21 +41,24 @@ class Trained:
         self.buffers.synchronise()
         norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
         self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
-        # A long average forgets the random start of a short run only with a warm-up.
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            averages, weights = (
-                [local(tensor) for tensor in tensors.values()] for tensors in (self._average, self._weights())
-            )
-            get_ema_multi_avg_fn(decay)(averages, weights, step)
+        decays = (config.ema_decay, *config.further_ema_decays)
+        for decay, average in zip(decays, (self._average, *self._further), strict=True):
+            self._add_to(average, decay, step)
         return norm
+
+    @torch.no_grad()
+    def _add_to(self, average: dict[str, Tensor], decay: float, step: int) -> None:
+        averages, weights = ([local(tensor) for tensor in tensors.values()] for tensors in (average, self._weights()))
+        # A long average forgets the random start of a short run only with a warm-up.
+        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, step)
 
     @torch.no_grad()
     def freeze(self, names: set[str]) -> None:
         """Leave parameters and learned buffers as their averages are now; no gradient reaches them any more."""
         for name, tensor in self._weights().items():
             if name in names:
-                local(tensor).copy_(local(self._average[name]))
+                for other in (tensor, *(further[name] for further in self._further)):
+                    local(other).copy_(local(self._average[name]))
         for name, parameter in self._named.items():
             if name in names:
                 parameter.requires_grad_(False)
@@ -86,6 +92,14 @@ class Trained:
                     found[name] = gathered.cpu()
         return found
 
+    def further_averages(self) -> dict[float, dict[str, Tensor]]:
+        """The other averaged weights by their decay, as `gathered` has tensors; all members call it."""
+        found: dict[float, dict[str, Tensor]] = {}
+        for decay, average in zip(self._config.further_ema_decays, self._further, strict=True):
+            whole_ones = {name: whole(tensor) for name, tensor in average.items()}
+            found[decay] = {name: tensor.cpu() for name, tensor in whole_ones.items()} if self._world.is_first else {}
+        return found
+
     def take_over(self, state: TrainState | None, done: int) -> None:
         """Take over a state after `done` steps, which only the first member has; all members call it."""
         self._optimizer.begin_at(self._model, done)
@@ -111,6 +125,11 @@ class Trained:
         return {
             **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
             **{f"average.{name}": tensor for name, tensor in self._average.items()},
+            **{
+                f"average_{number}.{name}": tensor
+                for number, average in enumerate(self._further, 2)
+                for name, tensor in average.items()
+            },
             **self._optimizer.state(self._model),
         }
 

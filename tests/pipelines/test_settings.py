@@ -30,6 +30,7 @@ from pipelines.recipe import Recipe, load_recipe, profile_names
 from pipelines.stages import STAGES
 
 TOY_METRIC = "toy_metric_of_settings"
+ALIGNMENT = {"teacher": {"kind": "random_convolution"}}
 # Members of unions that no profile names.
 VARIANTS = [
     "tokens.length={kind: threshold, eps: 0.1}",
@@ -37,7 +38,16 @@ VARIANTS = [
     "corpus.sources=[{url: a, weight: 2}, {url: b}]",
     "latents={model: {kind: autoencoder_kl, block_out_channels: [32, 32, 32]}, train: {steps: 10}}",
 ]
-CASES = [*((profile, ()) for profile in profile_names()), *(("smoke", (variant,)) for variant in VARIANTS)]
+TRAINING = (
+    "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
+    "tokenizer.train.optimizer.schedule={kind: wsd}",
+    "latents.train.augmentation.crop=[0.5, 0.9]",
+)
+CASES = [
+    *((profile, ()) for profile in profile_names()),
+    *(("smoke", (variant,)) for variant in VARIANTS),
+    ("smoke", TRAINING),
+]
 CORPORA = {load_recipe(profile).corpus.name for profile in profile_names()}
 OPERATIONAL = {
     "name", "corpus.name", "corpus.max_reject_fraction", "tokens.batch_size", "tokens.max_reject_fraction",
@@ -68,7 +78,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
+        yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
     elif isinstance(value, bool):
         yield not value
@@ -88,6 +98,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield ["x"]
         yield ["jpeg"]
         yield [{"metric": "lpips_vgg", "path": "x", "sha256": "0" * 64}]
+        yield [0.5]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from train_toy import ToyConfig, ToySource, make_objective
 
+from flextok.config import parse_config
 from flextok.errors import FlextokError, UsageError
 from flextok.model.rng import SampleRng
 from flextok.train.config import OptimizerConfig, TrainConfig
@@ -21,6 +22,7 @@ from flextok.train.loop import Batch, train
 from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import SampleOrder
+from flextok.train.schedule import ConstantSchedule, WsdSchedule
 from flextok.train.state import load_latest_state
 
 OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)
@@ -275,6 +277,43 @@ def test_learning_rate_warms_up_and_comes_down() -> None:
     assert rates[-1] == pytest.approx(0.1)
     assert rates[10 + 50] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.02)
     assert math.isfinite(learning_rate(config, 0, 1))
+
+
+def test_the_cosine_is_to_the_bit_what_it_was_before_there_was_a_choice() -> None:
+    config = OptimizerConfig(lr=3e-3, warmup_steps=7, final_lr_fraction=0.05)
+    for step in range(7, 50):
+        progress = (step - 7) / 42
+        assert learning_rate(config, step, 50) == 3e-3 * (0.05 + (1 - 0.05) * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert "schedule" not in config.content()
+    assert OptimizerConfig(schedule=ConstantSchedule()).content()["schedule"] == {"kind": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"kind": "constant"}, [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"kind": "wsd", "decay_fraction": 0.4}, [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        # 1 - sqrt(1/4, 2/4, 3/4, 1) of the way from 1 to 0.2
+        (
+            {"kind": "wsd", "decay_fraction": 0.4, "shape": "one_minus_sqrt"},
+            [0.5, 1, 1, 1, 1, 1, 0.6, 0.434315, 0.307180, 0.2],
+        ),
+        ({"kind": "wsd", "decay_fraction": 0.01}, [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.2]),
+    ],
+)
+def test_schedules_by_hand(schedule: dict[str, Any], expected: list[float]) -> None:
+    values = {"lr": 1.0, "warmup_steps": 2, "final_lr_fraction": 0.2, "schedule": schedule}
+    config = parse_config(OptimizerConfig, values, "test")
+    assert [learning_rate(config, step, 10) for step in range(10)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_follows_its_schedule(tmp_path: Path) -> None:
+    optimizer = OPTIMIZER.model_copy(update={"schedule": WsdSchedule(decay_fraction=0.5)})
+    config = CONFIG.model_copy(update={"optimizer": optimizer, "log_every": 1})
+    rows = train(make_objective(), config, DistContext(), str(tmp_path))
+    rates = [value for _, name, value in rows if name == "train/lr"]
+    assert rates == [learning_rate(optimizer, step, 20) for step in range(20)]
+    assert rates[3:10] == [0.01] * 7 and rates[-1] == pytest.approx(0.0005)
 
 
 def test_bfloat16_trains_with_float32_weights(tmp_path: Path) -> None:

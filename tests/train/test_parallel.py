@@ -16,13 +16,15 @@ from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.autoencoders.config import ConvAutoencoderConfig
 from flextok.model.config import TokenizerConfig
-from flextok.model.decoders.config import FlowDecoderConfig
+from flextok.model.decoders.config import AlignmentConfig, FlowDecoderConfig, FlowTraining
 from flextok.model.nn.config import TrunkConfig
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import AutoregressiveConfig
 from flextok.model.quantizers.config import FSQConfig
+from flextok.model.teachers.config import RandomConvolutionConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
+from flextok.train.alignment import begun_alignment
 from flextok.train.config import (
     DecoderOnlyConfig,
     OptimizerConfig,
@@ -32,7 +34,7 @@ from flextok.train.config import (
 )
 from flextok.train.data import CachedLatents
 from flextok.train.loop import Batch, Objective, StopTraining, train
-from flextok.train.parallel import DistContext
+from flextok.train.parallel import CPU, DistContext
 from flextok.train.prior import PriorObjective, prior_config
 from flextok.train.state import HistoryRow, latest_step
 from flextok.train.tokenizer import TokenizerObjective
@@ -44,7 +46,12 @@ SETTINGS: dict[str, Any] = {
 TRUNK = TrunkConfig(width=16, depth=2, head_dim=8)
 KINDS = ("tokenizer", "prior")
 ENCODER_STEPS = 5
+ALIGNED_STEPS = 6
+ALIGNMENT = AlignmentConfig(
+    teacher=RandomConvolutionConfig(stride=4), layer=1, projector_width=24, until_step=ALIGNED_STEPS
+)
 DECODER_ONLY = "tokenizer whose decoder only is trained in the end"
+ALIGNED = "tokenizer aligned with a teacher at first"
 
 
 class Crops:
@@ -63,7 +70,7 @@ class Crops:
         return {"images": self._images[torch.from_numpy(indices)]}
 
 
-def tokenizer_objectives(decoder_only: bool = False) -> tuple[Objective, Objective]:
+def tokenizer_objectives(decoder_only: bool = False, aligned: bool = False) -> tuple[Objective, Objective]:
     """A tokenizer of all parts trained by Muon, in the end its decoder only, beside a frozen autoencoder."""
     config = TokenizerConfig(
         latents=ConvAutoencoderConfig(channels=8, blocks=1, latent_channels=4, factor=4),
@@ -81,12 +88,13 @@ def tokenizer_objectives(decoder_only: bool = False) -> tuple[Objective, Objecti
             kind="muon", lr=3e-3, warmup_steps=3, final_lr_fraction=1.0 if decoder_only else 0.05
         ),
         decoder_only=DecoderOnlyConfig(from_step=ENCODER_STEPS, keep_mode="pow2") if decoder_only else None,
+        decoder=FlowTraining(alignment=ALIGNMENT if aligned else None),
     )
-    sources = [
-        CachedLatents(Crops(count), tokenizer.encode_images, tokenizer.latent_shape, DistContext()) for count in (40, 7)
-    ]
-    train, held_out = (TokenizerObjective(tokenizer, source, settings) for source in sources)
-    return train, held_out
+    alignment = begun_alignment(tokenizer, settings, CPU)
+    crops, shape = [Crops(40), Crops(7)], tokenizer.latent_shape
+    source = CachedLatents(crops[0], tokenizer.encode_images, shape, DistContext(), alignment)
+    held_out = CachedLatents(crops[1], tokenizer.encode_images, shape, DistContext())
+    return TokenizerObjective(tokenizer, source, settings, alignment), TokenizerObjective(tokenizer, held_out, settings)
 
 
 def prior_objectives(tokens: str) -> tuple[Objective, Objective]:
@@ -139,7 +147,7 @@ def trained(
     if kind == "prior":
         objective, validation = prior_objectives(f"{root}/tokens")
     else:
-        objective, validation = tokenizer_objectives(kind == DECODER_ONLY)
+        objective, validation = tokenizer_objectives(kind == DECODER_ONLY, kind == ALIGNED)
     config = objective.config if isinstance(objective, TokenizerObjective) else PriorTrainConfig(**SETTINGS)
     config = config.model_copy(update={"gradient_accumulation_steps": case.slices})
     compute = ComputeConfig(parallel=case.parallel, activation_checkpointing=case.checkpointing)  # pyright: ignore[reportArgumentType]
@@ -172,8 +180,9 @@ def _member(rank: int, size: int, root: str, results) -> None:
                 shutil.copytree(f"{root}/state-{kind}", f"{root}/resumed-{kind}")
             found[kind, "resumed"] = trained(kind, Case("fsdp"), world, root, f"resumed-{kind}")
     if size == 2:
-        for case in (Case(slices=2), Case("fsdp")):
-            found[DECODER_ONLY, str(case)] = trained(DECODER_ONLY, case, world, root, f"2-end-{case}")
+        for kind in (DECODER_ONLY, ALIGNED):
+            for case in (Case(slices=2), Case("fsdp")):
+                found[kind, str(case)] = trained(kind, case, world, root, f"2-{kind}-{case}")
         os.environ["LOCAL_WORLD_SIZE"] = str(1 + rank)
         with pytest.raises(UsageError, match=r"as many workers on each node for .* hsdp, found 1 to 2; take fsdp"):
             trained("prior", Case("hsdp"), world, root, "uneven")
@@ -191,7 +200,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def straight(root: str) -> dict[str, Found]:
-    return {kind: trained(kind, Case(), DistContext(), root, f"straight-{kind}") for kind in (*KINDS, DECODER_ONLY)}
+    return {
+        kind: trained(kind, Case(), DistContext(), root, f"straight-{kind}") for kind in (*KINDS, DECODER_ONLY, ALIGNED)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +282,24 @@ def test_the_encoder_stays_at_its_average_where_only_the_decoder_is_trained(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [DECODER_ONLY, ALIGNED])
 @pytest.mark.parametrize("case", [Case(slices=2), Case("fsdp")], ids=str)
-def test_a_group_trains_the_decoder_only_in_the_end(
-    case: Case, straight: dict[str, Found], together: dict[int, dict[tuple[str, str], Found]]
+def test_a_group_trains_in_parts_of_a_run(
+    kind: str, case: Case, straight: dict[str, Found], together: dict[int, dict[tuple[str, str], Found]]
 ) -> None:
-    assert_equal(together[2][DECODER_ONLY, str(case)], straight[DECODER_ONLY])
+    """The decoder only in the end; with a teacher at first."""
+    assert_equal(together[2][kind, str(case)], straight[kind])
+
+
+def test_a_tokenizer_aligned_at_first_is_the_same_in_slices_and_after_a_stop(
+    straight: dict[str, Found], root: str
+) -> None:
+    history, weights = straight[ALIGNED]
+    aligned = [value for _, name, value in history if name == "train/loss/alignment"]
+    assert all(-1 < value < 0.5 and value != 0 for value in aligned[:ALIGNED_STEPS])
+    assert aligned[ALIGNED_STEPS - 1] < aligned[0] and aligned[ALIGNED_STEPS:] == [0] * (STEPS - ALIGNED_STEPS)
+    assert "decoder.projector.0.weight" in weights
+    assert_equal(trained(ALIGNED, Case(slices=4), DistContext(), root, "aligned-slices"), straight[ALIGNED])
+    with pytest.raises(Stopped):
+        trained(ALIGNED, Case(), DistContext(), root, "aligned-stopped", stop_at(5, Stopped))
+    assert trained(ALIGNED, Case(), DistContext(), root, "aligned-stopped")[0] == history

@@ -49,7 +49,7 @@ class BigramPrior(Prior):
 
     def training_step(
         self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None, rng: SampleRng
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         losses = super().training_step(ids, labels_B, context, drop_B, rng)
         place = (self._rows(labels_B, len(ids))[:, None].expand_as(ids), self._before(ids), ids)
         seen = torch.zeros_like(self.shares).index_put_(place, torch.ones(ids.shape), accumulate=True)

@@ -23,6 +23,14 @@ STORED_LIMITS = ImageLimits(min_side=1, max_aspect=1e9, max_pixels=170_000_000, 
 """No narrower than any corpus' own limits: those were judged when it was sharded."""
 
 
+class Window(NamedTuple):
+    """A square of a picture: its side as a part of the picture's short side, and its place on the way from left and top, 0 to 1."""
+
+    side: float
+    left: float
+    top: float
+
+
 class ByteRange(NamedTuple):
     """Where a picture's bytes lie in its file, and their hash as the corpus recorded it (hex; None where it did not)."""
 
@@ -58,7 +66,7 @@ def check_hash(content: bytes, recorded: str | None) -> bytes | Undecodable:
 
 
 def crop_stored(
-    content: bytes, recorded: str | None, size_px: int, views: Sequence[View] = CENTER
+    content: bytes, recorded: str | None, size_px: int, views: Sequence[View | Window] = CENTER
 ) -> Crops | Undecodable:
     """The crops of a picture, or why there are none.
 
@@ -94,7 +102,7 @@ def read_span(url: str, ranges: Sequence[ByteRange]) -> bytes:
 
 
 def crop_span(
-    content: bytes, ranges: Sequence[ByteRange], size_px: int, views: Sequence[View] = CENTER
+    content: bytes, ranges: Sequence[ByteRange], size_px: int, views: Sequence[View | Window] = CENTER
 ) -> list[Crops | Undecodable]:
     """`crop_stored` of all `ranges`, of which `read_span` gave the `content`."""
     whole, found = memoryview(content), []
@@ -105,14 +113,16 @@ def crop_span(
 
 
 def read_crops(
-    url: str, ranges: Sequence[ByteRange], size_px: int, views: Sequence[View] = CENTER
+    url: str, ranges: Sequence[ByteRange], size_px: int, views: Sequence[View | Window] = CENTER
 ) -> list[Crops | Undecodable]:
     """`read_span`, then `crop_span`."""
     return crop_span(read_span(url, ranges), ranges, size_px, views)
 
 
-def crop_view(picture: Image.Image, size_px: int, view: View) -> np.ndarray:
-    """uint8 [size_px, size_px, 3] of `picture` (RGB): the centre, start (left or top) or end, flipped or not."""
+def crop_view(picture: Image.Image, size_px: int, view: View | Window) -> np.ndarray:
+    """uint8 [size_px, size_px, 3] of `picture` (RGB): the centre, start (left or top) or end, flipped or not; or a window."""
+    if isinstance(view, Window):
+        return _crop_window(picture, size_px, view)
     place = view.removesuffix(FLIP)
     if place == "center":
         crop = images.center_crop(picture, size_px)
@@ -121,6 +131,14 @@ def crop_view(picture: Image.Image, size_px: int, view: View) -> np.ndarray:
         left, top = (0, 0) if place == "start" else (image.width - size_px, image.height - size_px)
         crop = np.asarray(image.crop((left, top, left + size_px, top + size_px)))
     return crop[:, ::-1] if view.endswith(FLIP) else crop
+
+
+def _crop_window(picture: Image.Image, size_px: int, window: Window) -> np.ndarray:
+    """As ADM's random crop (guided-diffusion, `random_crop_arr`): the picture is resized first, then cut."""
+    image = images.resize_short_side(picture, round(size_px / window.side))
+    left = int(window.left * (image.width - size_px + 1))
+    top = int(window.top * (image.height - size_px + 1))
+    return np.asarray(image.crop((left, top, left + size_px, top + size_px)))
 
 
 def preprocess_record(size_px: int, views: tuple[View, ...]) -> dict[str, Any]:

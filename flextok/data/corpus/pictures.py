@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
-from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, read_crops
+from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, View, Window, read_crops
 from flextok.data.corpus.layout import index_url
 from flextok.data.corpus.reader import Corpus, Shard
 from flextok.errors import IntegrityError
@@ -101,13 +101,15 @@ def grouped(pictures: Iterable[Picture]) -> Iterator[Group]:
         yield Group(group[0].url, group)
 
 
-def crops_of(pictures: Iterable[Picture], size_px: int) -> Iterator[tuple[Picture, np.ndarray]]:
+def crops_of(
+    pictures: Iterable[Picture], size_px: int, view: View | Window = "center"
+) -> Iterator[tuple[Picture, np.ndarray]]:
     """Each of `pictures` with its crop, uint8 [size_px, size_px, 3], in their order.
 
     Raises IntegrityError, naming the picture, where its bytes are not those that were sharded or do not decode.
     """
     for url, group in grouped(pictures):
-        found = read_crops(url, [picture.range for picture in group], size_px)
+        found = read_crops(url, [picture.range for picture in group], size_px, (view,))
         for picture, crops in zip(group, found, strict=True):
             yield picture, _only(picture, crops)
 

@@ -31,6 +31,9 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
+    def finish_training(self) -> None:
+        """Let go of what only its training needs, before the weights are saved."""
+
     def sample(
         self,
         codes_BLd: Tensor,

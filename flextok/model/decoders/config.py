@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from flextok.config import Config
+from flextok.config import Added, Config
 from flextok.model.nn.config import TrunkConfig
+from flextok.model.teachers.config import TeacherConfig
 from flextok.registry import ConfigRegister, TrainingSettings
 
 if TYPE_CHECKING:
@@ -73,6 +74,24 @@ DecoderConfig = Annotated[DecoderSettings, DECODERS]
 DecoderTrainingConfig = Annotated[DecoderTraining, DECODER_TRAINING]
 
 
+class AlignmentConfig(Config):
+    """Representation alignment (REPA, arXiv 2410.06940): patches of the decoder drawn to a frozen teacher's features.
+
+    Its loss is called `alignment`, and is weighted by `train.loss_weights` as others are.
+    """
+
+    teacher: TeacherConfig = Field(description="Whose features, by its kind: dinov2, efficientnet_lite0.")
+    layer: int = Field(default=1, ge=1, description="Decoder blocks behind which the patches are taken, from 1.")
+    projector_width: int = Field(default=2048, gt=0, description="Of the MLP between both, which only training has.")
+    until_step: int | None = Field(
+        default=None, gt=0, description="The step that it ends before; null: none. Left on, it hinders in the end."
+    )
+
+    def is_on(self, step: int) -> bool:
+        """Whether it is applied in `step`, counted from 0."""
+        return self.until_step is None or step < self.until_step
+
+
 class FlowTraining(DecoderTraining):
     """Noise levels that a flow decoder is trained at."""
 
@@ -89,6 +108,7 @@ class FlowTraining(DecoderTraining):
     pure_noise_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of the images with noise level 1 in the steps after those."
     )
+    alignment: Added[AlignmentConfig | None] = Field(default=None, description="REPA; null: none.")
 
 
 @DECODERS.register

@@ -9,9 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flextok.errors import UsageError
 from flextok.model import flow
+from flextok.model.decoders.alignment import Projector, alignment_loss, no_alignment
 from flextok.model.decoders.base import Decoder
-from flextok.model.decoders.config import DecoderShape, FlowDecoderConfig, FlowTraining, SamplerConfig
+from flextok.model.decoders.config import (
+    AlignmentConfig,
+    DecoderShape,
+    FlowDecoderConfig,
+    FlowTraining,
+    SamplerConfig,
+)
 from flextok.model.nn.initialize import learned_vectors, xavier_linear, zero_linear
 from flextok.model.nn.layers import ModulatedBlock, layer_norm
 from flextok.model.nn.patching import PatchEmbedding, unpatchify
@@ -63,7 +71,7 @@ class FlowDecoder(Decoder):
     def __init__(self, config: FlowDecoderConfig, shape: DecoderShape):
         super().__init__()
         trunk = config.trunk
-        self.patch_size, self.hidden = shape.patch_size, trunk.hidden
+        self.patch_size, self.grid, self.hidden = shape.patch_size, shape.grid, trunk.hidden
         self.from_codes = nn.Linear(shape.code_dim, trunk.width)
         # as large as the embedded codes, so that the decoder can tell which token it reads
         self.register_positions = learned_vectors(shape.registers, trunk.width, std=0.2)
@@ -78,6 +86,21 @@ class FlowDecoder(Decoder):
             xavier_linear(layer)
         zero_linear(self.head_adaln)
         zero_linear(self.head)
+        self.projector: Projector | None = None  # in a training with alignment
+
+    def begin_alignment(self, settings: AlignmentConfig, features: int, seed: int) -> None:
+        """Add the projector to a teacher's `features` numbers; raises UsageError where there is no such layer."""
+        if settings.layer > len(self.blocks):
+            raise UsageError(
+                f"expected train.decoder.alignment.layer in 1..{len(self.blocks)}, the decoder's blocks, found {settings.layer}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projector = Projector(self.head.in_features, settings.projector_width, features)
+
+    def finish_training(self) -> None:
+        """Without the projector."""
+        self.projector = None
 
     def registers(self, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor | None = None) -> Tensor:
         """Register inputs [B,L,D]: position k and later overwritten by the mask token, dropped images by the null one.
@@ -101,13 +124,21 @@ class FlowDecoder(Decoder):
 
     def forward(self, noised_BCHW: Tensor, registers_BLD: Tensor, modulations: Modulations) -> Tensor:
         """Velocity [B,C,H,W] in float32; `modulations` has a timestep for each image, or one for all."""
+        return self.velocity_and_patches(noised_BCHW, registers_BLD, modulations)[0]
+
+    def velocity_and_patches(
+        self, noised_BCHW: Tensor, registers_BLD: Tensor, modulations: Modulations, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the patches [B,P,D] behind the first `layer` blocks."""
         grid = self.patches.grid_of(noised_BCHW)
         patches, registers = self.patches(noised_BCHW), registers_BLD
-        final = len(self.blocks) - 1
+        passed, final = patches, len(self.blocks) - 1
         for index, (block, modulation) in enumerate(zip(self.blocks, modulations.blocks, strict=True)):
             patches, registers = block(patches, registers, modulation, last=index == final)
+            if index + 1 == layer:
+                passed = patches
         out = self.head(torch.addcmul(modulations.shift, layer_norm(patches), modulations.scale))
-        return unpatchify(out.float(), self.patch_size, grid)
+        return unpatchify(out.float(), self.patch_size, grid), passed
 
     def training_step(
         self,
@@ -118,21 +149,47 @@ class FlowDecoder(Decoder):
         settings: FlowTraining,
         rng: SampleRng,
         step: int,
+        features_BPF: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """`flow`: the velocity's error at a drawn noise level."""
+        """`flow`: the velocity's error at a drawn noise level. `alignment`: with a teacher's features, where that is on;
+        0 in training steps after it.
+        """
         t_B = flow.sample_sigma(settings.sigma, rng.uniform("time"), settings.mode_scale)
         if self.training:
             t_B = torch.where(_is_pure_noise(settings, rng, step), 1.0, t_B)
         noise = rng.normal("noise", z_BCHW.shape[1:]).to(z_BCHW.device)
-        return {"flow": self.loss(z_BCHW, codes_BLd, keep_B, drop_B, noise, t_B.to(z_BCHW.device))}
+        alignment = settings.alignment if self.training else None
+        error_B, patches_BPD = self._loss_and_patches(
+            z_BCHW, codes_BLd, keep_B, drop_B, noise, t_B.to(z_BCHW.device), alignment.layer if alignment else 0
+        )
+        losses = {"flow": error_B}
+        if alignment is not None and self.projector is not None:
+            if features_BPF is not None:
+                losses["alignment"] = alignment_loss(self.projector(patches_BPD), features_BPF)
+            else:
+                losses["alignment"] = no_alignment(self.projector, len(z_BCHW))
+        return losses
 
     def loss(
         self, z_BCHW: Tensor, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor, noise_BCHW: Tensor, t_B: Tensor
     ) -> Tensor:
         """Mean squared error of the velocity at time t, per image."""
+        return self._loss_and_patches(z_BCHW, codes_BLd, keep_B, drop_B, noise_BCHW, t_B, 0)[0]
+
+    def _loss_and_patches(
+        self,
+        z_BCHW: Tensor,
+        codes_BLd: Tensor,
+        keep_B: Tensor,
+        drop_B: Tensor,
+        noise_BCHW: Tensor,
+        t_B: Tensor,
+        layer: int,
+    ) -> tuple[Tensor, Tensor]:
         registers = self.registers(codes_BLd, keep_B, drop_B)
-        predicted = self(flow.add_noise(z_BCHW, noise_BCHW, t_B), registers, self.modulations(t_B))
-        return (predicted - flow.velocity_target(z_BCHW, noise_BCHW)).square().flatten(1).mean(dim=1)
+        noised = flow.add_noise(z_BCHW, noise_BCHW, t_B)
+        predicted, patches = self.velocity_and_patches(noised, registers, self.modulations(t_B), layer)
+        return (predicted - flow.velocity_target(z_BCHW, noise_BCHW)).square().flatten(1).mean(dim=1), patches
 
     def sample(
         self,

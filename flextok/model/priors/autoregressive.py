@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flextok.model.nn.attention import attend
 from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import AutoregressiveConfig, PriorConfig
-from flextok.model.rng import uniform_for
+from flextok.model.rng import SampleRng, uniform_for
 from flextok.model.sampling.config import way
 from flextok.model.sampling.draw import sample_id
 from flextok.model.sampling.trunk import CachedTrunk, Memory
@@ -29,6 +29,11 @@ INIT_STD = 0.02
 
 def _heads(x_BND: Tensor, head_dim: int) -> Tensor:
     return x_BND.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _nll(logits_BNV: Tensor, ids: Tensor) -> Tensor:
+    """[B,N]."""
+    return F.cross_entropy(logits_BNV.transpose(1, 2), ids.flatten(1), reduction="none")
 
 
 class _Attention(nn.Module):
@@ -87,6 +92,7 @@ class AutoregressivePrior(Prior):
     def __init__(self, config: PriorConfig, model: AutoregressiveConfig):
         super().__init__(config)
         self.model = model
+        self._has_z_loss = False
         self.trunk: CachedTrunk | None = None  # of a prepared prior; else one is made for each call
         self.start = nn.Parameter(torch.zeros(model.width))
         self.positions = nn.Parameter(torch.zeros(config.sequence_length, model.width))
@@ -120,14 +126,34 @@ class AutoregressivePrior(Prior):
         drop_B: Tensor | None = None,
     ) -> Tensor:
         """See `Prior.loss`."""
+        logits_BNV = self._logits(ids, labels_B, context, drop_B)
+        return _nll(logits_BNV, ids).view(ids.shape)
+
+    def training_step(
+        self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None, rng: SampleRng
+    ) -> dict[str, Tensor]:
+        """`nll`, and in training with a z-loss (PaLM, arXiv 2204.02311) `z`, the mean over ids of log(Z)^2."""
+        logits_BNV = self._logits(ids, labels_B, context, drop_B)
+        losses = {"nll": _nll(logits_BNV, ids).mean(dim=1)}
+        if self.training and self._has_z_loss:
+            losses["z"] = logits_BNV.logsumexp(dim=-1).square().mean(dim=1)
+        return losses
+
+    def add_z_loss(self) -> None:
+        """See `Prior.add_z_loss`."""
+        self._has_z_loss = True
+
+    def _logits(
+        self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None
+    ) -> Tensor:
+        """[B,N,V] in float32, each of the ids before it."""
         flat_BN = ids.flatten(1)
         start_BD, memory = self._condition(len(ids), labels_B, context, drop_B)
         x_BND = torch.cat([start_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
         x_BND = x_BND + self.positions[: x_BND.shape[1]]
         for index, block in enumerate(self.blocks):
             x_BND = block(x_BND, None if memory is None else memory[index])
-        logits_BNV = self.head(self.norm(x_BND))
-        return F.cross_entropy(logits_BNV.float().transpose(1, 2), flat_BN, reduction="none").view(ids.shape)
+        return self.head(self.norm(x_BND)).float()
 
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
         """See `Prior.prepare`."""

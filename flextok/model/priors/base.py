@@ -73,9 +73,15 @@ class Prior(nn.Module):
 
     def training_step(
         self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None, rng: SampleRng
-    ) -> Tensor:
-        """What training makes smaller, [B]; by default the mean loss of each image's ids. All draws come from `rng`."""
-        return self.loss(ids, labels_B, context, drop_B).flatten(1).mean(dim=1)
+    ) -> dict[str, Tensor]:
+        """Losses of each image, [B], by name; by default `nll`, the mean loss of its ids. All draws come from `rng`."""
+        return {"nll": self.loss(ids, labels_B, context, drop_B).flatten(1).mean(dim=1)}
+
+    def add_z_loss(self) -> None:
+        """Have `training_step` give `z` as well: squares of the logarithms of softmaxes' normalisers, in nats."""
+        raise UsageError(
+            f"expected prior.train.z_loss 0 for a prior of kind {self.config.model.kind}, which has none; leave it out"
+        )
 
     def set_dropout(self, probability: float) -> None:
         """Drop activations with `probability` in training, where the kind has dropout."""

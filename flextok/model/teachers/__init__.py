@@ -1,0 +1,1 @@
+"""Frozen image encoders whose spatial features a decoder is aligned with in its training."""
