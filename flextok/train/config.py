@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flextok.config import Added, Config, Operational
 from flextok.model.autoencoders.config import (
@@ -16,6 +16,7 @@ from flextok.model.config import KeepMode, TokenizerModelConfig
 from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
+from flextok.train.sinks.base import SinkConfig, named_sinks
 
 
 class OptimizerConfig(Config):
@@ -69,6 +70,16 @@ class TrainConfig(Config):
     validation_samples: Operational[int] = Field(
         default=512, gt=0, description="Held-out samples that a validation looks at."
     )
+    sinks: Operational[tuple[SinkConfig, ...]] = Field(
+        default=(),
+        description="Where the history goes while it is recorded, beside the checkpoint: tensorboard, wandb, mlflow, by "
+        "name or with settings.",
+    )
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _sinks_by_name(cls, value: Any) -> Any:
+        return named_sinks(value)
 
 
 class AutoencoderTrainConfig(TrainConfig):

@@ -12,9 +12,10 @@ from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
+from flextok.train.history import history_table, open_sinks
 from flextok.train.loop import Objective, OnProgress, train
 from flextok.train.parallel import DistContext
-from flextok.train.state import HistoryRow
+from flextok.train.sinks.base import RunInfo
 from flextok.version import __version__
 
 RUNS = ".runs"
@@ -64,18 +65,14 @@ def run_member(
 ) -> TrainResult | None:
     """Train as one member of `world`; the first one writes the checkpoint and gives back the result."""
     objective, validation = job.build(world)
-    history = train(objective, job.train_config, world, run_url(job), validation, on_progress, compute)
+    config = job.train_config
+    info = RunInfo(job.label, job.fingerprint(), job.parent_url, config.model_dump(mode="json"))
+    with open_sinks(config.sinks if world.is_first else (), info) as sinks:
+        history = train(objective, config, world, run_url(job), validation, on_progress, compute, sinks)
     if not world.is_first:
         return None
     saved = job.save(objective, history_table(history))
     return TrainResult(saved.url, saved.digest, {name: value for _, name, value in history})
-
-
-def history_table(rows: list[HistoryRow]) -> pa.Table:
-    """The history as a table of `step, name, value`."""
-    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
-    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=schema)
 
 
 def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:

@@ -45,8 +45,11 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     """Train `job` to its end where `compute` says, showing progress on stderr.
 
     Under torchrun every member calls this and gets the result. A FlextokError of a worker is raised here as it is.
-    Raises LockedError at once, naming the other, when the same job is being trained already.
+    Raises LockedError at once, naming the other, when the same job is being trained already, and UsageError where a sink
+    of its history is not installed.
     """
+    for sink in job.train_config.sinks:
+        sink.check()
     if dist.is_torchelastic_launched():
         return _run_in_torchrun(job, compute)
     with locked_run(run_url(job)), _resume_told(job):

@@ -7,7 +7,7 @@ moments and step are stored, sample order and random draws follow from them (see
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -23,11 +23,13 @@ from flextok.runtime.ahead import ahead
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
+from flextok.train.history import BackgroundSink, History
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.sample_order import SampleOrder
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
-from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
+from flextok.train.sinks.base import HistoryRow
+from flextok.train.state import TrainState, load_latest_state, save_state
 from flextok.train.trained import Trained
 
 T = TypeVar("T")
@@ -91,8 +93,11 @@ def train(
     validation: Objective | None = None,
     on_progress: OnProgress = lambda step, note: None,
     compute: ComputeConfig = DEFAULT_COMPUTE,
+    sinks: Sequence[BackgroundSink] = (),
 ) -> list[HistoryRow]:
     """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
+
+    Its rows go to `sinks` too, as they come.
 
     Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
     members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
@@ -107,7 +112,7 @@ def train(
             f"{config.gradient_accumulation_steps}; raise train.batch_size, or lower train.gradient_accumulation_steps "
             "or compute.train_workers"
         )
-    return _Run(objective, config, world, run_url, validation, compute).run(on_progress)
+    return _Run(objective, config, world, run_url, validation, compute, sinks).run(on_progress)
 
 
 class _Run:
@@ -119,6 +124,7 @@ class _Run:
         run_url: str,
         validation: Objective | None,
         compute: ComputeConfig,
+        sinks: Sequence[BackgroundSink],
     ):
         self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
         self.validation = validation.to(world.device) if validation is not None else None
@@ -128,7 +134,7 @@ class _Run:
         self.trained = Trained(objective.model, objective.trained(), config, world)
         self.has_frozen = False
         self.dtype = autocast_dtype(config.precision, world.device)
-        self.history: list[HistoryRow] = []
+        self.history = History(sinks)
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
@@ -156,7 +162,7 @@ class _Run:
                 self._tell(on_progress, done, note)
         self.trained.finish()
         self.objective.eval()
-        return self.history
+        return self.history.rows
 
     def _freeze(self, step: int) -> None:
         if self.has_frozen:
@@ -240,7 +246,7 @@ class _Run:
             "train/images_per_s": images_per_s,
             **self.objective.interval_metrics(self.world),
         }
-        self.history += [(done, name, float(value)) for name, value in values.items()]
+        self.history.add(done, values)
         return f"loss {loss:.4f}"
 
     def _means(self, done: int) -> tuple[float, float]:
@@ -276,7 +282,7 @@ class _Run:
                 on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
                 total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
         self.objective.train()
-        self.history.append((done, "val/loss", self.world.sum(total).item() / count))
+        self.history.add(done, {"val/loss": self.world.sum(total).item() / count})
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -289,7 +295,7 @@ class _Run:
     def _write_state(self, done: int) -> None:
         tensors = self.trained.gathered()
         if self.world.is_first:
-            save_state(self.run_url, TrainState(done, tensors, self.history))
+            save_state(self.run_url, TrainState(done, tensors, self.history.rows))
 
     def _resume(self) -> int:
         """Take over the newest state, which only the first member needs to see; gives back the steps done."""
@@ -297,7 +303,7 @@ class _Run:
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
         if done > 0:
             self.trained.take_over(state, done)
-            self.history = list(state.history) if state else []
+            self.history.take_over(state.history if state else [])
         return done
 
 

@@ -44,7 +44,7 @@ OPERATIONAL = {
     "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples",
-                   "gradient_accumulation_steps")),
+                   "gradient_accumulation_steps", "sinks")),
 }  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield [{"name": "other"}]
         yield ["x"]
         yield ["jpeg"]
+        yield ["tensorboard"]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):
