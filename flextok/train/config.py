@@ -60,6 +60,12 @@ class TrainConfig(Config):
         description="Slices in which each worker's part of a batch goes through the model, one after the other: less "
         "memory for activations, the same step.",
     )
+    skip_spikes: Added[float | None] = Field(
+        default=None,
+        gt=0,
+        description="Leave a step out whose gradient is not finite, or whose norm is above the median of the last 200 steps "
+        "by so many median deviations (5 to 10 are usual); null: none. Waits for the device in each step.",
+    )
     checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run resumes from."
     )

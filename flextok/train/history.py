@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import queue
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 30.0
 """Longest wait for a sink at the end of a training; INTERRUPTED_CLOSE_S where a signal ends it."""
 INTERRUPTED_CLOSE_S = 2.0
+DETAIL = re.compile(r"(machine|alarm)/|(train|val)/(grad_norm|update_ratio|loss_by_\w+)/")
 SCHEMA = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
 
 
@@ -47,6 +49,12 @@ class History:
             if len(found) == most:
                 break
         return found[::-1]
+
+
+def headlines(rows: list[HistoryRow]) -> dict[str, float]:
+    """The last value of each name, but for details that only curves are made of: of modules, groups and machines."""
+    last = {name: value for _, name, value in rows}
+    return {name: value for name, value in last.items() if not DETAIL.match(name)}
 
 
 def history_table(rows: list[HistoryRow]) -> pa.Table:

@@ -12,7 +12,7 @@ from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
-from flextok.train.history import history_table, open_sinks
+from flextok.train.history import headlines, history_table, open_sinks
 from flextok.train.loop import Objective, OnProgress, train
 from flextok.train.parallel import DistContext
 from flextok.train.sinks.base import RunInfo
@@ -23,7 +23,7 @@ RUNS = ".runs"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: where its checkpoint lies, and the last value of each name in its history."""
+    """A finished training: where its checkpoint lies, and the last value of each name in its history that is no detail."""
 
     url: str
     digest: str
@@ -72,7 +72,7 @@ def run_member(
     if not world.is_first:
         return None
     saved = job.save(objective, history_table(history))
-    return TrainResult(saved.url, saved.digest, {name: value for _, name, value in history})
+    return TrainResult(saved.url, saved.digest, headlines(history))
 
 
 def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:

@@ -6,7 +6,6 @@ moments and step are stored, sample order and random draws follow from them (see
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -16,16 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.nn.flops import TRAINING
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
 from flextok.runtime import interrupts
 from flextok.runtime.ahead import ahead
 from flextok.runtime.compute import ComputeConfig
+from flextok.train.alarms import Alarms
 from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
 from flextok.train.history import BackgroundSink, History
+from flextok.train.machine import DEVICE_HOURS, Machine
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
+from flextok.train.probe import Probe
 from flextok.train.sample_order import SampleOrder
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
@@ -72,6 +75,14 @@ class Objective(nn.Module):
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
         return {}
+
+    def loss_parts(self, world: DistContext) -> dict[str, float]:
+        """Mean losses of groups of samples since the last call, by name; called by all members alike."""
+        return {}
+
+    def flops(self) -> float | None:
+        """Operations of the matrix products of a forward pass for a sample, in all that is trained; None if not known."""
+        return None
 
     def frozen(self, step: int) -> set[str]:
         """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""
@@ -134,7 +145,10 @@ class _Run:
         self.trained = Trained(objective.model, objective.trained(), config, world)
         self.has_frozen = False
         self.dtype = autocast_dtype(config.precision, world.device)
+        self.machine = Machine(world, self.dtype)
+        self.probe: Probe | None = None  # of the step before a row of the history
         self.history = History(sinks)
+        self.alarms = Alarms(self.history, tells=world.is_first)
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
@@ -144,17 +158,16 @@ class _Run:
     def run(self, on_progress: OnProgress) -> list[HistoryRow]:
         first_step = self._resume()
         self.objective.train()
-        logged_at, note = time.monotonic(), ""
+        note = ""
         on_progress(first_step, note)
+        self.machine.begin(sum(self.history.values(DEVICE_HOURS, most=1)))
         with interrupts.held():  # between steps, where a state can be written
             for step, batch, rng in self._batches(first_step):
                 self._freeze(step)
                 self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
-                    rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
-                    logged_at = time.monotonic()
-                    note = self._log(done, rate)
+                    note = self._log(done)
                 if self.validation is not None and self._is_due(done, self.config.validate_every):
                     self._validate(done, self.validation)
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
@@ -209,6 +222,7 @@ class _Run:
         # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
         cuts = shares(len(rng), config.gradient_accumulation_steps)
+        loss_sum = torch.zeros_like(self.sums[0])
         for cut in cuts:
             is_last = cut is cuts[-1]
             part = {name: tensor[cut] for name, tensor in batch.items()}
@@ -218,9 +232,22 @@ class _Run:
                     losses_B = self.forward(part, SampleRng(rng.seed, places))
                 # The gradient is averaged over workers, which may hold unequal parts of the batch.
                 (losses_B.sum() * (world.size / config.batch_size)).backward()
-            self.sums[0] += losses_B.detach().sum()
-        self.sums[1] += self.trained.step(step) / world.size
+            loss_sum += losses_B.detach().sum()
+        self.probe = Probe() if self._is_due(step + 1, config.log_every) else None
+        norm, is_taken = self.trained.step(step, self.probe)
+        if not is_taken:
+            self._tell_skipped(step + 1, norm.item())
+            return
+        self.sums += torch.stack([loss_sum, norm / world.size])
         self.summed_steps += 1
+
+    def _tell_skipped(self, done: int, norm: float) -> None:
+        is_finite = math.isfinite(norm)
+        found = (
+            f"its gradient norm is {norm:.4g}, far above those before" if is_finite else "its gradient is not finite"
+        )
+        line = f"this step was left out: {found}; if there are many, lower train.optimizer.lr"
+        self.alarms.tell(done, "skipped_step", line, norm if is_finite else -1.0)
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
@@ -234,19 +261,27 @@ class _Run:
             return step, batch, SampleRng(config.seed, places)
 
         steps = range(first_step, config.steps)
-        for step, batch, rng in map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps):
+        fetched = map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps)
+        for step, batch, rng in self.machine.waited_for(fetched):
             yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, rng
 
-    def _log(self, done: int, images_per_s: float) -> str:
+    def _log(self, done: int) -> str:
+        if self.summed_steps == 0:
+            return "all steps left out"
+        flops, samples = self.objective.flops(), self.summed_steps * self.config.batch_size
         loss, norm = self._means(done)
+        seconds = self.machine.seconds
+        parts = {**(self.probe.values() if self.probe else {}), **self.objective.loss_parts(self.world)}
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": learning_rate(self.config.optimizer, done - 1, self.config.steps),
-            "train/images_per_s": images_per_s,
+            **self.machine.row(samples, TRAINING * flops if flops else None),
             **self.objective.interval_metrics(self.world),
+            **{f"train/{name}": value for name, value in parts.items()},
         }
         self.history.add(done, values)
+        self.alarms.look(done, seconds)
         return f"loss {loss:.4f}"
 
     def _means(self, done: int) -> tuple[float, float]:
@@ -264,9 +299,11 @@ class _Run:
     def _check_finite(self, done: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        self.history.add(done, {"alarm/not_finite": 1.0})
         raise FlextokError(
             f"expected a finite loss and gradient, found loss {loss:.4g} and gradient norm {norm:.4g} by step {done}; "
-            "lower train.optimizer.lr, or take precision float32"
+            "states from before are kept; lower train.optimizer.lr, take precision float32, or leave such steps out "
+            "(train.skip_spikes)"
         )
 
     def _validate(self, done: int, validation: Objective) -> None:
@@ -282,7 +319,9 @@ class _Run:
                 on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
                 total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
         self.objective.train()
-        self.history.add(done, {"val/loss": self.world.sum(total).item() / count})
+        parts = validation.loss_parts(self.world)
+        loss = self.world.sum(total).item() / count
+        self.history.add(done, {"val/loss": loss, **{f"val/{name}": value for name, value in parts.items()}})
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)

@@ -142,6 +142,10 @@ class PriorObjective(Objective):
         self.condition_dropout = train.condition_dropout
         self._texts = store.texts() if prior.config.condition == "text" else None
 
+    def flops(self) -> float | None:
+        """See `Objective.flops`."""
+        return self.model.flops()
+
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
         drop_B = None

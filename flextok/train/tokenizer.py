@@ -18,6 +18,7 @@ from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
+from flextok.train.buckets import LossParts
 from flextok.train.config import DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -111,7 +112,9 @@ class TokenizerObjective(Objective):
         self.config = config
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
-        self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
+        counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=tokenizer.device)
+        self._seen = counts if is_counted else None  # how often each id occurred
+        self._parts = LossParts(tokenizer.num_tokens, tokenizer.device)
         self._tokens: Tensor | None = None  # of all samples, once they stay as they are
 
     def frozen(self, step: int) -> set[str]:
@@ -160,8 +163,12 @@ class TokenizerObjective(Objective):
             raise ValueError(
                 f"expected losses of decoder and quantizer by different names, found {sorted(shared)} in both"
             )
+        self._parts.add(
+            next(iter(losses.values())), keep_B, drop_B, model.decoder.noise_levels(config.decoder, rng, step)
+        )
         if self._seen is not None:
-            self._seen[quantized.ids.flatten()] = 1
+            ids = quantized.ids.flatten()
+            self._seen.index_add_(0, ids, torch.ones_like(ids))
         return self._losses.total(losses | quantized.losses, counted=self.training, complete=end is None)
 
     @torch.no_grad()
@@ -181,15 +188,31 @@ class TokenizerObjective(Objective):
         return end if end is not None and step >= end.from_step else None
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """`train/loss/<name>` where there are several, and `train/codebook_usage`, both since the last call.
+        """`train/loss/<name>` where there are several, `train/codebook_usage` and `train/codebook_perplexity`, all since the
+        last call.
 
-        The usage is the part of the ids that occurred; there is none of a continuous or a huge codebook.
+        The usage is the part of the ids that occurred, the perplexity the exponential of their entropy: as many ids as
+        would be equally often in use. There are none of a continuous or a huge codebook.
         """
         metrics = self._losses.means(world)
         if self._seen is not None:
-            metrics["train/codebook_usage"] = (world.sum(self._seen) > 0).float().mean().item()
+            shares = world.sum(self._seen).double()
+            metrics["train/codebook_usage"] = (shares > 0).double().mean().item()
+            shares /= shares.sum().clamp(min=1)
+            metrics["train/codebook_perplexity"] = torch.special.entr(shares).sum().exp().item()
             self._seen.zero_()
         return metrics
+
+    def loss_parts(self, world: DistContext) -> dict[str, float]:
+        """By noise level and by tokens kept."""
+        return self._parts.means(world)
+
+    def flops(self) -> float | None:
+        """Of encoder and decoder, where both learn; later of the decoder alone, if all tokens are known by then."""
+        decoder = self.model.decoder.flops()
+        if decoder is None or self._tokens is not None:
+            return decoder
+        return decoder + self.model.encoder.flops()
 
 
 def _latent_source(tokenizer: Tokenizer, corpus_url: str, image_size: int, world: DistContext) -> Source:

@@ -11,7 +11,9 @@ from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
+from flextok.train.probe import Probe
 from flextok.train.sharding import fill, is_sharded, local, make_whole, whole
+from flextok.train.spikes import SpikeGuard
 from flextok.train.state import TrainState
 
 
@@ -23,7 +25,8 @@ class Trained:
 
     def __init__(self, model: nn.Module, named: dict[str, nn.Parameter], config: TrainConfig, world: DistContext):
         self._model, self._named, self._config, self._world = model, named, config, world
-        self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps)
+        self._guard = SpikeGuard(config.skip_spikes, world.device) if config.skip_spikes is not None else None
+        self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps, self._guard is not None)
         self._average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
         self._optimizer = Optimizer(named, config.optimizer)
 
@@ -32,12 +35,23 @@ class Trained:
         """Whether no member has all of it."""
         return any(is_sharded(parameter) for parameter in self._named.values())
 
-    def step(self, step: int) -> Tensor:
-        """Change all of it by the gradients that are there; gives back their norm before it was clipped."""
+    def step(self, step: int, probe: Probe | None = None) -> tuple[Tensor, bool]:
+        """Change all of it by the gradients that are there; gives back their norm before it was clipped, and whether the
+        step was taken: one that is left out changes nothing.
+        """
         config = self._config
-        self.buffers.synchronise()
+        if probe is not None:
+            probe.before(self._named)
         norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
+        if self._guard is not None and self._guard.refuses(norm):
+            self.buffers.undo()
+            for parameter in self._named.values():
+                parameter.grad = None
+            return norm, False
+        self.buffers.synchronise()
         self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
+        if probe is not None:
+            probe.after(self._named)
         # A long average forgets the random start of a short run only with a warm-up.
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -45,7 +59,7 @@ class Trained:
                 [local(tensor) for tensor in tensors.values()] for tensors in (self._average, self._weights())
             )
             get_ema_multi_avg_fn(decay)(averages, weights, step)
-        return norm
+        return norm, True
 
     @torch.no_grad()
     def freeze(self, names: set[str]) -> None:
@@ -112,12 +126,15 @@ class Trained:
             **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
             **{f"average.{name}": tensor for name, tensor in self._average.items()},
             **self._optimizer.state(self._model),
+            **({"guard.norms": self._guard.state} if self._guard is not None else {}),
         }
 
     def _may_lack(self, name: str) -> bool:
-        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts."""
+        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts, and those of
+        other settings no norms.
+        """
         kind, _, owner = name.partition(".")
-        return kind == "step" or owner in self.buffers.named()
+        return kind in ("step", "guard") or owner in self.buffers.named()
 
 
 def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:

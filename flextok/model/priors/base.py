@@ -77,6 +77,10 @@ class Prior(nn.Module):
         """What training makes smaller, [B]; by default the mean loss of each image's ids. All draws come from `rng`."""
         return self.loss(ids, labels_B, context, drop_B).flatten(1).mean(dim=1)
 
+    def flops(self) -> float | None:
+        """Operations of the matrix products of `loss` for an image; None if not known."""
+        return None
+
     def set_dropout(self, probability: float) -> None:
         """Drop activations with `probability` in training, where the kind has dropout."""
         for module in self.modules():
