@@ -37,6 +37,22 @@ class OptimizerConfig(Config):
     grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
 
 
+class KeepBestConfig(Config):
+    """Publish the averaged weights of the validation with the lowest loss, not those of the last step."""
+
+    metric: str = Field(
+        default="val/loss",
+        pattern="^val/",
+        description="A held-out loss by its name in the history, as val/loss_by_keep/1.",
+    )
+
+
+class StopEarlyConfig(KeepBestConfig):
+    """End a training that no longer gets better."""
+
+    patience: int = Field(gt=0, description="Validations in a row without a new lowest loss.")
+
+
 class TrainConfig(Config):
     """One training run: how long, on how much at a time, and what is recorded on the way.
 
@@ -60,6 +76,12 @@ class TrainConfig(Config):
         description="Slices in which each worker's part of a batch goes through the model, one after the other: less "
         "memory for activations, the same step.",
     )
+    keep_best: Added[KeepBestConfig | None] = Field(
+        default=None, description="Publish the best validation's weights; null: those of the last step."
+    )
+    stop_early: Added[StopEarlyConfig | None] = Field(
+        default=None, description="End where validations get no better; null: after `steps`."
+    )
     skip_spikes: Added[float | None] = Field(
         default=None,
         gt=0,
@@ -81,6 +103,16 @@ class TrainConfig(Config):
         description="Where the history goes while it is recorded, beside the checkpoint: tensorboard, wandb, mlflow, by "
         "name or with settings.",
     )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether held-out losses decide which weights are published."""
+        return self.keep_best is not None or self.stop_early is not None
+
+    def content(self) -> dict[str, Any]:
+        """With what says how validations are made, where these decide."""
+        decides = ("validate_every", "validation_samples") if self.is_judged else ()
+        return {**super().content(), **{name: getattr(self, name) for name in decides}}
 
     @field_validator("sinks", mode="before")
     @classmethod

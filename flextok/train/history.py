@@ -1,15 +1,18 @@
 """The history of a training: rows of steps, names and values, which its checkpoint keeps and sinks are handed as they come."""
 
 import contextlib
+import json
 import logging
 import queue
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from flextok import storage
+from flextok.model.checkpoint import TRAINING_FACTS
 from flextok.runtime import interrupts
 from flextok.train.sinks.base import HistoryRow, RunInfo, Sink, SinkSettings
 
@@ -40,6 +43,10 @@ class History:
         """Go on after `rows`, which the sinks have had."""
         self.rows = list(rows)
 
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values recorded under `name`, in order."""
+        return [(step, value) for step, other, value in self.rows if other == name]
+
     def values(self, name: str, most: int | None = None) -> list[float]:
         """What was recorded under `name`, in order; the last `most` of it."""
         found: list[float] = []
@@ -57,10 +64,11 @@ def headlines(rows: list[HistoryRow]) -> dict[str, float]:
     return {name: value for name, value in last.items() if not DETAIL.match(name)}
 
 
-def history_table(rows: list[HistoryRow]) -> pa.Table:
-    """The history as a table of `step, name, value`."""
+def history_table(rows: list[HistoryRow], facts: Mapping[str, Any]) -> pa.Table:
+    """The history as a table of `step, name, value`; `facts` of the training stand in its metadata."""
     steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=SCHEMA)
+    schema = SCHEMA.with_metadata({TRAINING_FACTS: json.dumps(facts)})
+    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=schema)
 
 
 class BackgroundSink:

@@ -1,7 +1,7 @@
 """A training job: what `launch.run_training` runs, in this process or on many machines."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -12,10 +12,12 @@ from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
-from flextok.train.history import headlines, history_table, open_sinks
+from flextok.train.history import History, headlines, history_table, open_sinks
 from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.machine import DEVICE_HOURS
 from flextok.train.parallel import DistContext
-from flextok.train.sinks.base import RunInfo
+from flextok.train.selection import best
+from flextok.train.sinks.base import HistoryRow, RunInfo
 from flextok.version import __version__
 
 RUNS = ".runs"
@@ -71,8 +73,25 @@ def run_member(
         history = train(objective, config, world, run_url(job), validation, on_progress, compute, sinks)
     if not world.is_first:
         return None
-    saved = job.save(objective, history_table(history))
+    saved = job.save(objective, history_table(history, facts(config, history)))
     return TrainResult(saved.url, saved.digest, headlines(history))
+
+
+def facts(config: TrainConfig, rows: list[HistoryRow]) -> dict[str, Any]:
+    """What a finished training took, for the provenance of its checkpoint: `steps` that were done, `step` that is published
+    (with the metric that chose it), `skipped_steps` if there are any, `device_hours` of all workers.
+    """
+    history = History()
+    history.take_over(rows)
+    steps = max((step for step, _, _ in rows), default=0)
+    found: dict[str, Any] = {"steps": steps, "step": steps}
+    if config.keep_best is not None:
+        metric = config.keep_best.metric
+        step, value = best(history, metric)
+        found |= {"step": step, "metric": metric, "value": value}
+    if skipped := history.series("alarm/skipped_step"):
+        found["skipped_steps"] = len(skipped)
+    return found | {"device_hours": sum(history.values(DEVICE_HOURS, most=1))}
 
 
 def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:

@@ -30,6 +30,7 @@ from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
 from flextok.train.sample_order import SampleOrder
+from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
 from flextok.train.state import TrainState, load_latest_state, save_state
@@ -123,6 +124,11 @@ def train(
             f"{config.gradient_accumulation_steps}; raise train.batch_size, or lower train.gradient_accumulation_steps "
             "or compute.train_workers"
         )
+    if config.is_judged and validation is None:
+        raise UsageError(
+            "expected held-out samples for train.keep_best and train.stop_early, found none; set train.validate_every, or "
+            "leave them out"
+        )
     return _Run(objective, config, world, run_url, validation, compute, sinks).run(on_progress)
 
 
@@ -144,6 +150,7 @@ class _Run:
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
         self.trained = Trained(objective.model, objective.trained(), config, world)
         self.has_frozen = False
+        self.is_enough = False  # by held-out losses, before the last step
         self.dtype = autocast_dtype(config.precision, world.device)
         self.machine = Machine(world, self.dtype)
         self.probe: Probe | None = None  # of the step before a row of the history
@@ -162,7 +169,7 @@ class _Run:
         on_progress(first_step, note)
         self.machine.begin(sum(self.history.values(DEVICE_HOURS, most=1)))
         with interrupts.held():  # between steps, where a state can be written
-            for step, batch, rng in self._batches(first_step):
+            for step, batch, rng in self._batches(first_step) if not self.is_enough else ():
                 self._freeze(step)
                 self._step(step, batch, rng)
                 done = step + 1
@@ -170,9 +177,12 @@ class _Run:
                     note = self._log(done)
                 if self.validation is not None and self._is_due(done, self.config.validate_every):
                     self._validate(done, self.validation)
+                    self._judge()
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
+                if self.is_enough:
+                    break
         self.trained.finish()
         self.objective.eval()
         return self.history.rows
@@ -323,6 +333,19 @@ class _Run:
         loss = self.world.sum(total).item() / count
         self.history.add(done, {"val/loss": loss, **{f"val/{name}": value for name, value in parts.items()}})
 
+    def _judge(self) -> None:
+        """After a validation: keep the weights that are the best so far, and see whether more are worth it."""
+        best, stop = self.config.keep_best, self.config.stop_early
+        for chosen in filter(None, (best, stop)):
+            check_metric(self.history, chosen.metric)
+        if best is not None and is_newest_best(self.history, best.metric):
+            self.trained.keep()
+        self.is_enough = self._has_enough()
+
+    def _has_enough(self) -> bool:
+        stop = self.config.stop_early
+        return stop is not None and since_best(self.history, stop.metric) >= stop.patience
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
@@ -342,7 +365,8 @@ class _Run:
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
         if done > 0:
             self.trained.take_over(state, done)
-            self.history.take_over(state.history if state else [])
+            self.history.take_over(self.world.shared(state.history if state else []))
+            self.is_enough = self._has_enough()
         return done
 
 

@@ -74,7 +74,12 @@ class TokenizerJob:
         return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.settings(), [self.latents_url, self.train_url])
+        return fingerprint_of(self.label, self.settings(), self.inputs())
+
+    def inputs(self) -> list[str]:
+        """The autoencoder and the corpora: the held-out one where it decides which weights are published."""
+        judge = [self.val_url] if self.val_url is not None and self.train_config.is_judged else []
+        return [self.latents_url, self.train_url, *judge]
 
     def build(self, world: DistContext) -> tuple["TokenizerObjective", "TokenizerObjective | None"]:
         autoencoder = load_autoencoder(self.latents_url)
@@ -96,7 +101,7 @@ class TokenizerJob:
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
         assert isinstance(tokenizer, Tokenizer)
-        inputs = [artifact_input(self.latents_url), artifact_input(self.train_url)]
+        inputs = [artifact_input(url) for url in self.inputs()]
         return save_checkpoint(
             self.parent_url, "tokenizer", tokenizer.state_dict(), tokenizer.config, inputs, self.settings(), history
         )

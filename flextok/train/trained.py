@@ -28,6 +28,8 @@ class Trained:
         self._guard = SpikeGuard(config.skip_spikes, world.device) if config.skip_spikes is not None else None
         self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps, self._guard is not None)
         self._average = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        # Averaged weights of the best validation, where those are to be published.
+        self._best = {name: tensor.clone() for name, tensor in self._average.items()} if config.keep_best else {}
         self._optimizer = Optimizer(named, config.optimizer)
 
     @property
@@ -82,9 +84,17 @@ class Trained:
         finally:
             self._set_weights(current)
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the averaged weights as they are now as the best."""
+        for name, tensor in self._best.items():
+            local(tensor).copy_(local(self._average[name]))
+
     def finish(self) -> None:
-        """Leave the averaged weights in the model, on the first member all of them; all members call it."""
-        self._set_weights(self._average)
+        """Leave the averaged weights in the model (the best, where these are kept), on the first member all of them; all
+        members call it.
+        """
+        self._set_weights(self._best or self._average)
         make_whole(self._model, self._world)
 
     def gathered(self) -> dict[str, Tensor]:
@@ -126,6 +136,7 @@ class Trained:
             **{f"model.{name}": tensor.detach() for name, tensor in present.items()},
             **{f"average.{name}": tensor for name, tensor in self._average.items()},
             **self._optimizer.state(self._model),
+            **{f"best.{name}": tensor for name, tensor in self._best.items()},
             **({"guard.norms": self._guard.state} if self._guard is not None else {}),
         }
 

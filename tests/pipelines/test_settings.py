@@ -67,7 +67,19 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
+        yield from (
+            1,
+            64,
+            0.5,
+            "x",
+            [2, 2],
+            {"steps": 1},
+            {"from_step": 1},
+            {"patience": 1},
+            {"metric": "val/loss"},
+            "0 3 * * *",
+            "15m",
+        )
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
