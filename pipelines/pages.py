@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flextok import storage
+from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from pipelines.stage import Made, Page, Pictures, StageRun, TableRow
 from pipelines.thumbnails import THUMBNAIL_PX, small_file, thumbnail
@@ -58,10 +59,21 @@ def training(stage: str, run: StageRun, made: Made) -> Page:
     return Page(
         curve=charts[0].file() if charts else None,
         texts={f"{each['name'].split('/')[1]}/curve": sparkline(each["values"]) for each in losses},
-        numbers={"steps": losses[0]["at"][-1]} if losses else {},
+        numbers={**({"steps": losses[0]["at"][-1]} if losses else {}), **_training_numbers(url)},
         size_bytes=storage.total_bytes(url),
         workers=max(run.recipe.compute.train_workers, 1),
     )
+
+
+def _training_numbers(url: str) -> dict[str, int | float]:
+    """Steps that were done, the one whose weights are published, and hours of all workers' devices."""
+    facts = read_provenance(url).get("training", {})
+    names = {"steps": "steps", "step": "published_step", "device_hours": "training_device_hours"}
+    return {
+        shown: _significant(facts[name]) if name == "device_hours" else facts[name]
+        for name, shown in names.items()
+        if name in facts
+    }
 
 
 def reconstructions(run: StageRun, made: Made) -> Page:

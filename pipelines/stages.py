@@ -81,7 +81,7 @@ register(
         ("pytorch", "ray"),
         version=1,
         settings=lambda recipe: {"image_size": recipe.image_size, "tokenizer": recipe.tokenizer},
-        deps=(Dep("latents"), Dep("image_shards", ("train",))),
+        deps=(Dep("latents"), Dep("image_shards", tokenizer.splits_for_the_tokenizer)),
         run=tokenizer.train_the_tokenizer,
         folder="checkpoints/tokenizer/<digest>/",
         page=partial(pages.training, "tokenizer"),

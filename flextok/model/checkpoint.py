@@ -4,6 +4,7 @@ A checkpoint is a folder: model.safetensors (float32), config.yaml `{kind, confi
 where there are any) and provenance.json, which is written last and makes the rest count.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from flextok.model.weights import read_weights, state_digest
 from flextok.provenance import make_provenance, read_provenance
 
 Kind = Literal["tokenizer", "prior", "vae"]
+TRAINING_FACTS = "flextok.training"
+"""Key in the metadata of a history: JSON of what its training took and which step is published, for the provenance."""
 WEIGHTS, CONFIG, HISTORY, PROVENANCE = "model.safetensors", "config.yaml", "history.parquet", "provenance.json"
 
 
@@ -77,6 +80,9 @@ def write_checkpoint(
         with storage.atomic_write(storage.join(url, HISTORY)) as file:
             pq.write_table(history, file)
     provenance = make_provenance(kind, digest, provenance_inputs, recipe, url)
+    facts = (history.schema.metadata or {}).get(TRAINING_FACTS.encode()) if history is not None else None
+    if facts is not None:
+        provenance["training"] = json.loads(facts)
     storage.write_json(storage.join(url, PROVENANCE), provenance)
     return SavedCheckpoint(url, digest)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flextok.model.config import TokenizerConfig
+from flextok.model.nn.flops import block_flops, causal_pairs, linear_flops
 from flextok.model.nn.initialize import learned_vectors, xavier_linear
 from flextok.model.nn.layers import Block, layer_norm, matrices
 from flextok.model.nn.patching import PatchEmbedding
@@ -64,6 +65,15 @@ class Encoder(nn.Module):
         # what is rounded next must not be rounded to bfloat16 first
         with torch.autocast(registers.device.type, enabled=False):
             return self.head(layer_norm(registers.float()))
+
+    def flops(self) -> float:
+        """Operations of the matrix products of a forward pass for an image of the training size."""
+        width, registers, patches = self.head.in_features, len(self.registers), self.patches.count
+        length, seen = patches + registers, registers * patches + causal_pairs(registers)
+        trunk = (len(self.blocks) - 1) * block_flops(width, self.hidden, length, patches**2 + seen)
+        trunk += block_flops(width, self.hidden, length, seen, rows=registers)
+        inputs = linear_flops(patches, self.patches.proj.in_features, width)
+        return trunk + inputs + linear_flops(registers, width, self.head.out_features)
 
     def half_precision_modules(self) -> Iterator[nn.Module]:
         """The modules whose weights may be rounded to bfloat16 for use."""

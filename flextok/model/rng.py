@@ -40,13 +40,16 @@ class SampleRng:
 
     def __init__(self, seed: int, places: Sequence[int]):
         self.seed, self.places = seed, places
+        self._uniform: dict[str, Tensor] = {}  # what two ask for is drawn once
 
     def __len__(self) -> int:
         return len(self.places)
 
     def uniform(self, purpose: str) -> Tensor:
         """[B] in [0, 1)."""
-        return uniform_for(_purpose_seed(self.seed, purpose), self.places, ())
+        if purpose not in self._uniform:
+            self._uniform[purpose] = uniform_for(_purpose_seed(self.seed, purpose), self.places, ())
+        return self._uniform[purpose]
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """[B, *shape], standard normal."""

@@ -32,12 +32,12 @@ class LearnedBuffers:
     changed keeps its bits. Those that hold no floating-point numbers are the first member's.
     """
 
-    def __init__(self, model: nn.Module, world: DistContext, slices: int = 1):
+    def __init__(self, model: nn.Module, world: DistContext, slices: int = 1, can_undo: bool = False):
         self._model, self._world = model, world
         self._names = learned_buffers(model)
         self._is_sliced = slices > 1
-        is_shared = world.size > 1 or slices > 1
-        self._before = {name: tensor.clone() for name, tensor in self.named().items()} if is_shared else {}
+        is_kept = world.size > 1 or slices > 1 or can_undo
+        self._before = {name: tensor.clone() for name, tensor in self.named().items()} if is_kept else {}
         self._begin()
 
     def named(self) -> dict[str, Tensor]:
@@ -75,6 +75,12 @@ class LearnedBuffers:
             else:
                 self._world.from_first(buffer)
             before.copy_(buffer)
+        self._begin()
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """After the slices of a step that is left out: the values before it."""
+        self._restore()
         self._begin()
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flextok.config import Added, Config, Operational
 from flextok.model.autoencoders.config import (
@@ -17,6 +17,7 @@ from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfi
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 from flextok.train.schedule import CosineSchedule, ScheduleConfig
+from flextok.train.sinks.base import SinkConfig, named_sinks
 
 EmaDecay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,6 +41,22 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay; matrices only, not biases or gains.")
     betas: tuple[float, float] = Field(default=(0.9, 0.99), description="Decay of AdamW's two moments.")
     grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
+
+
+class KeepBestConfig(Config):
+    """Publish the averaged weights of the validation with the lowest loss, not those of the last step."""
+
+    metric: str = Field(
+        default="val/loss",
+        pattern="^val/",
+        description="A held-out loss by its name in the history, as val/loss_by_keep/1.",
+    )
+
+
+class StopEarlyConfig(KeepBestConfig):
+    """End a training that no longer gets better."""
+
+    patience: int = Field(gt=0, description="Validations in a row without a new lowest loss.")
 
 
 class TrainConfig(Config):
@@ -69,6 +86,18 @@ class TrainConfig(Config):
         description="Slices in which each worker's part of a batch goes through the model, one after the other: less "
         "memory for activations, the same step.",
     )
+    keep_best: Added[KeepBestConfig | None] = Field(
+        default=None, description="Publish the best validation's weights; null: those of the last step."
+    )
+    stop_early: Added[StopEarlyConfig | None] = Field(
+        default=None, description="End where validations get no better; null: after `steps`."
+    )
+    skip_spikes: Added[float | None] = Field(
+        default=None,
+        gt=0,
+        description="Leave a step out whose gradient is not finite, or whose norm is above the median of the last 200 steps "
+        "by so many median deviations (5 to 10 are usual); null: none. Waits for the device in each step.",
+    )
     checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run resumes from."
     )
@@ -79,6 +108,26 @@ class TrainConfig(Config):
     validation_samples: Operational[int] = Field(
         default=512, gt=0, description="Held-out samples that a validation looks at."
     )
+    sinks: Operational[tuple[SinkConfig, ...]] = Field(
+        default=(),
+        description="Where the history goes while it is recorded, beside the checkpoint: tensorboard, wandb, mlflow, by "
+        "name or with settings.",
+    )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether held-out losses decide which weights are published."""
+        return self.keep_best is not None or self.stop_early is not None
+
+    def content(self) -> dict[str, Any]:
+        """With what says how validations are made, where these decide."""
+        decides = ("validate_every", "validation_samples") if self.is_judged else ()
+        return {**super().content(), **{name: getattr(self, name) for name in decides}}
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _sinks_by_name(cls, value: Any) -> Any:
+        return named_sinks(value)
 
 
 class AugmentationConfig(Config):

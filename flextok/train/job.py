@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -13,9 +13,12 @@ from flextok.model.checkpoint import SavedCheckpoint
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
+from flextok.train.history import History, headlines, history_table, open_sinks
 from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.machine import DEVICE_HOURS
 from flextok.train.parallel import DistContext
-from flextok.train.state import HistoryRow
+from flextok.train.selection import best
+from flextok.train.sinks.base import HistoryRow, RunInfo
 from flextok.version import __version__
 
 RUNS = ".runs"
@@ -25,7 +28,7 @@ AVERAGES = "averages"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: where its checkpoint lies, and the last value of each name in its history."""
+    """A finished training: where its checkpoint lies, and the last value of each name in its history that is no detail."""
 
     url: str
     digest: str
@@ -67,22 +70,36 @@ def run_member(
 ) -> TrainResult | None:
     """Train as one member of `world`; the first one writes the checkpoint and gives back the result."""
     objective, validation = job.build(world)
-    history = train(objective, job.train_config, world, run_url(job), validation, on_progress, compute)
+    config = job.train_config
+    info = RunInfo(job.label, job.fingerprint(), job.parent_url, config.model_dump(mode="json"))
+    with open_sinks(config.sinks if world.is_first else (), info) as sinks:
+        history = train(objective, config, world, run_url(job), validation, on_progress, compute, sinks)
     if not world.is_first:
         return None
-    saved = job.save(objective, history_table(history))
+    table = history_table(history, facts(config, history))
+    saved = job.save(objective, table)
     for decay, weights in objective.further_averages.items():
         objective.model.load_state_dict(weights, strict=False)
         beside = storage.join(saved.url, AVERAGES, f"{decay:g}")
-        dataclasses.replace(job, parent_url=beside).save(objective, history_table(history))  # pyright: ignore[reportArgumentType]
-    return TrainResult(saved.url, saved.digest, {name: value for _, name, value in history})
+        dataclasses.replace(job, parent_url=beside).save(objective, table)  # pyright: ignore[reportArgumentType]
+    return TrainResult(saved.url, saved.digest, headlines(history))
 
 
-def history_table(rows: list[HistoryRow]) -> pa.Table:
-    """The history as a table of `step, name, value`."""
-    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
-    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=schema)
+def facts(config: TrainConfig, rows: list[HistoryRow]) -> dict[str, Any]:
+    """What a finished training took, for the provenance of its checkpoint: `steps` that were done, `step` that is published
+    (with the metric that chose it), `skipped_steps` if there are any, `device_hours` of all workers.
+    """
+    history = History()
+    history.take_over(rows)
+    steps = max((step for step, _, _ in rows), default=0)
+    found: dict[str, Any] = {"steps": steps, "step": steps}
+    if config.keep_best is not None:
+        metric = config.keep_best.metric
+        step, value = best(history, metric)
+        found |= {"step": step, "metric": metric, "value": value}
+    if skipped := history.series("alarm/skipped_step"):
+        found["skipped_steps"] = len(skipped)
+    return found | {"device_hours": sum(history.values(DEVICE_HOURS, most=1))}
 
 
 def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:

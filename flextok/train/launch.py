@@ -5,6 +5,7 @@ locks; the same job started again resumes from there, and the folder goes when t
 """
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -31,6 +33,8 @@ from flextok.train.loop import OnProgress, StopTraining
 from flextok.train.parallel import DistContext
 from flextok.train.state import clear_run, latest_step, locked_run
 
+logger = logging.getLogger(__name__)
+
 BEGUN, PROGRESS, ERROR = "begun", "progress.json", "error.json"
 STOP, STOPPED = "stop", "stopped"
 POLL_S = 1.0
@@ -45,8 +49,11 @@ def run_training(job: TrainJob, compute: ComputeConfig) -> TrainResult:
     """Train `job` to its end where `compute` says, showing progress on stderr.
 
     Under torchrun every member calls this and gets the result. A FlextokError of a worker is raised here as it is.
-    Raises LockedError at once, naming the other, when the same job is being trained already.
+    Raises LockedError at once, naming the other, when the same job is being trained already, and UsageError where a sink
+    of its history is not installed.
     """
+    for sink in job.train_config.sinks:
+        sink.check()
     if dist.is_torchelastic_launched():
         return _run_in_torchrun(job, compute)
     with locked_run(run_url(job)), _resume_told(job):
@@ -202,7 +209,10 @@ def _ray_worker(spec: dict) -> TrainResult | None:
     if world.is_first:
         storage.write_bytes(storage.join(run_url(job), BEGUN), b"")
     try:
-        return run_member(job, world, compute, _ProgressFile(run_url(job)) if world.is_first else _quiet)
+        if not world.is_first:
+            return run_member(job, world, compute, _quiet)
+        with _ProgressFile(run_url(job)) as progress:
+            return run_member(job, world, compute, progress)
     except StopTraining:
         if world.is_first:  # whose state is written by now
             storage.write_bytes(storage.join(run_url(job), STOPPED), b"")
@@ -254,18 +264,38 @@ def _one_line(error: Exception) -> str:
     )
 
 
-class _ProgressFile:
-    """Progress written where the driver sees it, and its wish to stop looked for, at most once a POLL_S."""
+class _ProgressFile(logging.Handler):
+    """Progress, and what the training warns of, written where the driver sees it; its wish to stop is looked for. At most
+    once a POLL_S, and at the end of the block."""
 
     def __init__(self, run: str):
+        super().__init__(logging.WARNING)
         self.run, self._next = run, 0.0
+        self._last: dict[str, Any] = {"step": 0, "note": "", "warnings": []}
+
+    def __enter__(self) -> Self:
+        logging.getLogger("flextok.train").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("flextok.train").removeHandler(self)
+        if self._last["warnings"]:
+            with contextlib.suppress(OSError, FlextokError):
+                self._write()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._last["warnings"].append(record.getMessage())
 
     def __call__(self, step: int, note: str) -> None:
+        self._last |= {"step": step, "note": note}
         if time.monotonic() >= self._next:
-            storage.write_json(storage.join(self.run, PROGRESS), {"step": step, "note": note})
+            self._write()
             self._next = time.monotonic() + POLL_S
             if storage.exists(storage.join(self.run, STOP)):
                 raise StopTraining
+
+    def _write(self) -> None:
+        storage.write_json(storage.join(self.run, PROGRESS), self._last)
 
 
 def _quiet(step: int, note: str) -> None:
@@ -283,16 +313,27 @@ def _shown(job: TrainJob) -> Iterator[OnProgress]:
 def _shown_from(job: TrainJob, run: str, watch: ClusterWatch) -> Iterator[None]:
     """The same for workers elsewhere, from their progress file, and what they wait for."""
     ended = threading.Event()
+    told: set[str] = set()
+
+    def look(show: OnProgress) -> None:
+        url = storage.join(run, PROGRESS)
+        if not storage.exists(url):
+            return
+        found = storage.read_json(url)
+        show(found["step"], found["note"])
+        for line in found["warnings"]:
+            if line not in told:
+                told.add(line)
+                logger.warning("%s", line)
 
     def poll(show: OnProgress) -> None:
-        url = storage.join(run, PROGRESS)
         while not ended.wait(POLL_S):
             # Progress is a courtesy: what goes wrong with it must not end a training.
             with contextlib.suppress(Exception):
                 watch.look(storage.exists(storage.join(run, BEGUN)))
-                if storage.exists(url):
-                    found = storage.read_json(url)
-                    show(found["step"], found["note"])
+                look(show)
+        with contextlib.suppress(Exception):
+            look(show)
 
     with _shown(job) as show:
         thread = threading.Thread(target=poll, args=(show,), daemon=True)

@@ -6,8 +6,7 @@ moments and step are stored, sample order and random draws follow from them (see
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -16,18 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.nn.flops import TRAINING
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
 from flextok.runtime import interrupts
 from flextok.runtime.ahead import ahead
 from flextok.runtime.compute import ComputeConfig
+from flextok.train.alarms import Alarms
 from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
+from flextok.train.history import BackgroundSink, History
+from flextok.train.machine import DEVICE_HOURS, Machine
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
+from flextok.train.probe import Probe
 from flextok.train.sample_order import SampleOrder
+from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
-from flextok.train.state import HistoryRow, TrainState, load_latest_state, save_state
+from flextok.train.sinks.base import HistoryRow
+from flextok.train.state import TrainState, load_latest_state, save_state
 from flextok.train.trained import Trained
 
 T = TypeVar("T")
@@ -77,6 +83,14 @@ class Objective(nn.Module):
         """What else belongs in the history since the last call; called by all members alike."""
         return {}
 
+    def loss_parts(self, world: DistContext) -> dict[str, float]:
+        """Mean losses of groups of samples since the last call, by name; called by all members alike."""
+        return {}
+
+    def flops(self) -> float | None:
+        """Operations of the matrix products of a forward pass for a sample, in all that is trained; None if not known."""
+        return None
+
     def frozen(self, step: int) -> set[str]:
         """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""
         return set()
@@ -97,10 +111,11 @@ def train(
     validation: Objective | None = None,
     on_progress: OnProgress = lambda step, note: None,
     compute: ComputeConfig = DEFAULT_COMPUTE,
+    sinks: Sequence[BackgroundSink] = (),
 ) -> list[HistoryRow]:
     """Train `objective.model` to the end and leave the averaged weights in it; gives back the history.
 
-    Averages of other decays are in `objective.further_averages`.
+    Its rows go to `sinks` too, as they come. Averages of other decays are in `objective.further_averages`.
 
     Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
     members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
@@ -115,7 +130,12 @@ def train(
             f"{config.gradient_accumulation_steps}; raise train.batch_size, or lower train.gradient_accumulation_steps "
             "or compute.train_workers"
         )
-    return _Run(objective, config, world, run_url, validation, compute).run(on_progress)
+    if config.is_judged and validation is None:
+        raise UsageError(
+            "expected held-out samples for train.keep_best and train.stop_early, found none; set train.validate_every, or "
+            "leave them out"
+        )
+    return _Run(objective, config, world, run_url, validation, compute, sinks).run(on_progress)
 
 
 class _Run:
@@ -127,6 +147,7 @@ class _Run:
         run_url: str,
         validation: Objective | None,
         compute: ComputeConfig,
+        sinks: Sequence[BackgroundSink],
     ):
         self.objective, self.config, self.world, self.run_url = objective.to(world.device), config, world, run_url
         self.validation = validation.to(world.device) if validation is not None else None
@@ -135,8 +156,12 @@ class _Run:
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
         self.trained = Trained(objective.model, objective.trained(), config, world)
         self.has_frozen = False
+        self.is_enough = False  # by held-out losses, before the last step
         self.dtype = autocast_dtype(config.precision, world.device)
-        self.history: list[HistoryRow] = []
+        self.machine = Machine(world, self.dtype)
+        self.probe: Probe | None = None  # of the step before a row of the history
+        self.history = History(sinks)
+        self.alarms = Alarms(self.history, tells=world.is_first)
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
@@ -146,26 +171,28 @@ class _Run:
     def run(self, on_progress: OnProgress) -> list[HistoryRow]:
         first_step = self._resume()
         self.objective.train()
-        logged_at, note = time.monotonic(), ""
+        note = ""
         on_progress(first_step, note)
+        self.machine.begin(sum(self.history.values(DEVICE_HOURS, most=1)))
         with interrupts.held():  # between steps, where a state can be written
-            for step, batch, rng in self._batches(first_step):
+            for step, batch, rng in self._batches(first_step) if not self.is_enough else ():
                 self._freeze(step)
                 self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
-                    rate = self.summed_steps * self.config.batch_size / (time.monotonic() - logged_at)
-                    logged_at = time.monotonic()
-                    note = self._log(done, rate)
+                    note = self._log(done)
                 if self.validation is not None and self._is_due(done, self.config.validate_every):
                     self._validate(done, self.validation)
+                    self._judge()
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
+                if self.is_enough:
+                    break
         self.objective.further_averages = self.trained.further_averages()
         self.trained.finish()
         self.objective.eval()
-        return self.history
+        return self.history.rows
 
     def _freeze(self, step: int) -> None:
         if self.has_frozen:
@@ -212,6 +239,7 @@ class _Run:
         # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
         cuts = shares(len(rng), config.gradient_accumulation_steps)
+        loss_sum = torch.zeros_like(self.sums[0])
         for cut in cuts:
             is_last = cut is cuts[-1]
             part = {name: tensor[cut] for name, tensor in batch.items()}
@@ -221,9 +249,22 @@ class _Run:
                     losses_B = self.forward(part, SampleRng(rng.seed, places))
                 # The gradient is averaged over workers, which may hold unequal parts of the batch.
                 (losses_B.sum() * (world.size / config.batch_size)).backward()
-            self.sums[0] += losses_B.detach().sum()
-        self.sums[1] += self.trained.step(step) / world.size
+            loss_sum += losses_B.detach().sum()
+        self.probe = Probe() if self._is_due(step + 1, config.log_every) else None
+        norm, is_taken = self.trained.step(step, self.probe)
+        if not is_taken:
+            self._tell_skipped(step + 1, norm.item())
+            return
+        self.sums += torch.stack([loss_sum, norm / world.size])
         self.summed_steps += 1
+
+    def _tell_skipped(self, done: int, norm: float) -> None:
+        is_finite = math.isfinite(norm)
+        found = (
+            f"its gradient norm is {norm:.4g}, far above those before" if is_finite else "its gradient is not finite"
+        )
+        line = f"this step was left out: {found}; if there are many, lower train.optimizer.lr"
+        self.alarms.tell(done, "skipped_step", line, norm if is_finite else -1.0)
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
@@ -237,19 +278,27 @@ class _Run:
             return step, self.objective.fetch(order.indices(places), rng), rng
 
         steps = range(first_step, config.steps)
-        for step, batch, rng in map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps):
+        fetched = map(fetch, steps) if source.in_memory else _read_ahead(fetch, steps)
+        for step, batch, rng in self.machine.waited_for(fetched):
             yield step, {name: tensor.to(self.world.device) for name, tensor in batch.items()}, rng
 
-    def _log(self, done: int, images_per_s: float) -> str:
+    def _log(self, done: int) -> str:
+        if self.summed_steps == 0:
+            return "all steps left out"
+        flops, samples = self.objective.flops(), self.summed_steps * self.config.batch_size
         loss, norm = self._means(done)
+        seconds = self.machine.seconds
+        parts = {**(self.probe.values() if self.probe else {}), **self.objective.loss_parts(self.world)}
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": learning_rate(self.config.optimizer, done - 1, self.config.steps),
-            "train/images_per_s": images_per_s,
+            **self.machine.row(samples, TRAINING * flops if flops else None),
             **self.objective.interval_metrics(self.world),
+            **{f"train/{name}": value for name, value in parts.items()},
         }
-        self.history += [(done, name, float(value)) for name, value in values.items()]
+        self.history.add(done, values)
+        self.alarms.look(done, seconds)
         return f"loss {loss:.4f}"
 
     def _means(self, done: int) -> tuple[float, float]:
@@ -267,9 +316,11 @@ class _Run:
     def _check_finite(self, done: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        self.history.add(done, {"alarm/not_finite": 1.0})
         raise FlextokError(
             f"expected a finite loss and gradient, found loss {loss:.4g} and gradient norm {norm:.4g} by step {done}; "
-            "lower train.optimizer.lr, or take precision float32"
+            "states from before are kept; lower train.optimizer.lr, take precision float32, or leave such steps out "
+            "(train.skip_spikes)"
         )
 
     def _validate(self, done: int, validation: Objective) -> None:
@@ -285,7 +336,22 @@ class _Run:
                 on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
                 total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
         self.objective.train()
-        self.history.append((done, "val/loss", self.world.sum(total).item() / count))
+        parts = validation.loss_parts(self.world)
+        loss = self.world.sum(total).item() / count
+        self.history.add(done, {"val/loss": loss, **{f"val/{name}": value for name, value in parts.items()}})
+
+    def _judge(self) -> None:
+        """After a validation: keep the weights that are the best so far, and see whether more are worth it."""
+        best, stop = self.config.keep_best, self.config.stop_early
+        for chosen in filter(None, (best, stop)):
+            check_metric(self.history, chosen.metric)
+        if best is not None and is_newest_best(self.history, best.metric):
+            self.trained.keep()
+        self.is_enough = self._has_enough()
+
+    def _has_enough(self) -> bool:
+        stop = self.config.stop_early
+        return stop is not None and since_best(self.history, stop.metric) >= stop.patience
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -298,7 +364,7 @@ class _Run:
     def _write_state(self, done: int) -> None:
         tensors = self.trained.gathered()
         if self.world.is_first:
-            save_state(self.run_url, TrainState(done, tensors, self.history))
+            save_state(self.run_url, TrainState(done, tensors, self.history.rows))
 
     def _resume(self) -> int:
         """Take over the newest state, which only the first member needs to see; gives back the steps done."""
@@ -306,7 +372,8 @@ class _Run:
         done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
         if done > 0:
             self.trained.take_over(state, done)
-            self.history = list(state.history) if state else []
+            self.history.take_over(self.world.shared(state.history if state else []))
+            self.is_enough = self._has_enough()
         return done
 
 

@@ -32,7 +32,8 @@ class NamedLosses:
         weighted = [loss * self._weights[name] if name in self._weights else loss for name, loss in losses.items()]
         if counted and len(losses) > 1:
             for name, loss in losses.items():
-                self._sums[name] = self._sums.get(name, 0) + loss.detach().double().sum()
+                # What is not finite ends the run, or its step is left out: then the means have nothing of it.
+                self._sums[name] = self._sums.get(name, 0) + loss.detach().double().nan_to_num(0, 0, 0).sum()
             self._count += len(weighted[0])
         total = weighted[0]
         for loss in weighted[1:]:

@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
@@ -48,6 +50,13 @@ class DistContext:
         if self.size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
+
+    def shared(self, value: T) -> T:
+        """What the first member has for `value`; all members call it."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
 
 def shares(count: int, size: int) -> list[slice]:

@@ -146,6 +146,10 @@ class PriorObjective(Objective):
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
         self._texts = store.texts() if prior.config.condition == "text" else None
 
+    def flops(self) -> float | None:
+        """See `Objective.flops`."""
+        return self.model.flops()
+
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
         drop_B = None

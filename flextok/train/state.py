@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flextok import storage
 from flextok.runtime.lock import LOCK_FILE, locked
+from flextok.train.sinks.base import HistoryRow
 
 FORMAT = "flextok.training-state/1"
 TENSORS, RECORD = "state.safetensors", "state.json"
-HistoryRow = tuple[int, str, float]
 
 
 @dataclass

@@ -22,6 +22,7 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 from flextok.train.alignment import Alignment, begun_alignment
 from flextok.train.augmentation import augmented
+from flextok.train.buckets import LossParts
 from flextok.train.config import AugmentationConfig, DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -77,7 +78,12 @@ class TokenizerJob:
         return {"image_size": self.image_size, **self.recipe.content()}
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.label, self.settings(), [self.latents_url, self.train_url])
+        return fingerprint_of(self.label, self.settings(), self.inputs())
+
+    def inputs(self) -> list[str]:
+        """The autoencoder and the corpora: the held-out one where it decides which weights are published."""
+        judge = [self.val_url] if self.val_url is not None and self.train_config.is_judged else []
+        return [self.latents_url, self.train_url, *judge]
 
     def build(self, world: DistContext) -> tuple["TokenizerObjective", "TokenizerObjective | None"]:
         autoencoder = load_autoencoder(self.latents_url)
@@ -103,7 +109,7 @@ class TokenizerJob:
         tokenizer = objective.model
         assert isinstance(tokenizer, Tokenizer)
         tokenizer.decoder.finish_training()
-        inputs = [artifact_input(self.latents_url), artifact_input(self.train_url)]
+        inputs = [artifact_input(url) for url in self.inputs()]
         return save_checkpoint(
             self.parent_url, "tokenizer", tokenizer.state_dict(), tokenizer.config, inputs, self.settings(), history
         )
@@ -125,7 +131,9 @@ class TokenizerObjective(Objective):
         self.config, self._alignment = config, alignment
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
-        self._seen = torch.zeros(tokenizer.vocab_size, device=tokenizer.device) if is_counted else None
+        counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=tokenizer.device)
+        self._seen = counts if is_counted else None  # how often each id occurred
+        self._parts = LossParts(tokenizer.num_tokens, tokenizer.device)
         self._tokens: Tensor | None = None  # of all samples, once they stay as they are
 
     def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
@@ -179,8 +187,12 @@ class TokenizerObjective(Objective):
             raise ValueError(
                 f"expected losses of decoder and quantizer by different names, found {sorted(shared)} in both"
             )
+        self._parts.add(
+            next(iter(losses.values())), keep_B, drop_B, model.decoder.noise_levels(config.decoder, rng, step)
+        )
         if self._seen is not None:
-            self._seen[quantized.ids.flatten()] = 1
+            ids = quantized.ids.flatten()
+            self._seen.index_add_(0, ids, torch.ones_like(ids))
         return self._losses.total(
             losses | quantized.losses, counted=self.training, complete=self.training and end is None
         )
@@ -209,15 +221,31 @@ class TokenizerObjective(Objective):
         return end if end is not None and step >= end.from_step else None
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """`train/loss/<name>` where there are several, and `train/codebook_usage`, both since the last call.
+        """`train/loss/<name>` where there are several, `train/codebook_usage` and `train/codebook_perplexity`, all since the
+        last call.
 
-        The usage is the part of the ids that occurred; there is none of a continuous or a huge codebook.
+        The usage is the part of the ids that occurred, the perplexity the exponential of their entropy: as many ids as
+        would be equally often in use. There are none of a continuous or a huge codebook.
         """
         metrics = self._losses.means(world)
         if self._seen is not None:
-            metrics["train/codebook_usage"] = (world.sum(self._seen) > 0).float().mean().item()
+            shares = world.sum(self._seen).double()
+            metrics["train/codebook_usage"] = (shares > 0).double().mean().item()
+            shares /= shares.sum().clamp(min=1)
+            metrics["train/codebook_perplexity"] = torch.special.entr(shares).sum().exp().item()
             self._seen.zero_()
         return metrics
+
+    def loss_parts(self, world: DistContext) -> dict[str, float]:
+        """By noise level and by tokens kept."""
+        return self._parts.means(world)
+
+    def flops(self) -> float | None:
+        """Of encoder and decoder, where both learn; later of the decoder alone, if all tokens are known by then."""
+        decoder = self.model.decoder.flops()
+        if decoder is None or self._tokens is not None:
+            return decoder
+        return decoder + self.model.encoder.flops()
 
 
 def _latent_source(

@@ -11,7 +11,9 @@ from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
+from flextok.train.probe import Probe
 from flextok.train.sharding import fill, is_sharded, local, make_whole, whole
+from flextok.train.spikes import SpikeGuard
 from flextok.train.state import TrainState
 
 
@@ -23,11 +25,14 @@ class Trained:
 
     def __init__(self, model: nn.Module, named: dict[str, nn.Parameter], config: TrainConfig, world: DistContext):
         self._model, self._named, self._config, self._world = model, named, config, world
-        self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps)
+        self._guard = SpikeGuard(config.skip_spikes, world.device) if config.skip_spikes is not None else None
+        self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps, self._guard is not None)
         self._average, *self._further = (
             {name: tensor.detach().clone() for name, tensor in self._weights().items()}
             for _ in (config.ema_decay, *config.further_ema_decays)
         )
+        # Averaged weights of the best validation, where those are to be published.
+        self._best = {name: tensor.clone() for name, tensor in self._average.items()} if config.keep_best else {}
         self._optimizer = Optimizer(named, config.optimizer)
 
     @property
@@ -35,16 +40,27 @@ class Trained:
         """Whether no member has all of it."""
         return any(is_sharded(parameter) for parameter in self._named.values())
 
-    def step(self, step: int) -> Tensor:
-        """Change all of it by the gradients that are there; gives back their norm before it was clipped."""
+    def step(self, step: int, probe: Probe | None = None) -> tuple[Tensor, bool]:
+        """Change all of it by the gradients that are there; gives back their norm before it was clipped, and whether the
+        step was taken: one that is left out changes nothing.
+        """
         config = self._config
-        self.buffers.synchronise()
+        if probe is not None:
+            probe.before(self._named)
         norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
+        if self._guard is not None and self._guard.refuses(norm):
+            self.buffers.undo()
+            for parameter in self._named.values():
+                parameter.grad = None
+            return norm, False
+        self.buffers.synchronise()
         self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
+        if probe is not None:
+            probe.after(self._named)
         decays = (config.ema_decay, *config.further_ema_decays)
         for decay, average in zip(decays, (self._average, *self._further), strict=True):
             self._add_to(average, decay, step)
-        return norm
+        return norm, True
 
     @torch.no_grad()
     def _add_to(self, average: dict[str, Tensor], decay: float, step: int) -> None:
@@ -74,9 +90,17 @@ class Trained:
         finally:
             self._set_weights(current)
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the averaged weights as they are now as the best."""
+        for name, tensor in self._best.items():
+            local(tensor).copy_(local(self._average[name]))
+
     def finish(self) -> None:
-        """Leave the averaged weights in the model, on the first member all of them; all members call it."""
-        self._set_weights(self._average)
+        """Leave the averaged weights in the model (the best, where these are kept), on the first member all of them; all
+        members call it.
+        """
+        self._set_weights(self._best or self._average)
         make_whole(self._model, self._world)
 
     def gathered(self) -> dict[str, Tensor]:
@@ -131,12 +155,16 @@ class Trained:
                 for name, tensor in average.items()
             },
             **self._optimizer.state(self._model),
+            **{f"best.{name}": tensor for name, tensor in self._best.items()},
+            **({"guard.norms": self._guard.state} if self._guard is not None else {}),
         }
 
     def _may_lack(self, name: str) -> bool:
-        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts."""
+        """Whether a state may be without a tensor: those of earlier versions keep no buffers and no step counts, and those of
+        other settings no norms.
+        """
         kind, _, owner = name.partition(".")
-        return kind == "step" or owner in self.buffers.named()
+        return kind in ("step", "guard") or owner in self.buffers.named()
 
 
 def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:

@@ -1,5 +1,7 @@
 """The autoencoder and the tokenizer, trained on the train split by Ray Train."""
 
+from pipelines.partitions import partition_key
+from pipelines.recipe import Recipe
 from pipelines.stage import Made, StageRun
 
 
@@ -18,8 +20,14 @@ def train_the_autoencoder(run: StageRun) -> Made:
     return Made(made.digest, made.url, made.metrics)
 
 
+def splits_for_the_tokenizer(recipe: Recipe) -> tuple[str, ...]:
+    """What the tokenizer depends on: the held-out split too where it decides which weights are published."""
+    splits = ("train", "val") if recipe.tokenizer.train.is_judged else ("train",)
+    return tuple(partition_key(recipe.corpus.name, split) for split in splits)
+
+
 def train_the_tokenizer(run: StageRun) -> Made:
-    """Train the tokenizer on the autoencoder's latents."""
+    """Train the tokenizer on the autoencoder's latents, validated on the val split where the recipe asks for it."""
     from flextok.train.tokenizer import train_tokenizer
 
     recipe = run.recipe
@@ -30,5 +38,6 @@ def train_the_tokenizer(run: StageRun) -> Made:
         recipe.image_size,
         run.workspace.checkpoints("tokenizer"),
         recipe.compute,
+        run.latest("image_shards", "val") if recipe.tokenizer.train.validate_every is not None else None,
     )
     return Made(made.digest, made.url, made.metrics)

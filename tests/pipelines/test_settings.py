@@ -55,7 +55,7 @@ OPERATIONAL = {
     "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples",
-                   "gradient_accumulation_steps")),
+                   "gradient_accumulation_steps", "sinks")),
 }  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
         yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
+        yield from ({"patience": 1}, {"metric": "val/loss"})
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
@@ -99,6 +100,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield ["jpeg"]
         yield [{"metric": "lpips_vgg", "path": "x", "sha256": "0" * 64}]
         yield [0.5]
+        yield ["tensorboard"]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):

@@ -138,11 +138,15 @@ def test_ray_workers_go_on_after_one_is_killed(ray_session: None, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_ray_workers_train_in_shards(ray_session: None, tmp_path: Path) -> None:
-    straight = run_training(ToyJob(CONFIG, str(tmp_path / "straight")), HERE)
-    config = CONFIG.model_copy(update={"gradient_accumulation_steps": 2})
+def test_ray_workers_train_in_shards(ray_session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also over a step that all leave out for a loss on one of them, of which the first worker tells."""
+    guarded, spoiled = CONFIG.model_copy(update={"skip_spikes": 8.0}), ToyConfig(poison_at=10 * 8 + 5)
+    straight = run_training(ToyJob(guarded, str(tmp_path / "straight"), spoiled), HERE)
+    caplog.clear()
+    config = guarded.model_copy(update={"gradient_accumulation_steps": 2})
     compute = ON_RAY.model_copy(update={"parallel": "fsdp", "activation_checkpointing": "full"})
-    result = run_training(ToyJob(config, str(tmp_path / "ray")), compute)
+    result = run_training(ToyJob(config, str(tmp_path / "ray"), spoiled), compute)
+    assert "step 11: this step was left out: its gradient is not finite" in caplog.text
     found, expected = read_checkpoint(result.url).state, read_checkpoint(straight.url).state
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
     assert result.metrics["train/loss"] == pytest.approx(straight.metrics["train/loss"], rel=1e-4)

@@ -153,7 +153,8 @@ def trained(
     compute = ComputeConfig(parallel=case.parallel, activation_checkpointing=case.checkpointing)  # pyright: ignore[reportArgumentType]
     rows = train(objective, config, world, f"{root}/{run}", validation, on_progress, compute)
     state = objective.model.state_dict() if world.is_first else {}
-    return [row for row in rows if row[1] != "train/images_per_s"], {key: t.numpy() for key, t in state.items()}
+    recorded = [row for row in rows if row[1] != "train/images_per_s" and not row[1].startswith("machine/")]
+    return recorded, {key: t.numpy() for key, t in state.items()}
 
 
 def leave_state(kind: str, world: DistContext, root: str, error: type[Exception], run: str) -> None:

@@ -26,6 +26,7 @@ class ToyConfig(Config):
 
     samples: int = 30
     poison_at: int | None = None
+    spike_at: int | None = None
     fail_at: int | None = None
     kill_at: int | None = None
     kill_mark: str = ""  # a file that is there once the kill has happened
@@ -62,6 +63,8 @@ class ToyObjective(Objective):
         losses = (self.model(batch["x"] + noise) - batch["y"]).square().mean(dim=1)
         if self.config.poison_at in rng.places and self.training:
             return losses * float("nan")
+        if self.config.spike_at in rng.places and self.training:
+            return losses * 1e4
         if self.config.kill_at in rng.places and not os.path.exists(self.config.kill_mark):
             open(self.config.kill_mark, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)

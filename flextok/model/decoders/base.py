@@ -27,12 +27,20 @@ class Decoder(nn.Module):
 
         keep_B: codes that count of each image, int64 in 1..L; drop_B: images decoded without any, bool. `settings` is
         what the kind's `training` class holds; draws come from `rng` alone. `step` counts from 0. Held-out losses are
-        computed by it too, in eval mode, with draws that are the same each time.
+        computed by it too, in eval mode, with draws that are the same each time. The first one is that of the latents.
         """
         raise NotImplementedError
 
     def finish_training(self) -> None:
         """Let go of what only its training needs, before the weights are saved."""
+
+    def noise_levels(self, settings: Any, rng: SampleRng, step: int) -> Tensor | None:
+        """The noise level in [0,1] of each image, [B] on the CPU, in a `training_step` with these; None without noise."""
+        return None
+
+    def flops(self) -> float | None:
+        """Operations of the matrix products of a forward pass for an image of the training size; None if not known."""
+        return None
 
     def sample(
         self,

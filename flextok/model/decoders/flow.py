@@ -20,6 +20,7 @@ from flextok.model.decoders.config import (
     FlowTraining,
     SamplerConfig,
 )
+from flextok.model.nn.flops import block_flops, linear_flops
 from flextok.model.nn.initialize import learned_vectors, xavier_linear, zero_linear
 from flextok.model.nn.layers import ModulatedBlock, layer_norm
 from flextok.model.nn.patching import PatchEmbedding, unpatchify
@@ -154,9 +155,7 @@ class FlowDecoder(Decoder):
         """`flow`: the velocity's error at a drawn noise level. `alignment`: with a teacher's features, where that is on;
         0 in training steps after it.
         """
-        t_B = flow.sample_sigma(settings.sigma, rng.uniform("time"), settings.mode_scale)
-        if self.training:
-            t_B = torch.where(_is_pure_noise(settings, rng, step), 1.0, t_B)
+        t_B = self.noise_levels(settings, rng, step)
         noise = rng.normal("noise", z_BCHW.shape[1:]).to(z_BCHW.device)
         alignment = settings.alignment if self.training else None
         error_B, patches_BPD = self._loss_and_patches(
@@ -169,6 +168,22 @@ class FlowDecoder(Decoder):
             else:
                 losses["alignment"] = no_alignment(self.projector, len(z_BCHW))
         return losses
+
+    def noise_levels(self, settings: FlowTraining, rng: SampleRng, step: int) -> Tensor:
+        """See `Decoder.noise_levels`."""
+        t_B = flow.sample_sigma(settings.sigma, rng.uniform("time"), settings.mode_scale)
+        return torch.where(_is_pure_noise(settings, rng, step), 1.0, t_B) if self.training else t_B
+
+    def flops(self) -> float:
+        """See `Decoder.flops`; the modulations of all blocks are made once for an image."""
+        width, registers = self.head.in_features, len(self.register_positions)
+        patches = self.patches.count
+        length, blocks = patches + registers, len(self.blocks)
+        trunk = (blocks - 1) * block_flops(width, self.hidden, length, length**2)
+        trunk += block_flops(width, self.hidden, length, patches * length, rows=patches)
+        time = linear_flops(1, self.time.size, width) + linear_flops(1, width, (1 + 12 * blocks + 2) * width)
+        ends = linear_flops(registers, self.from_codes.in_features, width)
+        return trunk + time + ends + 2 * linear_flops(patches, self.head.out_features, width)
 
     def loss(
         self, z_BCHW: Tensor, codes_BLd: Tensor, keep_B: Tensor, drop_B: Tensor, noise_BCHW: Tensor, t_B: Tensor

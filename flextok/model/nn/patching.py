@@ -44,6 +44,8 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.size = size
         self.scaling = scaling
+        self.count = grid[0] * grid[1]
+        """Patches of an image of the training size."""
         self.proj = nn.Linear(channels * size * size, width)
         # a frozen parameter as in the published model: its checkpoints carry the table, and it counts as a part
         self.positions = nn.Parameter(sincos_table(width, grid), requires_grad=False)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flextok.model.nn.attention import attend
+from flextok.model.nn.flops import block_flops, causal_pairs, linear_flops
 from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import AutoregressiveConfig, PriorConfig
 from flextok.model.rng import SampleRng, uniform_for
@@ -154,6 +155,15 @@ class AutoregressivePrior(Prior):
         for index, block in enumerate(self.blocks):
             x_BND = block(x_BND, None if memory is None else memory[index])
         return self.head(self.norm(x_BND)).float()
+
+    def flops(self) -> float | None:
+        """See `Prior.flops`; not known with captions, whose lengths differ."""
+        if self.config.condition == "text":
+            return None
+        width, length = self.model.width, self.config.sequence_length
+        hidden = int(width * self.model.mlp_ratio * 2 / 3)
+        trunk = len(self.blocks) * block_flops(width, hidden, length, causal_pairs(length))
+        return trunk + linear_flops(length, width, self.config.vocab_size)
 
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
         """See `Prior.prepare`."""

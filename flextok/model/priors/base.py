@@ -83,6 +83,10 @@ class Prior(nn.Module):
             f"expected prior.train.z_loss 0 for a prior of kind {self.config.model.kind}, which has none; leave it out"
         )
 
+    def flops(self) -> float | None:
+        """Operations of the matrix products of `loss` for an image; None if not known."""
+        return None
+
     def set_dropout(self, probability: float) -> None:
         """Drop activations with `probability` in training, where the kind has dropout."""
         for module in self.modules():

@@ -1,0 +1,125 @@
+"""The history of a training: rows of steps, names and values, which its checkpoint keeps and sinks are handed as they come."""
+
+import contextlib
+import json
+import logging
+import queue
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from flextok import storage
+from flextok.model.checkpoint import TRAINING_FACTS
+from flextok.runtime import interrupts
+from flextok.train.sinks.base import HistoryRow, RunInfo, Sink, SinkSettings
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 30.0
+"""Longest wait for a sink at the end of a training; INTERRUPTED_CLOSE_S where a signal ends it."""
+INTERRUPTED_CLOSE_S = 2.0
+DETAIL = re.compile(r"(machine|alarm)/|(train|val)/(grad_norm|update_ratio|loss_by_\w+)/")
+SCHEMA = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+
+
+class History:
+    """All rows so far; each is handed on to `sinks` once."""
+
+    def __init__(self, sinks: Sequence["BackgroundSink"] = ()):
+        self.rows: list[HistoryRow] = []
+        self._sinks = sinks
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Rows for `values` after `step` steps."""
+        new = [(step, name, float(value)) for name, value in values.items()]
+        self.rows += new
+        for sink in self._sinks:
+            sink.write(new)
+
+    def take_over(self, rows: Iterable[HistoryRow]) -> None:
+        """Go on after `rows`, which the sinks have had."""
+        self.rows = list(rows)
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values recorded under `name`, in order."""
+        return [(step, value) for step, other, value in self.rows if other == name]
+
+    def values(self, name: str, most: int | None = None) -> list[float]:
+        """What was recorded under `name`, in order; the last `most` of it."""
+        found: list[float] = []
+        for _, other, value in reversed(self.rows):
+            if other == name:
+                found.append(value)
+            if len(found) == most:
+                break
+        return found[::-1]
+
+
+def headlines(rows: list[HistoryRow]) -> dict[str, float]:
+    """The last value of each name, but for details that only curves are made of: of modules, groups and machines."""
+    last = {name: value for _, name, value in rows}
+    return {name: value for name, value in last.items() if not DETAIL.match(name)}
+
+
+def history_table(rows: list[HistoryRow], facts: Mapping[str, Any]) -> pa.Table:
+    """The history as a table of `step, name, value`; `facts` of the training stand in its metadata."""
+    steps, names, values = zip(*rows, strict=True) if rows else ((), (), ())
+    schema = SCHEMA.with_metadata({TRAINING_FACTS: json.dumps(facts)})
+    return pa.table([pa.array(steps), pa.array(names), pa.array(values)], schema=schema)
+
+
+class BackgroundSink:
+    """A sink that is opened and written to by a thread of its own: however slow it is or whatever it raises, a training
+    neither waits for it nor ends by it. A failure is told in one line, and what comes after it is dropped."""
+
+    def __init__(self, settings: SinkSettings, run: RunInfo):
+        self._settings, self._run = settings, run
+        self._queue: queue.SimpleQueue[list[HistoryRow] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"sink {settings.kind}", daemon=True)
+        self._is_finished = False
+        self._thread.start()
+
+    def write(self, rows: list[HistoryRow]) -> None:
+        """Hand over rows; returns at once."""
+        self._queue.put(rows)
+
+    def close(self, is_finished: bool) -> None:
+        """Wait a while for what was handed over."""
+        self._is_finished = is_finished
+        self._queue.put(None)
+        self._thread.join(INTERRUPTED_CLOSE_S if interrupts.pending() else CLOSE_S)
+        if self._thread.is_alive():
+            logger.warning("the sink '%s' did not end in time: its last rows may be missing", self._settings.kind)
+
+    def _work(self) -> None:
+        sink: Sink | None = None
+        try:
+            while (rows := self._queue.get()) is not None:
+                if rows and sink is None:
+                    sink = self._settings.open(self._run, rows[0][0])
+                if sink is not None:
+                    sink.write(rows)
+            if sink is not None:
+                sink.close(self._is_finished)
+        except Exception as error:  # noqa: BLE001 - whatever another's package raises
+            lines = storage.redact(str(error)).strip().splitlines() or [""]
+            logger.warning(
+                "the sink '%s' failed and gets nothing more, the training goes on: %s: %s",
+                self._settings.kind, type(error).__name__, lines[0],
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_sinks(settings: Sequence[SinkSettings], run: RunInfo) -> Iterator[list[BackgroundSink]]:
+    """The sinks of a training, closed with the block."""
+    sinks = [BackgroundSink(each, run) for each in settings]
+    is_finished = False
+    try:
+        yield sinks
+        is_finished = True
+    finally:
+        for sink in sinks:
+            sink.close(is_finished)

@@ -1,0 +1,1 @@
+"""Where the history of a training goes beside its checkpoint: a module for each kind."""
