@@ -34,6 +34,7 @@ for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
 app.command("export-samples")(evaluation.export_samples)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
+app.command("export-prior")(artifacts.export_prior)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage, keeping.promote, keeping.prune):
     app.command()(command)
 

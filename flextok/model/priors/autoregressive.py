@@ -88,6 +88,10 @@ class AutoregressivePrior(Prior):
         super().__init__(config)
         self.model = model
         self.trunk: CachedTrunk | None = None  # of a prepared prior; else one is made for each call
+        self._build(config, model)
+        self._initialise()
+
+    def _build(self, config: PriorConfig, model: AutoregressiveConfig) -> None:
         self.start = nn.Parameter(torch.zeros(model.width))
         self.positions = nn.Parameter(torch.zeros(config.sequence_length, model.width))
         self.embedding = nn.Embedding(config.vocab_size, model.width)
@@ -101,7 +105,6 @@ class AutoregressivePrior(Prior):
             )
             # Always attended to, so that a dropped or empty caption still leaves something to attend to.
             self.null_context = nn.Parameter(torch.zeros(model.width))
-        self._initialise()
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -128,6 +131,14 @@ class AutoregressivePrior(Prior):
             x_BND = block(x_BND, None if memory is None else memory[index])
         logits_BNV = self.head(self.norm(x_BND))
         return F.cross_entropy(logits_BNV.float().transpose(1, 2), flat_BN, reduction="none").view(ids.shape)
+
+    def placed(self, x_RND: Tensor, start: int) -> Tensor:
+        """Inputs of the positions from `start` on, with what tells the trunk where they are."""
+        return x_RND + self.positions[start : start + x_RND.shape[1]]
+
+    def compared(self, x_RNSHd: Tensor, start: int) -> Tensor:
+        """Queries and keys of the positions from `start` on, [R,N,2,heads,head_dim], as attention compares them."""
+        return F.layer_norm(x_RNSHd, (self.model.head_dim,))
 
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
         """See `Prior.prepare`."""
@@ -177,7 +188,7 @@ class AutoregressivePrior(Prior):
         if self.classes is not None:
             if labels_B is None:
                 raise ValueError("this prior is conditioned on class: give labels")
-            _check_labels(labels_B, self.config.num_classes)
+            check_labels(labels_B, self.config.num_classes)
             return start_BD + self.classes(labels_B) * kept_B[:, None], None
         if self.config.condition != "text":
             return start_BD, None
@@ -205,7 +216,8 @@ def _with_unconditional(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tenso
     return key.repeat(2, 1, 1, 1), value.repeat(2, 1, 1, 1), torch.cat([mask, null_only])
 
 
-def _check_labels(labels_B: Tensor, num_classes: int) -> None:
+def check_labels(labels_B: Tensor, num_classes: int) -> None:
+    """Raises ValueError for a label that is no class; on a CPU, since elsewhere a look costs a wait."""
     # An index out of range would end a GPU program with an error that names nothing.
     if (
         labels_B.device.type == "cpu"
