@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, serving.daemon):
+for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, serving.daemon, serving.serve):
     app.command()(command)
 for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)

@@ -9,7 +9,7 @@ Shapes: B images, L positions of C codebooks, N = L*C ids in position-major orde
 T text positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -146,28 +146,47 @@ class AutoregressivePrior(Prior):
         self.trunk = CachedTrunk(self, rows, dtype)
         return self
 
-    @torch.no_grad()
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """See `Prior.sample`."""
+        return next(self.stages(count, labels_B, texts, sampling, (sampling.keep,)))
+
+    @torch.no_grad()
+    def stages(
+        self,
+        count: int,
+        labels_B: Tensor | None,
+        texts: Sequence[str] | None,
+        sampling: Sampling,
+        stops: Sequence[int],
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """See `Prior.stages`; no position is computed twice."""
         trunk, law, codebooks = self.trunk or CachedTrunk(self), sampling.law, self.config.codebooks
         guided = law.guidance != 1.0 and self.config.condition != "none"
         twice = 2 if guided else 1
         start_RD, memory = self._generation_condition(labels_B, texts, count, guided)
         uniforms_BN = uniform_for(sampling.seed, sampling.sample_ids, (self.config.sequence_length,)).to(self.device)
-        steps = sampling.keep * codebooks
-        ids_BN = torch.empty(count, steps, dtype=torch.long, device=self.device)
-        given = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
+        ids_BN = torch.empty(count, stops[-1] * codebooks, dtype=torch.long, device=self.device)
+        done = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
         if sampling.prefix is not None:
-            ids_BN[:, :given] = sampling.prefix.flatten(1)
-        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :given]).repeat(twice, 1, 1)], dim=1)
-        cache = trunk.new_cache(len(start_RD), steps)
-        for step in range(given, steps):
-            at = way(step // codebooks, self.config.num_tokens)
-            hidden_RD = trunk.advance(inputs_RND, memory, cache)
-            logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
-            ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
-            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(twice, 1, 1)
-        return ids_BN.unflatten(1, (sampling.keep, -1)) if codebooks > 1 else ids_BN
+            ids_BN[:, :done] = sampling.prefix.flatten(1)
+        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :done]).repeat(twice, 1, 1)], dim=1)
+        cache = trunk.new_cache(len(start_RD), ids_BN.shape[1])
+        for stop in stops:
+            for step in range(done, stop * codebooks):
+                at = way(step // codebooks, self.config.num_tokens)
+                hidden_RD = trunk.advance(inputs_RND, memory, cache)
+                logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
+                ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
+                inputs_RND = self.embedding(ids_BN[:, step : step + 1].clamp(min=0)).repeat(twice, 1, 1)
+            done = max(done, stop * codebooks)
+            so_far_BN = ids_BN[:, : stop * codebooks]
+            kept_B = yield so_far_BN.unflatten(1, (stop, -1)) if codebooks > 1 else so_far_BN
+            if kept_B is not None:
+                kept_R = torch.cat([kept_B + half * len(ids_BN) for half in range(twice)])
+                ids_BN, uniforms_BN, inputs_RND = ids_BN[kept_B], uniforms_BN[kept_B], inputs_RND[kept_R]
+                cache.select(kept_R)
+                if memory is not None:
+                    memory = [(key[kept_R], value[kept_R], mask[kept_R]) for key, value, mask in memory]
 
     def _generation_condition(
         self, labels_B: Tensor | None, texts: Sequence[str] | None, count: int, guided: bool

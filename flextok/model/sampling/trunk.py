@@ -29,6 +29,11 @@ class Cache:
     values: list[Tensor]
     length: int = 0
 
+    def select(self, rows_R: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.keys = [part[rows_R] for part in self.keys]
+        self.values = [part[rows_R] for part in self.values]
+
 
 class CachedTrunk:
     """What `AutoregressivePrior.loss` computes with, arranged for one position at a time: fewer, wider products.
