@@ -6,7 +6,7 @@ setup(
     packages=[*find_packages(include=["flextok*", "pipelines*"]), "pipelines.configs", "pipelines.infra.dagster"],
     package_dir={"pipelines.configs": "configs", "pipelines.infra.dagster": "infra/dagster"},
     package_data={
-        "flextok": ["evaluate/report/templates/*"],
+        "flextok": ["evaluate/report/templates/*", "serve/page/*"],
         "pipelines.configs": ["*.yaml"],
         "pipelines.infra.dagster": ["dagster.yaml"],
     },

@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, serving.daemon):
+for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, serving.daemon, serving.serve):
     app.command()(command)
 for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)
@@ -34,6 +34,7 @@ for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
 app.command("export-samples")(evaluation.export_samples)
 app.command("import-checkpoint")(artifacts.import_checkpoint)
+app.command("export-prior")(artifacts.export_prior)
 for command in (artifacts.inspect, artifacts.verify, artifacts.lineage, keeping.promote, keeping.prune):
     app.command()(command)
 

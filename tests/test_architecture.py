@@ -21,8 +21,9 @@ ROOMS = {
     "train": GROUND | {"data", "model", "metrics"},
     "tokenize": GROUND | {"data", "model", "metrics"},
     "evaluate": GROUND | {"data", "model", "metrics"},
+    "serve": GROUND | {"data", "model"},
     "generate": GROUND | {"data", "model", "evaluate"},
-    "bench": GROUND | {"data", "model", "metrics", "train", "tokenize", "evaluate"},
+    "bench": GROUND | {"data", "model", "metrics", "train", "tokenize", "evaluate", "serve"},
 }
 
 

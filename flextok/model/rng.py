@@ -9,21 +9,28 @@ from torch import Tensor
 
 from flextok.digests import digest_of
 
+Seed = int | Sequence[int]
+"""Of all samples, or one for each."""
 
-def normal_for(seed: int, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
+
+def normal_for(seed: Seed, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
     """Standard normal draws [len(sample_ids), *shape], float32 on the CPU (the same on every machine with one)."""
     draws = torch.empty(len(sample_ids), *shape)
-    for row, sample_id in zip(draws, sample_ids, strict=True):
-        torch.randn(row.shape, generator=generator_for(seed, sample_id), out=row)
+    for row, own_seed, sample_id in zip(draws, _seeds(seed, len(draws)), sample_ids, strict=True):
+        torch.randn(row.shape, generator=generator_for(own_seed, sample_id), out=row)
     return draws
 
 
-def uniform_for(seed: int, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
+def uniform_for(seed: Seed, sample_ids: Sequence[int | str], shape: Sequence[int]) -> Tensor:
     """Uniform draws in [0,1), [len(sample_ids), *shape], float32 on the CPU."""
     draws = torch.empty(len(sample_ids), *shape)
-    for row, sample_id in zip(draws, sample_ids, strict=True):
-        torch.rand(row.shape, generator=generator_for(seed, sample_id), out=row)
+    for row, own_seed, sample_id in zip(draws, _seeds(seed, len(draws)), sample_ids, strict=True):
+        torch.rand(row.shape, generator=generator_for(own_seed, sample_id), out=row)
     return draws
+
+
+def _seeds(seed: Seed, count: int) -> Sequence[int]:
+    return [seed] * count if isinstance(seed, int) else seed
 
 
 def generator_for(seed: int, sample_id: int | str) -> torch.Generator:

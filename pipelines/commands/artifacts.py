@@ -1,4 +1,4 @@
-"""Commands on one artifact, from its files alone: inspect, verify, lineage, import-checkpoint."""
+"""Commands on one artifact, from its files alone: inspect, verify, lineage, import-checkpoint, export-prior."""
 
 import logging
 from typing import Annotated, Any
@@ -7,6 +7,7 @@ import typer
 import yaml
 
 from flextok import provenance, storage
+from flextok.aliases import resolve_alias
 from flextok.errors import FlextokError, IntegrityError, UsageError
 from pipelines.commands.options import PIPE_WIDTH, ArtifactPath, AsJson, Debug, print_json
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 CORPUS = ("corpus",)
 TOKENS = ("tokens", "samples")
 CHECKPOINTS = ("tokenizer", "prior", "vae")
+EXPORTED = "exported-prior"
 
 
 def inspect(path: ArtifactPath, as_json: AsJson = False, debug: Debug = False) -> None:
@@ -106,6 +108,20 @@ def import_checkpoint(
     print(saved.url)
 
 
+def export_prior(
+    prior: Annotated[
+        str, typer.Argument(metavar="CKPT", help="Prior of kind llama, or FOLDER@ALIAS.", callback=resolve_alias)
+    ],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder to make.")],
+    debug: Debug = False,
+) -> None:
+    """A prior as a folder that transformers, and servers that read its folders, load as a causal language model."""
+    from flextok.model import export
+
+    logger.info("exported prior %s", export.export_prior(prior, dest)[:12])
+    print(dest)
+
+
 def _kind(path: str) -> str:
     try:
         return provenance.read_provenance(path)["kind"]
@@ -138,6 +154,8 @@ def _describe(path: str) -> dict[str, Any]:
             "bytes": sum(shard.bytes for shard in corpus.shards),
             "classes": corpus.classes,
         }
+    elif kind == EXPORTED:
+        found = {"config": storage.read_json(storage.join(path, "config.json"))}
     else:
         document = storage.read_json(storage.join(path, "metrics.json"))
         found = {"metrics": [{key: item[key] for key in ("name", "value", "k")} for item in document["metrics"]]}
@@ -165,6 +183,10 @@ def _problems(path: str, kind: str, against: str | None) -> list[str]:
         except FlextokError as error:
             return [str(error)]
         return []
+    if kind == EXPORTED:
+        from flextok.model.export import verify_export
+
+        return verify_export(path)
     from flextok.evaluate.results import verify_evaluation
 
     return verify_evaluation(path)

@@ -1,4 +1,4 @@
-"""Commands that serve until they are told to end: ui, daemon."""
+"""Commands that serve until they are told to end: ui, daemon, serve."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flextok.errors import FlextokError, UsageError
-from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, Profiles, Sets, WorkspaceUrl
+from pipelines.commands.options import DEFAULT_WORKSPACE, Debug, PriorPath, Profiles, Sets, TokenizerPath, WorkspaceUrl
 from pipelines.recipe import DEFAULT_PROFILE, check_together, load_recipe
 from pipelines.workspace import Workspace, only_daemon
 
@@ -93,6 +93,21 @@ def daemon(
         except KeyboardInterrupt:
             return
     _require_good_end(process.returncode, "daemon")
+
+
+def serve(
+    prior: PriorPath,
+    tokenizer: TokenizerPath,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is everybody's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Most images drawn at once.")] = 64,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Most that wait; others get 429.")] = 1024,
+    debug: Debug = False,
+) -> None:
+    """Images from classes or captions over HTTP, with a page to try it, until Ctrl-C."""
+    from flextok.serve.server import serve as serve_prior
+
+    serve_prior(prior, tokenizer, host, port, batch, queue)
 
 
 def _require_good_end(code: int, what: str) -> None:

@@ -9,22 +9,26 @@ from flextok.errors import IntegrityError, UsageError
 from flextok.model.checkpoint import save_checkpoint
 from flextok.model.load import load_prior
 from flextok.model.priors.base import Prior
-from flextok.model.priors.config import PriorConfig
+from flextok.model.priors.config import LlamaConfig, PriorConfig
 from flextok.model.sampling.config import DrawConfig
 from flextok.model.sampling.draw import sample_id
 from flextok.model.text import text_encoder
 
-TINY = {"width": 32, "depth": 2, "head_dim": 16, "num_tokens": 6, "vocab_size": 11}
+TRUNK, IDS = {"width": 32, "depth": 2, "head_dim": 16}, {"num_tokens": 6, "vocab_size": 11}
+TINY = {**TRUNK, **IDS}
 CONFIGS = {
     "class": PriorConfig(**TINY, condition="class", num_classes=3),
     "text": PriorConfig(**TINY, condition="text"),
     "none": PriorConfig(**TINY, condition="none", codebooks=2),
+    "llama": PriorConfig(model=LlamaConfig(**TRUNK), **IDS, num_classes=3),
+    "llama of nothing": PriorConfig(model=LlamaConfig(**TRUNK, condition="none"), **IDS, codebooks=2),
 }
 CONDITION = {
     "class": {"labels": [0, 2, 1]},
     "text": {"text": ["a red disk", "", "two blue rings on gray"]},
     "none": {"num": 3},
 }
+CONDITION |= {"llama": CONDITION["class"], "llama of nothing": CONDITION["none"]}
 
 
 def make_prior(kind: str) -> Prior:
@@ -38,7 +42,7 @@ def make_prior(kind: str) -> Prior:
 
 
 def losses(prior: Prior, kind: str, ids: torch.Tensor, drop: list[bool] | None = None) -> torch.Tensor:
-    labels = torch.tensor(CONDITION[kind]["labels"]) if kind == "class" else None
+    labels = torch.tensor(CONDITION[kind]["labels"]) if "labels" in CONDITION[kind] else None
     context = prior.text_encoder.encode(CONDITION[kind]["text"]) if kind == "text" else None
     with torch.no_grad():
         return prior.loss(ids, labels, context, torch.tensor(drop) if drop else None)
@@ -63,7 +67,7 @@ def test_an_id_depends_on_earlier_ids_only(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "guidance"), [("class", 1.0), ("class", 2.5), ("text", 1.0), ("text", 2.5), ("none", 1.0)]
+    ("kind", "guidance"), [("class", 1.0), ("class", 2.5), ("text", 1.0), ("text", 2.5), ("none", 1.0), ("llama", 2.5)]
 )
 def test_cached_generation_agrees_with_uncached_logits(kind: str, guidance: float) -> None:
     prior = make_prior(kind)
@@ -81,7 +85,7 @@ def test_cached_generation_agrees_with_uncached_logits(kind: str, guidance: floa
         assert torch.equal(torch.stack(candidates, dim=1).argmin(1), flat[:, position])
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
+@pytest.mark.parametrize("kind", ["class", "text", "llama"])
 def test_a_dropped_condition_leaves_no_trace(kind: str) -> None:
     prior = make_prior(kind)
     ids = torch.zeros(3, TINY["num_tokens"], dtype=torch.long)
@@ -116,7 +120,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 def test_continued_from_its_own_beginning_it_is_the_same(kind: str, given: int) -> None:
     """One pass over all given positions, then step K0 takes the draw of K0: as if they had been drawn."""
     prior = make_prior(kind)
-    law = {"seed": 5, "guidance": 1.0 if kind == "none" else 3.0, "last_temperature": 0.5}
+    law = {"seed": 5, "guidance": 1.0 if CONFIGS[kind].condition == "none" else 3.0, "last_temperature": 0.5}
     whole = prior.generate(**CONDITION[kind], **law)
     assert torch.equal(prior.generate(**CONDITION[kind], **law, prefix=whole[:, :given]), whole)
     shorter = prior.generate(**CONDITION[kind], **law, prefix=whole[:, : min(given, 5)], keep=5)
@@ -202,6 +206,14 @@ def test_a_checkpoint_without_a_tensor_is_refused(tmp_path) -> None:
     saved = save_checkpoint(str(tmp_path), "prior", state, prior.config, [], {})
     with pytest.raises(IntegrityError, match="start"):
         load_prior(saved.url)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"), [({"condition": "text"}, "class or none"), ({"head_dim": 1}, "even head_dim")]
+)
+def test_a_llama_reads_no_captions(values: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        LlamaConfig(**{**TRUNK, **values})
 
 
 def test_hashed_words_tell_captions_apart() -> None:

@@ -14,8 +14,12 @@ from flextok.model.sampling.trunk import CachedTrunk
 IDS = torch.randint(11, (3, 12), generator=torch.Generator().manual_seed(3))
 
 
+def is_conditional(kind: str) -> bool:
+    return CONFIGS[kind].condition != "none"
+
+
 def condition_of(prior: Prior, kind: str):
-    labels = torch.tensor(CONDITION[kind]["labels"]) if kind == "class" else None
+    labels = torch.tensor(CONDITION[kind]["labels"]) if "labels" in CONDITION[kind] else None
     return labels, prior.text_encoder.encode(CONDITION[kind]["text"]) if kind == "text" else None
 
 
@@ -33,7 +37,7 @@ def trained_logits(prior: Prior, kind: str, ids: torch.Tensor, drop: bool) -> to
 def sampled_logits(prior: Prior, kind: str, flat: torch.Tensor, trunk: CachedTrunk, at_once: int = 1) -> torch.Tensor:
     """[B,N,V] of the conditional images then of the unconditional ones, made one by one after the first `at_once`."""
     start, memory = prior._generation_condition(
-        condition_of(prior, kind)[0], CONDITION[kind].get("text"), len(flat), kind != "none"
+        condition_of(prior, kind)[0], CONDITION[kind].get("text"), len(flat), is_conditional(kind)
     )
     twice = len(start) // len(flat)
     inputs = torch.cat([start[:, None], prior.embedding(flat[:, :-1]).repeat(twice, 1, 1)], dim=1)
@@ -51,7 +55,7 @@ def test_every_position_has_the_logits_of_the_training_forward(kind: str, rows: 
         trained_logits(prior, kind, flat.reshape(3, prior.config.num_tokens, -1).squeeze(-1), drop)
         for drop in (False, True)
     ]
-    expected = torch.cat(halves[: 1 if kind == "none" else 2])
+    expected = torch.cat(halves[: 2 if is_conditional(kind) else 1])
     trunk = CachedTrunk(prior, rows)
     assert (sampled_logits(prior, kind, flat, trunk) - expected).abs().max() < 1e-5
     assert (sampled_logits(prior, kind, flat, trunk, at_once=4) - expected[:, 3:]).abs().max() < 1e-5
@@ -76,7 +80,7 @@ def test_products_in_bfloat16_cost_less_than_half_a_percent_of_the_loss() -> Non
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_prepared_prior_draws_the_same(kind: str) -> None:
-    guidance = 1.0 if kind == "none" else 2.0
+    guidance = 2.0 if is_conditional(kind) else 1.0
     before = make_prior(kind).generate(**CONDITION[kind], seed=4, guidance=guidance)
     prior = make_prior(kind).prepare(rows=6)
     assert torch.equal(prior.generate(**CONDITION[kind], seed=4, guidance=guidance), before)

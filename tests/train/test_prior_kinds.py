@@ -104,6 +104,22 @@ def test_it_learns_generates_and_keeps_its_buffer(prior_url: str) -> None:
     assert len(np.unique(ids[:, 0])) > 1
 
 
+def test_the_exportable_kind_learns_on_the_same_tokens(tokens_url: str, tmp_path: Path) -> None:
+    recipe = PriorRecipe.model_validate(
+        {
+            "model": {"kind": "llama", "width": 32, "depth": 2, "head_dim": 16},
+            "train": {
+                "steps": 200, "batch_size": 30, "precision": "float32", "condition_dropout": 0.0,
+                "optimizer": {"lr": 1e-2, "warmup_steps": 10},
+            },
+        }
+    )  # fmt: skip
+    prior = load_prior(train_prior(recipe, tokens_url, tokens_url, str(tmp_path), HERE).url)
+    assert prior.config.model.kind == "llama"
+    ids = prior.generate(labels=[0, 1, 2] * 8, seed=1).numpy()
+    assert (steps_between(ids) == np.array([1, 2, 3] * 8)[:, None]).mean() > 0.95
+
+
 def test_its_samples_and_statistics_are_made_as_of_any_prior(
     prior_url: str, tokenizer_url: str, tokens_url: str, tmp_path: Path
 ) -> None:
@@ -120,7 +136,7 @@ def test_its_samples_and_statistics_are_made_as_of_any_prior(
 
 def test_an_unknown_kind_names_the_nearest() -> None:
     values = {"model": {"kind": "bigran"}, "train": {"steps": 1}}
-    with pytest.raises(UsageError, match=r"autoregressive, bigram, found 'bigran'; the nearest is 'bigram'"):
+    with pytest.raises(UsageError, match=r"autoregressive, bigram, llama, found 'bigran'; the nearest is 'bigram'"):
         parse_config(PriorRecipe, values, "recipe")
     with pytest.raises(UsageError, match=r"unknown key 'model\.smoothin'; the nearest known key is 'model\.smoothing'"):
         parse_config(PriorRecipe, {**values, "model": {"kind": "bigram", "smoothin": 1}}, "recipe")

@@ -9,7 +9,7 @@ Shapes: B images, L positions of C codebooks, N = L*C ids in position-major orde
 T text positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,10 @@ class AutoregressivePrior(Prior):
         self.model = model
         self._has_z_loss = False
         self.trunk: CachedTrunk | None = None  # of a prepared prior; else one is made for each call
+        self._build(config, model)
+        self._initialise()
+
+    def _build(self, config: PriorConfig, model: AutoregressiveConfig) -> None:
         self.start = nn.Parameter(torch.zeros(model.width))
         self.positions = nn.Parameter(torch.zeros(config.sequence_length, model.width))
         self.embedding = nn.Embedding(config.vocab_size, model.width)
@@ -108,7 +112,6 @@ class AutoregressivePrior(Prior):
             )
             # Always attended to, so that a dropped or empty caption still leaves something to attend to.
             self.null_context = nn.Parameter(torch.zeros(model.width))
-        self._initialise()
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -165,34 +168,61 @@ class AutoregressivePrior(Prior):
         trunk = len(self.blocks) * block_flops(width, hidden, length, causal_pairs(length))
         return trunk + linear_flops(length, width, self.config.vocab_size)
 
+    def placed(self, x_RND: Tensor, start: int) -> Tensor:
+        """Inputs of the positions from `start` on, with what tells the trunk where they are."""
+        return x_RND + self.positions[start : start + x_RND.shape[1]]
+
+    def compared(self, x_RNSHd: Tensor, start: int) -> Tensor:
+        """Queries and keys of the positions from `start` on, [R,N,2,heads,head_dim], as attention compares them."""
+        return F.layer_norm(x_RNSHd, (self.model.head_dim,))
+
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "AutoregressivePrior":
         """See `Prior.prepare`."""
         super().prepare(rows, dtype)
         self.trunk = CachedTrunk(self, rows, dtype)
         return self
 
-    @torch.no_grad()
     def sample(self, count: int, labels_B: Tensor | None, texts: Sequence[str] | None, sampling: Sampling) -> Tensor:
         """See `Prior.sample`."""
+        return next(self.stages(count, labels_B, texts, sampling, (sampling.keep,)))
+
+    @torch.no_grad()
+    def stages(
+        self,
+        count: int,
+        labels_B: Tensor | None,
+        texts: Sequence[str] | None,
+        sampling: Sampling,
+        stops: Sequence[int],
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """See `Prior.stages`; no position is computed twice."""
         trunk, law, codebooks = self.trunk or CachedTrunk(self), sampling.law, self.config.codebooks
         guided = law.guidance != 1.0 and self.config.condition != "none"
         twice = 2 if guided else 1
         start_RD, memory = self._generation_condition(labels_B, texts, count, guided)
         uniforms_BN = uniform_for(sampling.seed, sampling.sample_ids, (self.config.sequence_length,)).to(self.device)
-        steps = sampling.keep * codebooks
-        ids_BN = torch.empty(count, steps, dtype=torch.long, device=self.device)
-        given = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
+        ids_BN = torch.empty(count, stops[-1] * codebooks, dtype=torch.long, device=self.device)
+        done = 0 if sampling.prefix is None else sampling.prefix.shape[1] * codebooks
         if sampling.prefix is not None:
-            ids_BN[:, :given] = sampling.prefix.flatten(1)
-        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :given]).repeat(twice, 1, 1)], dim=1)
-        cache = trunk.new_cache(len(start_RD), steps)
-        for step in range(given, steps):
-            at = way(step // codebooks, self.config.num_tokens)
-            hidden_RD = trunk.advance(inputs_RND, memory, cache)
-            logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
-            ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
-            inputs_RND = self.embedding(ids_BN[:, step : step + 1]).repeat(twice, 1, 1)
-        return ids_BN.unflatten(1, (sampling.keep, -1)) if codebooks > 1 else ids_BN
+            ids_BN[:, :done] = sampling.prefix.flatten(1)
+        inputs_RND = torch.cat([start_RD[:, None], self.embedding(ids_BN[:, :done]).repeat(twice, 1, 1)], dim=1)
+        cache = trunk.new_cache(len(start_RD), ids_BN.shape[1])
+        for stop in stops:
+            for step in range(done, stop * codebooks):
+                at = way(step // codebooks, self.config.num_tokens)
+                hidden_RD = trunk.advance(inputs_RND, memory, cache)
+                logits_BV = _mixed(trunk, hidden_RD, law.guidance_at(at)) if guided else trunk.logits(hidden_RD)
+                ids_BN[:, step] = sample_id(logits_BV, uniforms_BN[:, step], law, at)
+                inputs_RND = self.embedding(ids_BN[:, step : step + 1].clamp(min=0)).repeat(twice, 1, 1)
+            done = max(done, stop * codebooks)
+            so_far_BN = ids_BN[:, : stop * codebooks]
+            kept_B = yield so_far_BN.unflatten(1, (stop, -1)) if codebooks > 1 else so_far_BN
+            if kept_B is not None:
+                kept_R = torch.cat([kept_B + half * len(ids_BN) for half in range(twice)])
+                ids_BN, uniforms_BN, inputs_RND = ids_BN[kept_B], uniforms_BN[kept_B], inputs_RND[kept_R]
+                cache.select(kept_R)
+                if memory is not None:
+                    memory = [(key[kept_R], value[kept_R], mask[kept_R]) for key, value, mask in memory]
 
     def _generation_condition(
         self, labels_B: Tensor | None, texts: Sequence[str] | None, count: int, guided: bool
@@ -213,7 +243,7 @@ class AutoregressivePrior(Prior):
         if self.classes is not None:
             if labels_B is None:
                 raise ValueError("this prior is conditioned on class: give labels")
-            _check_labels(labels_B, self.config.num_classes)
+            check_labels(labels_B, self.config.num_classes)
             return start_BD + self.classes(labels_B) * kept_B[:, None], None
         if self.config.condition != "text":
             return start_BD, None
@@ -241,7 +271,8 @@ def _with_unconditional(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tenso
     return key.repeat(2, 1, 1, 1), value.repeat(2, 1, 1, 1), torch.cat([mask, null_only])
 
 
-def _check_labels(labels_B: Tensor, num_classes: int) -> None:
+def check_labels(labels_B: Tensor, num_classes: int) -> None:
+    """Raises ValueError for a label that is no class; on a CPU, since elsewhere a look costs a wait."""
     # An index out of range would end a GPU program with an error that names nothing.
     if (
         labels_B.device.type == "cpu"

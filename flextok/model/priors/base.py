@@ -3,8 +3,9 @@
 Shapes: B images, L positions of C codebooks, N = L*C ids in position-major order, K positions kept, V vocabulary.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from flextok.config import parse_config
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
 from flextok.model.priors.config import PriorConfig
-from flextok.model.rng import SampleRng
+from flextok.model.rng import SampleRng, Seed
 from flextok.model.sampling.config import ConstantGuidance, DrawConfig, GuidanceScheduleConfig
+from flextok.model.sampling.draw import NONE
 from flextok.model.text import TextEncoder, TextFeatures, text_encoder
 
 
@@ -26,9 +28,9 @@ class Sampling:
     keep: int
     """Positions to draw, K."""
     law: DrawConfig
-    seed: int
+    seed: Seed
     sample_ids: Sequence[int]
-    """For each image, the stream of `seed` that it draws from."""
+    """For each image, the stream of its seed that it draws from."""
     prefix: Tensor | None = None
     """Ids of the first positions, [B,K0] or [B,K0,C], where these are given and the others follow from them."""
 
@@ -70,6 +72,32 @@ class Prior(nn.Module):
         Image i depends on `sampling.sample_ids[i]`, not on the batch; fewer positions are a prefix of more.
         """
         raise NotImplementedError
+
+    def stages(
+        self,
+        count: int,
+        labels_B: Tensor | None,
+        texts: Sequence[str] | None,
+        sampling: Sampling,
+        stops: Sequence[int],
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """Ids as `sample` gives them, at each of the growing `stops` positions in turn; `sampling.keep` is the last.
+
+        After a stage the numbers [B'] of those images may be sent with which alone it goes on. By default each stage
+        continues the one before.
+        """
+        kept_B, prefix = torch.arange(count), sampling.prefix
+        for stop in stops:
+            rows: list[int] = kept_B.tolist()
+            own_labels_B = None if labels_B is None else labels_B[kept_B.to(labels_B.device)]
+            own_texts = None if texts is None else [texts[row] for row in rows]
+            seed = sampling.seed if isinstance(sampling.seed, int) else [sampling.seed[row] for row in rows]
+            streams = [sampling.sample_ids[row] for row in rows]
+            own = dataclasses.replace(sampling, keep=stop, seed=seed, sample_ids=streams, prefix=prefix)
+            prefix = self.sample(len(rows), own_labels_B, own_texts, own)
+            sent = yield prefix
+            if sent is not None:
+                kept_B, prefix = kept_B[sent.cpu()], prefix[sent]
 
     def training_step(
         self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None, rng: SampleRng
@@ -141,7 +169,7 @@ class Prior(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float = 1.0,
-        seed: int = 0,
+        seed: Seed = 0,
         sample_ids: Sequence[int] | None = None,
         num: int | None = None,
         min_p: float | None = None,
@@ -155,16 +183,11 @@ class Prior(nn.Module):
         `guidance` g mixes the logits as u + g*(c - u) with those u of the dropped condition, more or less of it along
         the way by `guidance_schedule`. `temperature` 0 takes the likeliest id; it goes evenly to `last_temperature`,
         where given. `top_k`, `top_p` and `min_p` cut the tail (see `DrawConfig`). Image i draws from a stream of its
-        own, of `seed` and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. `prefix` are ids
+        own, of `seed` (or its own `seed[i]`) and `sample_ids[i]` (default i), so neither the batch nor `keep` changes its ids. `prefix` are ids
         [B,K0] ([B,K0,C]) to continue: the result begins with them, and one continued from its own beginning is the same.
-        Raises ValueError for what makes no sense.
+        Raises ValueError for what makes no sense, FlextokError for logits that are no numbers.
         """
-        count = self._count(labels, text, num)
         keep = self.config.num_tokens if keep is None else keep
-        if not 1 <= keep <= self.config.num_tokens:
-            raise ValueError(f"keep must lie in 1..{self.config.num_tokens}, got {keep}")
-        if sample_ids is not None and len(sample_ids) != count:
-            raise ValueError(f"expected {count} sample_ids, got {len(sample_ids)}")
         law = _law(
             temperature=temperature,
             last_temperature=last_temperature,
@@ -174,17 +197,48 @@ class Prior(nn.Module):
             guidance=guidance,
             guidance_schedule=guidance_schedule,
         )
+        training = self.training
+        self.eval()
+        try:
+            return next(self.generate_in_stages([keep], law, labels, text, num, seed, sample_ids, prefix))
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
+    def generate_in_stages(
+        self,
+        stops: Sequence[int],
+        law: DrawConfig,
+        labels: Sequence[int] | Tensor | None = None,
+        text: Sequence[str] | None = None,
+        num: int | None = None,
+        seed: Seed = 0,
+        sample_ids: Sequence[int] | None = None,
+        prefix: Tensor | None = None,
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """What `generate` gives with `keep` at each of the growing `stops`, the later ids following from the earlier ones.
+
+        After a stage the numbers of those images may be sent with which alone it goes on: `stages.send(kept_B)`.
+        """
+        count = self._count(labels, text, num)
+        if not 1 <= stops[0] <= stops[-1] <= self.config.num_tokens:
+            raise ValueError(f"keep must lie in 1..{self.config.num_tokens}, got {stops[-1]}")
+        if sample_ids is not None and len(sample_ids) != count:
+            raise ValueError(f"expected {count} sample_ids, got {len(sample_ids)}")
         streams = range(count) if sample_ids is None else sample_ids
         by_class, by_text = self.config.condition == "class", self.config.condition == "text"
         labels_B = torch.as_tensor(labels, dtype=torch.long, device=self.device) if by_class else None
         texts = list(text or ()) if by_text else None
-        sampling = Sampling(keep, law, seed, streams, self._checked(prefix, count, keep))
-        training = self.training
-        self.eval()
-        try:
-            return self.sample(count, labels_B, texts, sampling)
-        finally:
-            self.train(training)
+        sampling = Sampling(stops[-1], law, seed, streams, self._checked(prefix, count, stops[-1]))
+        stages = self.stages(count, labels_B, texts, sampling, stops)
+        kept_B = None
+        for _ in stops:
+            ids = stages.send(kept_B)
+            if bool((ids == NONE).any()):
+                raise FlextokError(
+                    "expected finite logits, found NaN or infinity; the prior is damaged, or the temperature too low"
+                )
+            kept_B = yield ids
 
     def _checked(self, prefix: Tensor | None, count: int, keep: int) -> Tensor | None:
         if prefix is None:

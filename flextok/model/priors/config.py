@@ -60,6 +60,29 @@ class AutoregressiveConfig(PriorModelConfig):
         return AutoregressivePrior(config, self)
 
 
+@PRIORS.register
+class LlamaConfig(AutoregressiveConfig):
+    """The same with Llama's transformer, so that `flextok export-prior` can give it to others; of classes or of nothing.
+
+    RMSNorm, rotated queries and keys (RoPE), no biases, and the class as the first token.
+    """
+
+    kind: Literal["llama"] = "llama"
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> "LlamaConfig":
+        if self.condition == "text":
+            raise ValueError("expected condition class or none for kind llama, which reads no captions, found text")
+        if self.head_dim % 2:
+            raise ValueError(f"expected an even head_dim, whose halves are rotated together, found {self.head_dim}")
+        return self
+
+    def build(self, config: "PriorConfig") -> "Prior":
+        from flextok.model.priors.llama import LlamaPrior
+
+        return LlamaPrior(config, self)
+
+
 class PriorConfig(Config):
     """A prior's whole architecture: what a recipe chooses, and what follows from the tokens it is trained on."""
 

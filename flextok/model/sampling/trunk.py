@@ -29,6 +29,11 @@ class Cache:
     values: list[Tensor]
     length: int = 0
 
+    def select(self, rows_R: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.keys = [part[rows_R] for part in self.keys]
+        self.values = [part[rows_R] for part in self.values]
+
 
 class CachedTrunk:
     """What `AutoregressivePrior.loss` computes with, arranged for one position at a time: fewer, wider products.
@@ -38,7 +43,7 @@ class CachedTrunk:
     """
 
     def __init__(self, prior: "AutoregressivePrior", rows: int | None = None, dtype: torch.dtype | None = None):
-        self._prior, self._rows, self._dtype = prior, rows, dtype or prior.start.dtype
+        self._prior, self._rows, self._dtype = prior, rows, dtype or prior.head.weight.dtype
         blocks: list[Any] = list(prior.blocks)
         self._norms: list[nn.ModuleList] = [block.norms for block in blocks]
         self._qkv = self._products(
@@ -66,14 +71,14 @@ class CachedTrunk:
         """An empty cache for `length` positions."""
         config = self._prior.model
         shape = (rows, config.width // config.head_dim, length, config.head_dim)
-        keys, values = ([self._prior.start.new_zeros(shape) for _ in range(config.depth)] for _ in range(2))
+        keys, values = ([self._prior.head.weight.new_zeros(shape) for _ in range(config.depth)] for _ in range(2))
         return Cache(keys, values)
 
     def advance(self, inputs_RND: Tensor, memory: Memory | None, cache: Cache) -> Tensor:
         """The last of the next positions as the head takes it, [R,D]; several at once only where the cache is empty."""
         rows, count, _ = inputs_RND.shape
         assert count == 1 or cache.length == 0  # else the causal mask would have to be shifted
-        x = (inputs_RND + self._prior.positions[cache.length : cache.length + count]).flatten(0, 1)
+        x = self._prior.placed(inputs_RND, cache.length).flatten(0, 1)
         for index in range(len(self._norms)):
             norms = self._norms[index]
             x = x + self._out[index](self._attended(norms[0](x), index, rows, cache))
@@ -91,7 +96,7 @@ class CachedTrunk:
     def _attended(self, normed: Tensor, index: int, rows: int, cache: Cache) -> Tensor:
         head_dim = self._prior.model.head_dim
         qkv = self._qkv[index](normed).view(rows, -1, 3, normed.shape[-1] // head_dim, head_dim)
-        queries, keys = F.layer_norm(qkv[:, :, :2], (head_dim,)).transpose(1, 3).unbind(2)
+        queries, keys = self._prior.compared(qkv[:, :, :2], cache.length).transpose(1, 3).unbind(2)
         stop = cache.length + qkv.shape[1]
         cache.keys[index][:, :, cache.length : stop] = keys
         cache.values[index][:, :, cache.length : stop] = qkv[:, :, 2].transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Images drawn from a prior for whoever asks over HTTP: one process, which draws for many at once."""
