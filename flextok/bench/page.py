@@ -55,8 +55,8 @@ def main() -> None:
     album = Album()
     for png in (png for row in found for png in row):
         album.add(png)
-    encoding = album.encoding()
-    total = sum(map(len, album.uris(encoding)))
+    encoding, uris = album.written()
+    total = sum(map(len, uris))
     print(
         f"\nChosen for {len(found)} images in {len(BLUR_PX) + 1} pictures each: {encoding}; {total / 1e6:.2f} MB of text."
     )

@@ -221,12 +221,13 @@ def test_pictures_are_lossless_where_that_is_small_enough():
         many.add(to_png(image))
     numbers = [few.add(to_png(image)) for image in noise[[0, 1, 0]]]
     assert numbers == [0, 1, 0]  # a picture is on the page once
-    assert few.encoding() == ENCODINGS[0]
-    for uri, image in zip(few.uris(few.encoding()), noise, strict=False):
+    encoding, uris = few.written()
+    assert encoding == ENCODINGS[0] and len(uris) == 2
+    for uri, image in zip(uris, noise, strict=False):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))), image)
-    chosen = many.encoding()
+    chosen, uris = many.written()
     assert chosen == next(each for each in ENCODINGS if each.quality is not None)
-    assert sum(map(len, many.uris(chosen))) < 4_000_000
+    assert sum(map(len, uris)) < 4_000_000
 
 
 def test_evaluations_without_pictures_have_a_page(pipeline: TinyPipeline, tmp_path: Path):

@@ -53,7 +53,7 @@ def build_page(
     rows_of_samples = sample_rows(album, samples, sample_store, config)
     random_grid = read_grid(generation_url)[:RANDOM_PICTURES]
     random_pictures = [album.add(png) for each in random_grid for png in each.png.values()]
-    encoding = album.encoding()
+    encoding, uris = album.written()
     return {
         "title": title,
         "corpus": corpus.name,
@@ -69,7 +69,7 @@ def build_page(
         "heat_values": [each.to_json() for each in heat_maps],
         "heat_legend": legend_uri(),
         "training_charts": training_charts(numbers),
-        "uris": album.uris(encoding),
+        "uris": uris,
         "encoding": str(encoding),
         "is_lossless": encoding.quality is None,
         "reconstructions": reconstructions,
