@@ -253,3 +253,7 @@ def test_a_dinov2_needs_one_origin_and_its_hash() -> None:
         parse_config(DinoV2Config, {"sha256": "0" * 64}, "test")
     with pytest.raises(UsageError, match="'sha256' is required"):
         parse_config(DinoV2Config, {"folder": "/dino"}, "test")
+    with pytest.raises(UsageError, match="expected an absolute path as folder"):
+        parse_config(DinoV2Config, {"folder": "dino", "sha256": "0" * 64}, "test")
+    moved = [DinoV2Config(folder=folder, sha256="0" * 64).content() for folder in ("/here", "/there")]
+    assert moved[0] == moved[1] == {"kind": "dinov2", "sha256": "0" * 64, "input_px": 224}

@@ -82,7 +82,11 @@ class AlignmentConfig(Config):
 
     teacher: TeacherConfig = Field(description="Whose features, by its kind: dinov2, efficientnet_lite0.")
     layer: int = Field(default=1, ge=1, description="Decoder blocks behind which the patches are taken, from 1.")
-    projector_width: int = Field(default=2048, gt=0, description="Of the MLP between both, which only training has.")
+    projector_width: int = Field(
+        default=2048,
+        gt=0,
+        description="Of the MLP between both, which only training has; as published, and too costly for a small decoder.",
+    )
     until_step: int | None = Field(
         default=None, gt=0, description="The step that it ends before; null: none. Left on, it hinders in the end."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Config, Operational
 from flextok.registry import ConfigRegister
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class DinoV2Config(TeacherSettings):
     """DINOv2 (arXiv 2304.07193) in transformers' format, the teacher of REPA and FlexTok."""
 
     kind: Literal["dinov2"] = "dinov2"
-    folder: str | None = Field(
+    folder: Operational[str | None] = Field(
         default=None, description="Local folder with its config.json and model.safetensors, the same on every node."
     )
-    hub_id: str | None = Field(
+    hub_id: Operational[str | None] = Field(
         default=None, description="Or its name on the Hub, as facebook/dinov2-large: fetched from there where missing."
     )
     sha256: str = Field(
@@ -54,6 +54,8 @@ class DinoV2Config(TeacherSettings):
     def _one_origin(self) -> "DinoV2Config":
         if (self.folder is None) == (self.hub_id is None):
             raise ValueError("exactly one of 'folder' and 'hub_id' must be given")
+        if self.folder is not None and not self.folder.startswith("/"):
+            raise ValueError(f"expected an absolute path as folder, which all workers see, found {self.folder}")
         return self
 
     def build(self, device: "torch.device") -> "Teacher":
