@@ -25,6 +25,7 @@ from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import (
     DecoderOnlyConfig,
+    KeepBestConfig,
     OptimizerConfig,
     PriorRecipe,
     PriorTrainConfig,
@@ -39,7 +40,8 @@ from flextok.train.tokenizer import TokenizerObjective
 
 STEPS = 10
 SETTINGS: dict[str, Any] = {
-    "steps": STEPS, "batch_size": 25, "precision": "float32", "log_every": 1, "checkpoint_every": 4, "validate_every": 10
+    "steps": STEPS, "batch_size": 25, "precision": "float32", "log_every": 1, "checkpoint_every": 4, "validate_every": 5,
+    "keep_best": KeepBestConfig(),
 }  # fmt: skip
 TRUNK = TrunkConfig(width=16, depth=2, head_dim=8)
 KINDS = ("tokenizer", "prior")
