@@ -16,7 +16,7 @@ SIZE = "dagster/size_bytes"
 DURATION = "duration_s"
 ONLY_ON_PAGES = frozenset({
     SIZE, DURATION, "accelerator_hours", "cpu_hours", "cost", "steps", "bytes_per_image", "vocabulary_use",
-    "vocabulary_use_rows",
+    "vocabulary_use_rows", "published_step", "training_device_hours",
 })  # fmt: skip
 """Numbers that would only lengthen the line which a command prints of a stage."""
 

@@ -4,6 +4,7 @@ Each alarm is a function of the history, asked after a row. It is told when it b
 """
 
 import logging
+import math
 import statistics
 from collections.abc import Callable
 
@@ -41,6 +42,15 @@ class Alarms:
         self._history.add(step, {f"alarm/{name}": value})
         if self._tells:
             logger.warning("step %s: %s", f"{step:,}", line)
+
+    def tell_skipped(self, step: int, norm: float) -> None:
+        """That a step was left out for its gradient norm, which is recorded, -1 for one that is not finite."""
+        is_finite = math.isfinite(norm)
+        found = (
+            f"its gradient norm is {norm:.4g}, far above those before" if is_finite else "its gradient is not finite"
+        )
+        line = f"this step was left out: {found}; if there are many, lower train.optimizer.lr"
+        self.tell(step, "skipped_step", line, norm if is_finite else -1.0)
 
 
 def loss_spike(history: History, seconds: float) -> str | None:

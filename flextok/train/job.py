@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 
 from flextok import storage
 from flextok.config import ConfigT, parse_config
@@ -76,7 +77,7 @@ def run_member(
         history = train(objective, config, world, run_url(job), validation, on_progress, compute, sinks)
     if not world.is_first:
         return None
-    table = history_table(history, facts(config, history))
+    table = history_table(history, facts(config, history, world))
     saved = job.save(objective, table)
     for decay, weights in objective.further_averages.items():
         objective.model.load_state_dict(weights, strict=False)
@@ -85,9 +86,10 @@ def run_member(
     return TrainResult(saved.url, saved.digest, headlines(history))
 
 
-def facts(config: TrainConfig, rows: list[HistoryRow]) -> dict[str, Any]:
+def facts(config: TrainConfig, rows: list[HistoryRow], world: DistContext) -> dict[str, Any]:
     """What a finished training took, for the provenance of its checkpoint: `steps` that were done, `step` that is published
-    (with the metric that chose it), `skipped_steps` if there are any, `device_hours` of all workers.
+    (with the metric that chose it), `skipped_steps` if there are any, `device_hours` of all workers in all attempts, and the
+    `workers` and `device` of the last one.
     """
     history = History()
     history.take_over(rows)
@@ -99,7 +101,9 @@ def facts(config: TrainConfig, rows: list[HistoryRow]) -> dict[str, Any]:
         found |= {"step": step, "metric": metric, "value": value}
     if skipped := history.series("alarm/skipped_step"):
         found["skipped_steps"] = len(skipped)
-    return found | {"device_hours": sum(history.values(DEVICE_HOURS, most=1))}
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    hours = sum(history.values(DEVICE_HOURS, most=1))
+    return found | {"device_hours": hours, "workers": world.size, "device": device}
 
 
 def fingerprint_of(label: str, settings: dict[str, object], input_urls: list[str]) -> str:

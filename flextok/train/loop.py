@@ -253,18 +253,11 @@ class _Run:
         self.probe = Probe() if self._is_due(step + 1, config.log_every) else None
         norm, is_taken = self.trained.step(step, self.probe)
         if not is_taken:
-            self._tell_skipped(step + 1, norm.item())
+            self.probe = None
+            self.alarms.tell_skipped(step + 1, norm.item())
             return
         self.sums += torch.stack([loss_sum, norm / world.size])
         self.summed_steps += 1
-
-    def _tell_skipped(self, done: int, norm: float) -> None:
-        is_finite = math.isfinite(norm)
-        found = (
-            f"its gradient norm is {norm:.4g}, far above those before" if is_finite else "its gradient is not finite"
-        )
-        line = f"this step was left out: {found}; if there are many, lower train.optimizer.lr"
-        self.alarms.tell(done, "skipped_step", line, norm if is_finite else -1.0)
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""

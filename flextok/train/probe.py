@@ -33,13 +33,16 @@ class Probe:
         """The same parameters after the step; all members call it."""
         weights = norms_by_module(self._weights)
         changes = norms_by_module({name: named[name].detach() - before for name, before in self._weights.items()})
-        self._ratios = {module: changes[module] / weights[module].clamp(min=1e-12) for module in weights}
+        self._ratios = {
+            module: (changes[module] / norm).where(norm > 0, 0.0)  # weights that begin as zeros have no ratio yet
+            for module, norm in weights.items()
+        }
         self._weights = {}
 
     def values(self) -> dict[str, float]:
         """`grad_norm/<module>`, and `update_ratio/<module>`: the norm of the change by that of the weights before it.
 
-        About 1e-3 is usual at full learning rate; 1e-5 hardly learns, 1e-1 is not far from divergence.
+        0 for weights that were all zero. About 1e-3 is usual at full learning rate; 1e-5 hardly learns, 1e-1 is not far from divergence.
         """
         parts = {"grad_norm": self._gradients, "update_ratio": self._ratios}
         return {f"{kind}/{module}": norm.item() for kind, part in parts.items() for module, norm in part.items()}

@@ -96,6 +96,16 @@ def test_the_readme_has_the_table_of_stages():
     assert stage_table() in (Path(__file__).parents[2] / "README.md").read_text()
 
 
+def test_the_tokenizer_reads_held_out_pictures_only_where_they_decide():
+    def read(*sets: str) -> tuple[str, ...]:
+        recipe = load_recipe("smoke", sets)
+        return next(dep.partitions(recipe) for dep in STAGES["tokenizer"].deps if dep.stage == "image_shards")
+
+    assert read() == read("tokenizer.train.validate_every=50") == ("scenes/train",)
+    assert read("tokenizer.train.keep_best={}") == ("scenes/train", "scenes/val")
+    assert read("tokenizer.train.stop_early={patience: 3}") == ("scenes/train", "scenes/val")
+
+
 def test_stages_stand_in_an_order_in_which_they_can_be_built():
     known: set[str] = set()
     for stage in STAGES:

@@ -27,6 +27,7 @@ from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import (
     AutoencoderRecipe,
     AutoencoderTrainConfig,
+    KeepBestConfig,
     OptimizerConfig,
     PriorRecipe,
     PriorTrainConfig,
@@ -36,7 +37,7 @@ from flextok.train.config import (
 from flextok.train.data import CachedLatents, CorpusImages, model_images
 from flextok.train.parallel import DistContext
 from flextok.train.prior import train_prior
-from flextok.train.tokenizer import train_tokenizer
+from flextok.train.tokenizer import TokenizerJob, train_tokenizer
 
 SIZE = 16
 HERE = ComputeConfig(train_workers=0)
@@ -156,6 +157,16 @@ def test_a_tokenizer_learns_and_says_what_it_came_from(
     assert torch.equal(tokenizer.latents.encode(images), load_autoencoder(latents_url).encode(images))
     tree = lineage(made.url)
     assert [(node["kind"], node["found"]) for node in tree["inputs"]] == [("vae", True), ("corpus", True)]
+
+
+def test_held_out_pictures_are_an_input_only_where_they_decide(latents_url: str, corpora: dict[str, str]) -> None:
+    def job(recipe: TokenizerRecipe, val_url: str | None) -> TokenizerJob:
+        return TokenizerJob(recipe, latents_url, corpora["train"], SIZE, "parent", val_url)
+
+    assert job(TOKENIZER, corpora["val"]).fingerprint() == job(TOKENIZER, None).fingerprint()
+    judged = TOKENIZER.model_copy(update={"train": TokenizerTrainConfig(**VALIDATED, keep_best=KeepBestConfig())})
+    assert job(judged, corpora["val"]).inputs() == [latents_url, corpora["train"], corpora["val"]]
+    assert job(judged, corpora["val"]).fingerprint() != job(judged, corpora["train"]).fingerprint()
 
 
 def test_training_again_gives_the_same_digest(latents_url: str, corpora: dict[str, str], tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_the_provenance_says_which_step_is_published(losses: dict[int, float], t
     facts = read_provenance(made.url)["training"]
     best = min(losses, key=lambda step: losses[step])
     assert (facts["step"], facts["steps"], facts["metric"]) == (best, best + 10, "val/loss")
+    assert (facts["workers"], facts["device"]) == (1, "cpu")
     assert facts["value"] == losses[best] and 0 < facts["device_hours"] < 1
     assert np.isfinite(next(iter(read_checkpoint(made.url).state.values())).numpy()).all()
     plain = read_provenance(run_training(JudgedJob(configured(), str(tmp_path / "plain")), HERE).url)["training"]
