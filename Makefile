@@ -36,6 +36,7 @@ bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding a
 	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m flextok.bench.prior --threads 1 >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.prior >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.serve >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.cluster >> docs/benchmarks.new
 ifdef PICTURES
 	$(BIN)/python -m flextok.bench.data $(PICTURES) >> docs/benchmarks.new

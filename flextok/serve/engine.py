@@ -8,6 +8,7 @@ are in the batch no more. A batch takes in nobody on the way.
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import math
 import threading
@@ -22,6 +23,7 @@ from flextok.data.images import to_png, to_uint8
 from flextok.errors import FlextokError
 from flextok.model.priors.base import Prior
 from flextok.model.rng import normal_for
+from flextok.model.sampling.config import DrawConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.serve.request import GenerateRequest
 
@@ -63,6 +65,7 @@ class Job:
     """A request at work. `events` are Drawn, or the exception that ended it, and are read in the loop that submitted it."""
 
     request: GenerateRequest
+    law: DrawConfig
     keep: int
     stops: frozenset[int]
     loop: asyncio.AbstractEventLoop
@@ -102,7 +105,7 @@ class Engine:
     def submit(self, request: GenerateRequest) -> Job:
         """A job for `request`, from a running event loop; raises Busy or Ending."""
         keep = request.keep or self.prior.config.num_tokens
-        job = Job(request, keep, frozenset(_stops(keep, request.stream)), asyncio.get_running_loop())
+        job = Job(request, request.law, keep, frozenset(_stops(keep, request.stream)), asyncio.get_running_loop())
         with self._changed:
             if not self.is_alive:
                 raise Ending()
@@ -141,17 +144,16 @@ class Engine:
     def _next_jobs(self) -> list[Job]:
         """The job that waits longest and others of its law; none where the work is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._ending)
-            self._changed.wait_for(lambda: len(self._waiting) >= self.batch or self._ending, GATHER_S)
-            if self._ending:
-                return []
-            if not self._waiting:  # the only one has gone meanwhile
-                return self._next_jobs()
-            law = self._waiting[0].request.law
-            jobs = [job for job in self._waiting if job.request.law == law][: self.batch]
-            for job in jobs:
-                self._waiting.remove(job)
-            return jobs
+            while not self._ending:
+                self._changed.wait_for(lambda: self._waiting or self._ending)
+                self._changed.wait_for(lambda: len(self._waiting) >= self.batch or self._ending, GATHER_S)
+                if self._waiting and not self._ending:
+                    alike = (job for job in self._waiting if job.law == self._waiting[0].law)
+                    jobs = list(itertools.islice(alike, self.batch))
+                    for job in jobs:
+                        self._waiting.remove(job)
+                    return jobs
+            return []
 
     def _draw_or_fail(self, jobs: Sequence[Job]) -> None:
         """Draw `jobs`; where that fails, each alone, lest one spoil the others."""
@@ -175,7 +177,7 @@ class Engine:
         requests = [job.request for job in jobs]
         stages = self.prior.generate_in_stages(
             stops,
-            requests[0].law,
+            jobs[0].law,
             labels=[request.label or 0 for request in requests],
             text=[request.text or "" for request in requests],
             num=len(jobs),

@@ -11,6 +11,7 @@ import torch
 from http_client import Answer, asking, generate, get, request_bytes, send
 from serve_models import Held, L, Serving, make_prior, make_tokenizer, serving
 
+from flextok.bench.serve import measure
 from flextok.data.images import to_png, to_uint8
 from flextok.model.tokenizer import Tokenizer
 from flextok.serve import engine
@@ -252,6 +253,12 @@ def test_the_page_needs_nothing_from_elsewhere(classes: Serving) -> None:
         answer = run(get(classes.url, path))
         assert answer.status == 200 and b"://" not in answer.body and b"innerHTML" not in answer.body
     assert b"style=" not in page.body and b"onclick" not in page.body
+
+
+@pytest.mark.parametrize("form", ["tokens", "png"])
+def test_the_benchmark_asks_and_is_answered(tokenizer: Tokenizer, form: str) -> None:
+    found = measure(make_prior("class"), tokenizer, form, images=6, batch=2, rounds=1)
+    assert min(found.values()) > 0 and found["p50"] <= found["p99"]
 
 
 def test_at_the_end_nobody_is_left_waiting(tokenizer: Tokenizer) -> None:

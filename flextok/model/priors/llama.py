@@ -33,11 +33,11 @@ class _Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BND: Tensor, angles_Nd: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, turns_2Nd: Tensor) -> Tensor:
         parts = (self.query(x_BND), *self.key_value(x_BND).chunk(2, dim=-1))
         queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         # Under autocast the rotation gives float32 while the values are bfloat16.
-        queries, keys = (rotated(part, angles_Nd[:, None]).to(values.dtype) for part in (queries, keys))
+        queries, keys = (rotated(part, turns_2Nd[:, :, None]).to(values.dtype) for part in (queries, keys))
         mixed = attend(*(part.transpose(1, 2) for part in (queries, keys, values)), causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -55,8 +55,8 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList([nn.RMSNorm(width, eps=NORM_EPS) for _ in range(2)])
         self.dropout = nn.Dropout(0.0)  # as much as the training says, see `Prior.set_dropout`
 
-    def forward(self, x: Tensor, angles_Nd: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norms[0](x), angles_Nd))
+    def forward(self, x: Tensor, turns_2Nd: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norms[0](x), turns_2Nd))
         gate, linear = self.up(self.norms[1](x)).chunk(2, dim=-1)
         return x + self.dropout(self.down(F.silu(gate) * linear))
 
@@ -64,12 +64,15 @@ class _Block(nn.Module):
 class LlamaPrior(AutoregressivePrior):
     """p(ids | class), one id after the other; its first loss is ln(V)."""
 
+    turns: Tensor
+
     def _build(self, config: PriorConfig, model: AutoregressiveConfig) -> None:
         assert isinstance(model, LlamaConfig)
         self.embedding = nn.Embedding(config.vocab_size + config.num_classes + 1, model.width)
         self.blocks = nn.ModuleList([_Block(model) for _ in range(model.depth)])
         self.norm = nn.RMSNorm(model.width, eps=NORM_EPS)
         self.head = nn.Linear(model.width, config.vocab_size, bias=False)
+        self.register_buffer("turns", turns_of(config.sequence_length, model.head_dim), persistent=False)
 
     def loss(
         self,
@@ -82,9 +85,8 @@ class LlamaPrior(AutoregressivePrior):
         flat_BN = ids.flatten(1)
         first_BD, _ = self._condition(len(ids), labels_B, context, drop_B)
         x_BND = torch.cat([first_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
-        angles_Nd = self._angles(0, x_BND.shape[1])
         for block in self.blocks:
-            x_BND = block(x_BND, angles_Nd)
+            x_BND = block(x_BND, self.turns[:, : x_BND.shape[1]])
         logits_BNV = self.head(self.norm(x_BND))
         return F.cross_entropy(logits_BNV.float().transpose(1, 2), flat_BN, reduction="none").view(ids.shape)
 
@@ -94,14 +96,7 @@ class LlamaPrior(AutoregressivePrior):
 
     def compared(self, x_RNSHd: Tensor, start: int) -> Tensor:
         """Queries and keys rotated by their positions."""
-        return rotated(x_RNSHd, self._angles(start, x_RNSHd.shape[1])[:, None, None]).to(x_RNSHd.dtype)
-
-    def _angles(self, start: int, count: int) -> Tensor:
-        """[N,d/2] in radians: position times theta^(-2i/d)."""
-        head_dim = self.model.head_dim
-        halves = torch.arange(0, head_dim, 2, device=self.device, dtype=torch.float32)
-        positions = torch.arange(start, start + count, device=self.device, dtype=torch.float32)
-        return positions[:, None] * ROPE_THETA ** (-halves / head_dim)
+        return rotated(x_RNSHd, self.turns[:, start : start + x_RNSHd.shape[1], None, None])
 
     def _generation_condition(
         self, labels_B: Tensor | None, texts: Sequence[str] | None, count: int, guided: bool
@@ -127,8 +122,18 @@ class LlamaPrior(AutoregressivePrior):
         return self.embedding(self.config.vocab_size + classes_B)
 
 
-def rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """`x` [...,d] with element i of its first half and i of its second turned by angles [...,d/2] as a point of the plane."""
+def turns_of(positions: int, head_dim: int) -> Tensor:
+    """Cosines and sines [2,N,d/2] of the angles by which positions are told: position times theta^(-2i/d)."""
+    halves = torch.arange(0, head_dim, 2, device="cpu", dtype=torch.float32)
+    angles = torch.arange(positions, device="cpu", dtype=torch.float32)[:, None] * ROPE_THETA ** (-halves / head_dim)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotated(x: Tensor, turns: Tensor) -> Tensor:
+    """`x` [...,d] with element i of its first half and i of its second turned as a point of the plane.
+
+    `turns` are cosines and sines, [2,...,d/2].
+    """
     first, second = x.chunk(2, dim=-1)
-    cosine, sine = angles.cos(), angles.sin()
+    cosine, sine = turns
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
