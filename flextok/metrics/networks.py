@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flextok.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -60,6 +62,18 @@ def efficientnet_input(images_BCHW: "Tensor", input_px: int = FULL_INPUT_PX) -> 
     side = (input_px, input_px)
     x = F.interpolate(images_BCHW.float(), size=side, mode="bilinear", antialias=True)
     return ((x - MEAN) / SCALE).contiguous(memory_format=torch.channels_last)
+
+
+def transformers_for(metric: str) -> Any:
+    """The package transformers; raises UsageError where it is not installed."""
+    from flextok.runtime import torchvision_compat  # noqa: F401  (the package imports torchvision)
+
+    # isort: split
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError(f"expected transformers for {metric}, found none; pip install transformers") from None
+    return transformers
 
 
 @cache
