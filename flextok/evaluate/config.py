@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from flextok.config import Added, Config, Operational
 from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS
+from flextok.metrics.base import IMAGE_METRICS, SAMPLE_METRICS, SET_METRICS
 from flextok.metrics.weights import WeightsConfig
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.sampling.config import DrawConfig
@@ -35,6 +35,23 @@ def _names_in(register: Register) -> AfterValidator:
         return names
 
     return AfterValidator(check)
+
+
+def _require_weights(
+    field: str, register: Register[Any], names: tuple[str, ...], weights: tuple[WeightsConfig, ...]
+) -> None:
+    """Raises ValueError where one of the metrics `names` lacks weights, or `weights` are for none that takes some."""
+    takers = {name for name in register.names() if register[name].of_weights is not None}
+    given = [each.metric for each in weights]
+    if len(set(given)) < len(given) or not set(given) <= takers:
+        raise ValueError(
+            f"{field}: expected each of {', '.join(sorted(takers))} at most once, found {', '.join(given)}"
+        )
+    if lacking := (takers & {*names}) - {*given}:
+        raise ValueError(
+            f"{field}: expected those of {', '.join(sorted(lacking))}, found none; give {{metric, path, sha256}}, see "
+            "docs/metrics.md"
+        )
 
 
 class SamplesConfig(DrawConfig):
@@ -119,17 +136,7 @@ class ImageComparisonConfig(Config):
     def _weights_are_given(self) -> "ImageComparisonConfig":
         if not {"metrics", "weights"} & self.model_fields_set:
             return self  # the defaults need none, and the look would import every metric
-        takers = {name for name in IMAGE_METRICS.names() if IMAGE_METRICS[name].of_weights is not None}
-        given = [each.metric for each in self.weights]
-        if len(set(given)) < len(given) or not set(given) <= takers:
-            raise ValueError(
-                f"weights: expected each of {', '.join(sorted(takers))} at most once, found {', '.join(given)}"
-            )
-        if lacking := (takers & {*self.metrics}) - {*given}:
-            raise ValueError(
-                f"weights: expected those of {', '.join(sorted(lacking))}, found none; give {{metric, path, sha256}}, see "
-                "docs/metrics.md"
-            )
+        _require_weights("weights", IMAGE_METRICS, self.metrics, self.weights)
         return self
 
 
@@ -186,6 +193,19 @@ class SamplingConfig(DecodingConfig, KeepConfig):
 
 class GenerationConfig(DecodingConfig, SetComparisonConfig):
     """What the evaluation of samples reads."""
+
+    sample_metrics: Added[Annotated[tuple[str, ...], _names_in(SAMPLE_METRICS)]] = Field(
+        default=(), description="Metrics of samples by what they were to show, by name (docs/metrics.md)."
+    )
+    sample_weights: Added[tuple[WeightsConfig, ...]] = Field(
+        default=(), description="Files of weights, for those metrics of samples that need one."
+    )
+
+    @model_validator(mode="after")
+    def _sample_weights_are_given(self) -> "GenerationConfig":
+        if {"sample_metrics", "sample_weights"} & self.model_fields_set:
+            _require_weights("sample_weights", SAMPLE_METRICS, self.sample_metrics, self.sample_weights)
+        return self
 
 
 class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):

@@ -10,6 +10,7 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
+from flextok.evaluate.conditions import condition_numbers
 from flextok.evaluate.config import GenerationConfig
 from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.grid import GRID, ORIGINAL, PictureGrid, Shown, shown
@@ -48,7 +49,7 @@ def evaluate_generation(
 
     For each of `config.set_metrics`: `<number>_samples` by K, and `<number>_random_tokens` at the largest K: as many
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
-    score as they do. File: `grid.parquet`, some of the latter as pictures.
+    score as they do. For each of `config.sample_metrics`: `<metric>_samples` by K and `<metric>_originals`. File: `grid.parquet`, some of the latter as pictures.
     """
     config = config.part(GenerationConfig)
     device = evaluation_device(compute)
@@ -113,6 +114,9 @@ def evaluate_generation(
         for keep in samples.keep:
             metrics.append(sets.compare(metric, keep, {**drawn_protocol, "keep": keep}, reference, "_samples"))
         metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference, "_random_tokens"))
+    held_out = {**protocol, "reference": reference}
+    size = tokenizer.config.image_size
+    metrics += condition_numbers(samples, corpus, keys, reference_keys, config, size, drawn_protocol, held_out, compute)
     inputs = [samples_url, corpus_url, tokenizer_url]
     files = {GRID: grid.to_parquet()}
     return write_evaluation("generation", parent_url, metrics, [], inputs, config.content(), files)

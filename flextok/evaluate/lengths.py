@@ -44,8 +44,8 @@ def length_statistics(
     metrics += _of_policy(keys, found, tokens_url, protocol)
     if len(np.unique(found.tokens_N)) > 1:
         size = _png_bytes(corpus_url, keys, image_px)
-        correlation = float(spearmanr(found.tokens_N, size).statistic)
-        metrics.append(statistic("oracle_complexity_correlation", correlation, protocol))
+        ranked: Any = spearmanr(found.tokens_N, size)
+        metrics.append(statistic("oracle_complexity_correlation", float(ranked.statistic), protocol))
     shares = [float((found.tokens_N == keep).mean()) for keep in keeps]
     about = {
         **protocol,

@@ -14,10 +14,10 @@ from flextok.evaluate.features import load_extractor
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric, standard_error
-from flextok.metrics.base import SET_METRICS, ImageMetric, Layer, SetMetric
+from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
 from flextok.metrics.bootstrap import bootstrap
 from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
-from flextok.metrics.weights import WeightsConfig, image_metric
+from flextok.metrics.weights import WeightsConfig, with_weights
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Measure:
 class ImageTable:
     """The metrics `names` of every image in every set, in long form; `weights` are for those that need some.
 
-    Raises what `image_metric` does: make it before any expensive work.
+    Raises what `with_weights` does: make it before any expensive work.
     """
 
     def __init__(self, names: Sequence[str], weights: Sequence[WeightsConfig] = ()):
-        self.metrics: list[ImageMetric] = [image_metric(name, weights) for name in names]
+        self.metrics: list[ImageMetric] = [with_weights(IMAGE_METRICS[name], weights) for name in names]
         self._keys: list[str] = []
         self._labels: list[int | None] = []
         self._k: list[int] = []

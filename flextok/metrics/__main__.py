@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, Quantity
+from flextok.metrics.base import IMAGE_METRICS, SAMPLE_METRICS, SET_METRICS, STATISTICS, Quantity
 
 OF_IMAGES = """\
 Named in `evaluation.metrics`; a length policy with a threshold may use them too. Reconstructions have each by K and, as
@@ -16,6 +16,11 @@ evaluation:
     - {metric: lpips_alex, path: /weights/lpips_alex.safetensors, sha256: ...}   # made as flextok/metrics/lpips.py says
     - {metric: feature_similarity_dinov2, path: /models/dinov2-base, sha256: ...}  # of its model.safetensors
 ```"""
+OF_SAMPLES = """\
+Named in `evaluation.sample_metrics`: of each sample by what it was to show, as `<name>_samples` by K, which is how true samples
+are to their condition after so many tokens, and as `<name>_originals` of held-out images, the ceiling. Results are means
+over images. `clip_score` needs `evaluation.sample_weights`, as metrics of images need `evaluation.weights`: the folder of a
+CLIP of transformers, and the hash of its model.safetensors."""
 OF_SETS = """\
 Named in `evaluation.set_metrics`. The number is called by the features it compares: `frechet` is `fid` for
 torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
@@ -33,6 +38,7 @@ def document() -> str:
     sections: tuple[tuple[str, str, Iterable[Quantity]], ...] = (
         ("Of each image against its original", OF_IMAGES, IMAGE_METRICS),
         ("Of a set of images against a reference set", OF_SETS, SET_METRICS),
+        ("Of each sample by its condition", OF_SAMPLES, SAMPLE_METRICS),
         ("Of token stores, priors and curves", "In every report.", STATISTICS),
     )
     parts = [

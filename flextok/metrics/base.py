@@ -1,6 +1,6 @@
 """What a metric is, and the registers of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -79,6 +79,21 @@ class ImageMetric(Quantity):
                 f"expected images of at least {self.smallest_px} px for {self.name}, found {height} x {width}"
             )
         return self.compute(images_BHWC, originals_BHWC)
+
+
+@dataclass(frozen=True)
+class SampleMetric(Quantity):
+    """A number for each sampled image by what it was to show. Results are the means over images."""
+
+    compute: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    """(images uint8 [B, H, W, 3], their conditions) -> float64 [B]."""
+    condition: Literal["class", "text"]
+    """What it asks for: the name of the image's class, or a caption."""
+    _: KW_ONLY
+    of_weights: Callable[[Any], "SampleMetric"] | None = None
+    """As of an ImageMetric."""
+    record: Callable[[], Mapping[str, Any]] = dict
+    """What else decides its numbers (weights), for the protocol."""
 
 
 @dataclass(frozen=True)
@@ -165,5 +180,6 @@ class QuantityRegister(RoomRegister[QuantityT]):
 HOME = "flextok.metrics"
 IMAGE_METRICS: QuantityRegister[ImageMetric] = QuantityRegister("metric of images", HOME)
 SET_METRICS: QuantityRegister[SetMetric] = QuantityRegister("metric of sets", HOME)
+SAMPLE_METRICS: QuantityRegister[SampleMetric] = QuantityRegister("metric of samples", HOME)
 STATISTICS: QuantityRegister[Quantity] = QuantityRegister("statistic", HOME)
 """Numbers that an evaluation computes in passing, of token stores, priors and curves: what is said of them."""

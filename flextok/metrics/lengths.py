@@ -23,8 +23,8 @@ def oracle(values_NK: np.ndarray, keeps: Sequence[int], metric: ImageMetric, thr
 
     The value at fewer tokens decides even where it is worse again at more.
     """
-    good_NK = values_NK >= threshold if metric.better == "higher" else values_NK <= threshold
-    reached_N = good_NK.any(axis=1)
+    good_NK: np.ndarray = values_NK >= threshold if metric.better == "higher" else values_NK <= threshold
+    reached_N = np.asarray(good_NK.any(axis=1))
     return Oracle(np.where(reached_N, np.array(keeps)[good_NK.argmax(axis=1)], keeps[-1]), reached_N)
 
 

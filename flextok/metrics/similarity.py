@@ -12,7 +12,7 @@ import numpy as np
 
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
-from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet
+from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet, transformers_for
 from flextok.metrics.weights import WeightsConfig, without_weights
 
 if TYPE_CHECKING:
@@ -50,12 +50,7 @@ class FolderNetwork:
 
     def __init__(self, kind: str, config: WeightsConfig):
         config.check(str(Path(config.path) / WEIGHTS_FILE))
-        try:
-            import transformers  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UsageError(
-                f"expected transformers for {config.metric}, found none; pip install transformers"
-            ) from None
+        transformers = transformers_for(config.metric)
         from_folder = {"local_files_only": True, "trust_remote_code": False}
         model: Any = transformers.CLIPVisionModelWithProjection if kind == "clip" else transformers.Dinov2Model
         try:

@@ -1,21 +1,20 @@
 """Weights that a metric is given by a path: looked at only where their hash is the one that was named."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 from pydantic import Field
 
 from flextok import storage
 from flextok.config import Config, Operational
 from flextok.errors import UsageError
-from flextok.metrics.base import IMAGE_METRICS, ImageMetric
+from flextok.metrics.base import ImageMetric, SampleMetric
 
 
 class WeightsConfig(Config):
     """Where the weights of a metric lie, and which they are."""
 
-    metric: str = Field(description="Metric of images that they are for.")
+    metric: str = Field(description="Metric that they are for.")
     path: Operational[str] = Field(
         description="A .safetensors file, or the folder that transformers reads, as it says."
     )
@@ -27,23 +26,23 @@ class WeightsConfig(Config):
             raise UsageError(f"expected the weights of {self.metric} at {file}, found nothing; see docs/metrics.md")
         found = storage.sha256_file(file)
         if found != self.sha256:
-            raise UsageError(
-                f"expected weights of {self.metric} with sha256 {self.sha256} (evaluation.weights), found {found} at {file}"
-            )
+            raise UsageError(f"expected weights of {self.metric} with sha256 {self.sha256}, found {found} at {file}")
 
 
-def without_weights(images_BHWC: np.ndarray, originals_BHWC: np.ndarray) -> NoReturn:
+def without_weights(*_: Any) -> NoReturn:
     """What a metric computes before it was given its weights."""
-    raise UsageError("expected weights for this metric (evaluation.weights), found none; see docs/metrics.md")
+    raise UsageError("expected weights for this metric, found none; see docs/metrics.md")
 
 
-def image_metric(name: str, weights: Sequence[WeightsConfig]) -> ImageMetric:
-    """The metric of images called `name`, with those of `weights` that are for it; raises UsageError where they are
-    lacking, not there or others than named."""
-    metric = IMAGE_METRICS[name]
+MetricT = TypeVar("MetricT", ImageMetric, SampleMetric)
+
+
+def with_weights(metric: MetricT, weights: Sequence[WeightsConfig]) -> MetricT:
+    """`metric` with those of `weights` that are for it; raises UsageError where they are lacking, not there or others than
+    named."""
     if metric.of_weights is None:
         return metric
-    given = [each for each in weights if each.metric == name]
+    given = [each for each in weights if each.metric == metric.name]
     if not given:
-        raise UsageError(f"expected the weights of {name} in evaluation.weights, found none; see docs/metrics.md")
+        raise UsageError(f"expected weights for {metric.name}, found none; see docs/metrics.md")
     return metric.of_weights(given[0])

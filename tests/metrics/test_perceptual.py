@@ -17,7 +17,7 @@ from flextok.metrics import IMAGE_METRICS
 from flextok.metrics.lpips import Lpips
 from flextok.metrics.networks import efficientnet_record, shared_efficientnet
 from flextok.metrics.perceptual import STAGES
-from flextok.metrics.weights import WeightsConfig, image_metric
+from flextok.metrics.weights import WeightsConfig, with_weights
 from flextok.tokenize.lengths.threshold import ThresholdLength
 
 
@@ -70,7 +70,7 @@ def of_torch_fidelity(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.n
 def test_lpips_is_that_of_torch_fidelity(pictures, of_torch_fidelity) -> None:
     module, path = of_torch_fidelity
     images, originals = pictures
-    found = image_metric("lpips_vgg", [given("lpips_vgg", path)])
+    found = with_weights(IMAGE_METRICS["lpips_vgg"], [given("lpips_vgg", path)])
     with torch.inference_mode():
         expected = module(*(torch.tensor(each).permute(0, 3, 1, 2) for each in pictures)).numpy()
     np.testing.assert_allclose(found(images, originals), expected, rtol=1e-4)
@@ -150,7 +150,7 @@ def test_feature_similarity_of_a_folder_is_that_of_transformers_pipeline(kind: s
     network.save_pretrained(tmp_path)
     prepare.save_pretrained(tmp_path)
     weights = given(f"feature_similarity_{kind}", tmp_path / "model.safetensors")
-    metric = image_metric(weights.metric, [weights.model_copy(update={"path": str(tmp_path)})])
+    metric = with_weights(IMAGE_METRICS[weights.metric], [weights.model_copy(update={"path": str(tmp_path)})])
     a, b = (
         network.eval()(**prepare(images=list(each), return_tensors="pt"))[
             "image_embeds" if kind == "clip" else "pooler_output"
@@ -161,7 +161,7 @@ def test_feature_similarity_of_a_folder_is_that_of_transformers_pipeline(kind: s
     np.testing.assert_allclose(metric(*pictures), expected, rtol=1e-4)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(UsageError, match=f"expected a {kind} of transformers in"):
-        image_metric(weights.metric, [weights.model_copy(update={"path": str(tmp_path)})])
+        with_weights(IMAGE_METRICS[weights.metric], [weights.model_copy(update={"path": str(tmp_path)})])
 
 
 def test_weights_that_lack_or_are_others_are_told_before_any_work(of_torch_fidelity, tmp_path: Path) -> None:
