@@ -102,15 +102,23 @@ class Prior(nn.Module):
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The frozen encoder of captions, loaded when first needed; UsageError if its width is not the config's."""
+        """The frozen encoder of captions, loaded when first needed.
+
+        Raises UsageError where its width is not the config's, or it is not the one that the prior was trained with.
+        """
         if self._encoder is None:
-            model = self.config.model
-            self._encoder = text_encoder(model.text_encoder, self.device)
-            if self._encoder.width != model.context_width:
+            model, encoder = self.config.model, text_encoder(self.config.model.text_encoder, self.device)
+            if encoder.width != model.context_width:
                 raise UsageError(
-                    f"expected context_width {self._encoder.width}, the width of {model.text_encoder}, "
+                    f"expected context_width {encoder.width}, the width of {model.text_encoder}, "
                     f"found {model.context_width}; set it in the prior's model"
                 )
+            if self.config.text_encoder_digest not in ("", encoder.digest):
+                raise UsageError(
+                    f"expected the text encoder {model.text_encoder} that this prior was trained with, "
+                    f"{self.config.text_encoder_digest[:12]}, found {encoder.digest[:12]}; bring back its files"
+                )
+            self._encoder = encoder
         return self._encoder
 
     @torch.no_grad()
