@@ -5,7 +5,8 @@ import pytest
 
 from pipelines.definitions import build_definitions, defs
 from pipelines.execute import open_executor
-from pipelines.recipe import load_recipe, profile_names
+from pipelines.recipe import Recipe, load_recipe, profile_names
+from pipelines.stage import stages_of
 from pipelines.stages import STAGES
 
 EDGES = {
@@ -16,12 +17,20 @@ EDGES = {
     "reconstructions": {"tokenizer", "image_shards"},
     "token_shards": {"image_shards", "tokenizer"},
     "prior": {"token_shards"},
+    "text_features": {"image_shards"},
     "samples": {"prior", "tokenizer", "image_shards"},
     "fid": {"samples", "tokenizer", "image_shards"},
     "report": {
         "reconstructions", "fid", "samples", "latents", "tokenizer", "prior", "token_shards", "image_shards",
     },
 }  # fmt: skip
+
+
+def edges(recipe: Recipe) -> dict[str, set[str]]:
+    """Of the stages that a recipe has: features of captions only where its prior reads them by an encoder with weights."""
+    if recipe.name == "text-image":
+        return {**EDGES, "prior": EDGES["prior"] | {"text_features"}}
+    return {name: parents for name, parents in EDGES.items() if name != "text_features"}
 
 
 @pytest.mark.parametrize("profile", profile_names())
@@ -33,8 +42,8 @@ def test_definitions_load(profile: str, tmp_path):
     found = {
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
     }
-    assert found == EDGES
-    assert set(found) == set(STAGES.names())
+    assert found == edges(recipe)
+    assert set(found) == {stage.name for stage in stages_of(recipe)}
     assert {key.path[0] for key in graph.get_all_asset_keys()} == {profile}
     for key in graph.get_all_asset_keys():
         assert graph.get(key).code_version == STAGES[key.path[-1]].code_version(recipe)
