@@ -79,6 +79,7 @@ def test_features_are_those_of_transformers_alone(folders: dict[str, Path], name
     assert features.values.shape[2] == encoder.width == 16 and features.values.dtype == torch.float32
     limit = 7 if name == "clip" else 120
     assert features.mask.sum(1).tolist() == [min(7, limit), 2, 1, 3, limit]
+    assert encoder.encode(["\ud83d grass"]).mask.all()
     model = getattr(transformers, MODELS[name][1]).from_pretrained(folders[name])
     words = tokenizer_of(WORDS)
     for row, caption in enumerate(CAPTIONS):

@@ -17,7 +17,6 @@ EDGES = {
     "reconstructions": {"tokenizer", "image_shards"},
     "token_shards": {"image_shards", "tokenizer"},
     "prior": {"token_shards"},
-    "text_features": {"image_shards"},
     "samples": {"prior", "tokenizer", "image_shards"},
     "fid": {"samples", "tokenizer", "image_shards"},
     "report": {
@@ -27,10 +26,10 @@ EDGES = {
 
 
 def edges(recipe: Recipe) -> dict[str, set[str]]:
-    """Of the stages that a recipe has: features of captions only where its prior reads them by an encoder with weights."""
+    """With features of captions only where the prior reads them by an encoder with weights."""
     if recipe.name == "text-image":
-        return {**EDGES, "prior": EDGES["prior"] | {"text_features"}}
-    return {name: parents for name, parents in EDGES.items() if name != "text_features"}
+        return {**EDGES, "text_features": {"image_shards"}, "prior": {"token_shards", "text_features"}}
+    return EDGES
 
 
 @pytest.mark.parametrize("profile", profile_names())

@@ -89,8 +89,10 @@ class FrozenTransformer:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """See `TextEncoder.encode`."""
+        # Halves of surrogate pairs, which a damaged text or an argument of a shell may hold, are no UTF-8.
+        whole = [text.encode("utf-8", "replace").decode() for text in texts]
         batch = self._tokenizer(
-            list(texts),
+            whole,
             padding=True,
             padding_side="right",
             truncation=True,
