@@ -18,7 +18,7 @@ from pipelines.partitions import partition_key, split_of
 from pipelines.recipe import Recipe
 from pipelines.resources import Store
 from pipelines.schedules import AutomationConfig, seconds
-from pipelines.stage import Dep, Made, Stage
+from pipelines.stage import Dep, Made, Stage, stages_of
 from pipelines.stages import STAGES
 from pipelines.watching import freshness_policy
 from pipelines.workspace import Workspace
@@ -38,7 +38,7 @@ def build_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
         graph = Graph(spec for asset in assets for spec in asset.specs)
         return [read for parts in graph.reads(*part).values() for read in parts]
 
-    assets += [_asset(stage, recipe, reads) for stage in STAGES]
+    assets += [_asset(stage, recipe, reads) for stage in stages_of(recipe)]
     return assets
 
 
@@ -78,7 +78,7 @@ def _asset(stage: Stage, recipe: Recipe, reads: Callable[[AssetPart], list[Asset
         description=f"{stage.makes[0].upper()}{stage.makes[1:]}.",
         group_name=stage.group,
         kinds=set(stage.kinds),
-        deps=[_dep(dep, recipe) for dep in stage.deps],
+        deps=[_dep(dep, recipe) for dep in stage.deps if STAGES[dep.stage].wanted(recipe)],
         code_version=stage.code_version(recipe),
         partitions_def=dg.StaticPartitionsDefinition(recipe.partitions()) if stage.partitioned else None,
         pool=POOL,

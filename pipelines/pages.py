@@ -105,6 +105,18 @@ def token_shards(run: StageRun, made: Made) -> Page:
     )
 
 
+def text_features(run: StageRun, made: Made) -> Page:
+    """Bytes of an image's captions."""
+    from flextok.data.text_features.store import read_manifest
+
+    counts = read_manifest(_url(made))["counts"]
+    return Page(
+        numbers={"bytes_per_image": round(counts["bytes"] / max(counts["rows"], 1), 1)},
+        size_bytes=counts["bytes"],
+        workers=run.recipe.compute.tokenize_actors[1],
+    )
+
+
 def samples(run: StageRun, made: Made) -> Page:
     """The first samples at each number of tokens.
 

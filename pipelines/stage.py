@@ -139,6 +139,8 @@ class Stage:
     """For a stage that only looks at the outside world: whether a split there is what a data version stands for."""
     page: Callable[[StageRun, Made], Page] = lambda run, made: Page()
     """What its page shows of a result; decides nothing."""
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    """Whether a recipe has this stage at all; what would read it reads nothing in its place elsewhere."""
 
     def content(self, recipe: Recipe) -> dict[str, Any]:
         """The deciding content of the settings it reads, as plain values by dotted name."""
@@ -151,6 +153,11 @@ class Stage:
 
 STAGES: Register[Stage] = Register("stage")
 """All stages by name, in an order in which they can be built."""
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that a recipe has, in this order."""
+    return [stage for stage in STAGES if stage.wanted(recipe)]
 
 
 def register(stage: Stage) -> Stage:

@@ -130,13 +130,29 @@ register(
 )
 register(
     Stage(
+        "text_features",
+        "features of all captions, where the prior reads them by a text encoder with weights",
+        "prior",
+        ("safetensors", "ray"),
+        version=1,
+        settings=lambda recipe: {"prior.model.text_encoder": recipe.prior.model.text_encoder},
+        deps=(Dep("image_shards"),),
+        run=prior.encode_the_captions,
+        partitioned=True,
+        folder="text_features/<corpus>/<split>/<encoder>/",
+        page=pages.text_features,
+        wanted=prior.reads_stored_text,
+    )
+)
+register(
+    Stage(
         "prior",
         "a transformer over the tokens, conditioned on the class or the caption",
         "prior",
         ("pytorch", "ray"),
         version=1,
         settings=lambda recipe: {"prior": recipe.prior},
-        deps=(Dep("token_shards", prior.partitions_of_tokens),),
+        deps=(Dep("token_shards", prior.partitions_of_tokens), Dep("text_features", prior.partitions_of_tokens)),
         run=prior.train_the_prior,
         folder="checkpoints/prior/<digest>/",
         page=partial(pages.training, "prior"),

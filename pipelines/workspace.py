@@ -68,6 +68,10 @@ class Workspace:
         """Folder of one split's token shards made by one tokenizer."""
         return self.url("tokens", corpus, split, tokenizer_digest)
 
+    def text_features(self, corpus: str, split: str, encoder_digest: str) -> str:
+        """Folder of the features of one split's captions by one text encoder."""
+        return self.url("text_features", corpus, split, encoder_digest)
+
     def relative(self, url: str) -> str:
         """`url` below the workspace as a relative path, so that a moved workspace still finds it."""
         return url.removeprefix(self.root + "/") if url.startswith(self.root + "/") else url

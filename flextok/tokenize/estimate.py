@@ -25,7 +25,7 @@ from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.decoding import DecodeProcesses
 from flextok.tokenize.encoding import Encoder, takes_single_images
 from flextok.tokenize.scheduler import Workers, choose_workers
-from flextok.tokenize.tasks import check_destination, finished_records, shard_tasks
+from flextok.tokenize.tasks import check_destination, finished_record, finished_records, shard_tasks
 
 DEFAULT_BATCH = 32
 SMALLEST_BATCH = 8
@@ -74,7 +74,7 @@ def plan_tokenization(
     dest = storage.absolute(dest)
     check_destination(dest, spec)
     tasks = shard_tasks(corpus, spec, dest, config)
-    finished = finished_records(tasks)
+    finished = finished_records(tasks, finished_record)
     todo = [task for task in tasks if task.name not in finished]
     this_machine = ClusterNodes([Node(compute.cpus(), torch.cuda.device_count())])
     here = compute.model_copy(update={"address": "local"})

@@ -8,13 +8,10 @@ shape. Another batch size, number of threads, machine or library may sum in anot
 lies on the edge of two ids the other way; the store's digest would show it.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import time
 from collections.abc import Container
-from pathlib import Path
 
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
@@ -29,24 +26,17 @@ from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.members import pack_members
 from flextok.runtime.nodes import beside_options, cluster_nodes
-from flextok.runtime.progress import track
 from flextok.runtime.storage_errors import storage_errors
 from flextok.tokenize.actor import ShardTokenizer
 from flextok.tokenize.config import TokenizeConfig
 from flextok.tokenize.estimate import DEFAULT_BATCH, search_batch_size, worth_trying
 from flextok.tokenize.fitness import Proof
 from flextok.tokenize.outcome import ShardOutcome
-from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message, run_tasks
-from flextok.tokenize.tasks import (
-    CHECK_THREADS,
-    ShardTask,
-    check_destination,
-    finished_records,
-    shard_tasks,
-)
+from flextok.tokenize.scheduler import Workers, choose_workers, innermost_message
+from flextok.tokenize.shards import LISTED_FAULTS, check_no_mix, make_shards, remove_strays, run_shown
+from flextok.tokenize.tasks import Finished, ShardTask, check_destination, finished_record, shard_tasks
 
 logger = logging.getLogger(__name__)
-LISTED_FAULTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,31 +85,19 @@ def _tokenize(
     corpus: Corpus, spec: TokenizerSpec, dest: str, config: TokenizeConfig, compute: ComputeConfig, progress: bool
 ) -> TokenizeSummary:
     begun = time.time()
-    _clear_leftovers(dest)
     tasks = shard_tasks(corpus, spec, dest, config)
-    finished = finished_records(tasks)
-    todo = [task for task in tasks if task.name not in finished]
-    if todo:
-        # A manifest must never be there beside shards that are about to change.
-        storage.remove(storage.join(dest, MANIFEST))
-    batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
-    outcomes = _run(todo, spec, dest, config, compute, batch_size, progress, corpus.num_samples)
-    _clear_leftovers(dest)
-    failed = [outcome for outcome in outcomes if outcome.record is None]
-    if failed:
-        listed = "; ".join(f"{outcome.shard}: {outcome.error}" for outcome in failed[:LISTED_FAULTS])
-        raise FlextokError(
-            f"expected all {len(tasks)} shards of {corpus.url} to be tokenized, found {len(failed)} that could not be: "
-            f"{listed}; mend them and run the same command again (finished shards are kept)"
-        )
-    results = {**finished, **{outcome.shard: (outcome.record, outcome.rejects) for outcome in outcomes}}
-    records = [record for record, _ in results.values() if record is not None]
-    rejects = sorted(reject for _, shard_rejects in results.values() for reject in shard_rejects)
+
+    def make(todo: list[ShardTask], finished: dict[str, Finished]) -> list[ShardOutcome]:
+        batch_size = config.batch_size or _earlier_batch_size(tasks, finished)
+        return _run(todo, spec, dest, config, compute, batch_size, progress, corpus.num_samples)
+
+    made = make_shards(dest, tasks, finished_record, make, "tokenized")
+    records, rejects, outcomes = made.records, made.rejects, made.outcomes
     _judge_rejects(config, corpus, rejects)
     _check_counts(tasks, records, len(config.views))
-    _check_no_mix(tasks)
-    _remove_leftover_shards(dest, tasks)
-    digest = _commit(corpus, spec, dest, config, tasks, records, rejects, changed=bool(todo))
+    check_no_mix(tasks, lambda task: read_shard_footer(task.dest).meta.fingerprint == task.meta.fingerprint)
+    remove_strays(dest, tasks, ".parquet")
+    digest = _commit(corpus, spec, dest, config, tasks, records, rejects, changed=bool(outcomes))
     encoded = sum(outcome.record.rows for outcome in outcomes if outcome.record) / len(config.views)
     first = min((outcome.started for outcome in outcomes), default=begun)
     last = max((outcome.ended for outcome in outcomes), default=begun)
@@ -128,7 +106,7 @@ def _tokenize(
         digest=digest,
         rows=sum(record.rows for record in records),
         shards=len(records),
-        skipped=len(finished),
+        skipped=len(made.finished),
         rejects=len(rejects),
         images_per_s=encoded / (last - first) if outcomes else 0.0,
         start_s=first - begun,
@@ -153,25 +131,17 @@ def _run(
     workers = choose_workers([task.source.samples for task in tasks], compute, cluster_nodes(compute.resources))
     batch_size = batch_size or _find_batch_size(tasks, spec, config, workers)
     tasks = [dataclasses.replace(task, meta=dataclasses.replace(task.meta, batch_size=batch_size)) for task in tasks]
-    skipped = total - sum(task.source.samples for task in tasks)
-    with track("tokenizing", total, "images") if progress else contextlib.nullcontext() as shown:
-
-        def show(images: int, failed: int) -> None:
-            if shown:
-                shown.update(skipped + images, f"{failed} shards failed" if failed else "")
-
-        show(0, 0)
-        arguments = {
-            "tokenizer_url": spec.url,
-            "digest": spec.digest,
-            "config": config.model_dump(mode="json"),
-            "batch_size": batch_size,
-            "threads": workers.threads,
-            "device": workers.device,
-            "members": pack_members(),
-            "proof": Proof.wanted(storage.join(tasks[0].corpus, MANIFEST), dest),
-        }
-        return run_tasks(tasks, ShardTokenizer, arguments, workers, show)
+    arguments = {
+        "tokenizer_url": spec.url,
+        "digest": spec.digest,
+        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "threads": workers.threads,
+        "device": workers.device,
+        "members": pack_members(),
+        "proof": Proof.wanted(storage.join(tasks[0].corpus, MANIFEST), dest),
+    }
+    return run_shown("tokenizing" if progress else None, total, tasks, ShardTokenizer, arguments, workers)
 
 
 def _earlier_batch_size(tasks: list[ShardTask], finished: Container[str]) -> int | None:
@@ -196,13 +166,6 @@ def _find_batch_size(tasks: list[ShardTask], spec: TokenizerSpec, config: Tokeni
         ) from error
 
 
-def _clear_leftovers(dest: str) -> None:
-    """Remove what killed writers left; only the job that holds the lock does this."""
-    if storage.is_local(dest):
-        for path in Path(storage.local_path(dest)).glob(f"{storage.TEMPORARY_PREFIX}*"):
-            path.unlink(missing_ok=True)
-
-
 def _judge_rejects(config: TokenizeConfig, corpus: Corpus, rejects: list[Reject]) -> None:
     """Raises FlextokError when too many images could not be decoded; the reasons are logged before."""
     if rejects:
@@ -225,23 +188,6 @@ def _check_counts(tasks: list[ShardTask], records: list[ShardRecord], views: int
                 f"expected {task.source.samples} images in {task.dest}, found {record.rows // views} and "
                 f"{record.rejects} rejects; run the same command again"
             )
-
-
-def _check_no_mix(tasks: list[ShardTask]) -> None:
-    """The last look before the commit: an actor of an earlier, killed job may have written after we had checked."""
-    with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS) as pool:
-        footers = list(pool.map(lambda task: read_shard_footer(task.dest), tasks))
-    for task, footer in zip(tasks, footers, strict=True):
-        if footer.meta.fingerprint != task.meta.fingerprint:
-            raise IntegrityError(f"found {task.dest} written over by another job; run the same command again")
-
-
-def _remove_leftover_shards(dest: str, tasks: list[ShardTask]) -> None:
-    """Remove token shards of a corpus shard that is no more."""
-    wanted = {f"{task.name}.parquet" for task in tasks}
-    for name in storage.list_names(dest):
-        if name.endswith(".parquet") and name not in wanted:
-            storage.remove(storage.join(dest, name))
 
 
 def _commit(

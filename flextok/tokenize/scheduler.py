@@ -23,7 +23,7 @@ from flextok.runtime.nodes import Beside, ClusterNodes, beside_options
 from flextok.runtime.watch import ClusterWatch
 from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.straggler import StragglerMonitor
-from flextok.tokenize.tasks import ShardTask, task_to_json
+from flextok.tokenize.tasks import Task, task_to_json
 from flextok.tokenize.team import HELP, SHARDS_AT_ONCE
 
 SHOW_EVERY_S = 1.0
@@ -93,7 +93,7 @@ def _decoders_beside_gpus(nodes: ClusterNodes, gpus: float, most: int) -> int:
 
 
 def run_tasks(
-    tasks: list[ShardTask],
+    tasks: Sequence[Task],
     actor: type,
     arguments: dict[str, Any],
     workers: Workers,
@@ -180,7 +180,7 @@ class _Fitness:
             logger.warning("made without: %s", " | ".join(self._told))
 
 
-def _start_monitor(tasks: list[ShardTask]) -> Any:
+def _start_monitor(tasks: Sequence[Task]) -> Any:
     """The monitor of a job, on the driver's node as far as Ray heeds it.
 
     Where it is lost (Ray may put it on a node that leaves) it starts anew with nothing counted, which costs no shard: one
@@ -211,7 +211,7 @@ def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
         ray.kill(monitor)
 
 
-def _mapped(tasks: list[ShardTask], actor: type, arguments: dict[str, Any], workers: Workers) -> Any:
+def _mapped(tasks: Sequence[Task], actor: type, arguments: dict[str, Any], workers: Workers) -> Any:
     """The dataset of outcomes: rows of tasks, and behind them one for each time that an actor may help out."""
     import ray.data
 
@@ -243,7 +243,7 @@ def _mapped(tasks: list[ShardTask], actor: type, arguments: dict[str, Any], work
     )
 
 
-def task_rows(tasks: Sequence[ShardTask], actors: int) -> list[str]:
+def task_rows(tasks: Sequence[Task], actors: int) -> list[str]:
     """Tasks as lines of JSON, one in a row; of small shards several, while each of `actors` still has many rows.
 
     A row costs the driver and Ray some milliseconds (measured: 11 ms on 2 busy cores), whatever is in it.

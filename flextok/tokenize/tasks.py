@@ -3,8 +3,8 @@
 import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,23 +37,33 @@ CHECK_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardTask:
-    """One shard to tokenize: where it is, what it must hold, and where its rows go."""
+class Task:
+    """One image shard of a sharded job: where it is, and where what is made of it goes."""
 
     corpus: str
     """Folder of the corpus split."""
     source: Shard
     dest: str
-    """The token file."""
+    """The file to make."""
+
+    @property
+    def name(self) -> str:
+        """Stem of that file."""
+        return self.source.name.removesuffix(".tar")
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+Finished = tuple[ShardRecord, list[Reject]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask(Task):
+    """One shard to tokenize, and what its file must hold."""
+
     meta: TokenMeta
     has_views: bool
     index_sha256: str | None
     """Hash of the index beside the shard, as the corpus' manifest has it."""
-
-    @property
-    def name(self) -> str:
-        """Stem of the token file."""
-        return self.source.name.removesuffix(".tar")
 
     @property
     def schema(self) -> pa.Schema:
@@ -101,15 +111,25 @@ def shard_tasks(corpus: Corpus, spec: "TokenizerSpec", dest: str, config: Tokeni
 
 def check_destination(dest: str, spec: "TokenizerSpec") -> None:
     """Raises UsageError when `dest` holds anything that this job must not write over."""
+    refuse_others(dest, FORMAT, ".parquet", lambda url: _refuse_foreign(url, spec))
+
+
+def refuse_others(dest: str, manifest_format: str, suffix: str, refuse_foreign: Callable[[str], None]) -> None:
+    """Raises UsageError when `dest` holds anything that a job must not write over.
+
+    That is a manifest of another format, or a file with this ending that `refuse_foreign` raises UsageError for.
+    """
     manifest_url = storage.join(dest, MANIFEST)
     if storage.exists(manifest_url):
         manifest = storage.read_json(manifest_url)
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        if found != FORMAT:
-            raise UsageError(f"expected a new or a token folder at {dest}, found {found!r}; give another folder")
-    names = [name for name in storage.list_names(dest) if name.endswith(".parquet")]
+        if found != manifest_format:
+            raise UsageError(
+                f"expected a new folder or {manifest_format} at {dest}, found {found!r}; give another folder"
+            )
+    names = [name for name in storage.list_names(dest) if name.endswith(suffix)]
     with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS) as pool:
-        list(pool.map(lambda name: _refuse_foreign(storage.join(dest, name), spec), names))
+        list(pool.map(lambda name: refuse_foreign(storage.join(dest, name)), names))
 
 
 def _refuse_foreign(url: str, spec: "TokenizerSpec") -> None:
@@ -128,14 +148,16 @@ def _refuse_foreign(url: str, spec: "TokenizerSpec") -> None:
         )
 
 
-def finished_records(tasks: Sequence[ShardTask]) -> dict[str, tuple[ShardRecord, list[Reject]]]:
+def finished_records(
+    tasks: Sequence[TaskT], finished_record: Callable[[TaskT], Finished | None]
+) -> dict[str, Finished]:
     """The tasks whose shards are there, made by the same settings from the same bytes, whole and undamaged."""
     with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS) as pool:
         records = pool.map(finished_record, tasks)
         return {task.name: record for task, record in zip(tasks, records, strict=True) if record is not None}
 
 
-def finished_record(task: ShardTask) -> tuple[ShardRecord, list[Reject]] | None:
+def finished_record(task: ShardTask) -> Finished | None:
     """The record and rejects of a task's shard when it is finished; None when it must be (re)made.
 
     All rows are read and hashed: a file damaged since it was written does not pass.
@@ -173,7 +195,7 @@ def _record(shard: StoredShard, rows: int, rejects: int) -> ShardRecord:
     )
 
 
-def task_to_json(task: ShardTask) -> str:
+def task_to_json(task: Task) -> str:
     """The task as a string, as it travels through Ray Data."""
     return json.dumps(dataclasses.asdict(task))
 

@@ -10,7 +10,7 @@ from flextok.errors import FlextokError
 from flextok.runtime.fitness import ADVICE, unfit_line
 from flextok.tokenize.node_faults import LEFT_OUT, MOST_OWN_FAULTS, SHARDS_FAULT, UNDECIDED
 from flextok.tokenize.outcome import WAS_LEFT, ShardOutcome
-from flextok.tokenize.tasks import ShardTask, task_from_json
+from flextok.tokenize.tasks import Task, task_from_json
 
 SHARDS_AT_ONCE = 2
 MOST_CRASHES = 5
@@ -20,21 +20,24 @@ ASK_EVERY_S = 0.5
 ASK_SELDOM_S = 4.0
 """Of one that has asked in vain for a while: a thousand that wait must not keep the monitor busy."""
 
-Make = Callable[[ShardTask, bool], ShardOutcome]
-"""Makes a shard; whether it does so for another actor."""
+Make = Callable[[Any, bool], ShardOutcome]
+"""Makes the shard of a task; whether it does so for another actor."""
+Parse = Callable[[str], Task]
+"""A task out of the string as which it travels."""
 
 
-def row_tasks(row: str) -> list[ShardTask]:
+def row_tasks(row: str, parse: Parse = task_from_json) -> list[Any]:
     """The tasks of a row of the dataset; none for HELP."""
-    return [] if row == HELP else [task_from_json(line) for line in row.split("\n")]
+    return [] if row == HELP else [parse(line) for line in row.split("\n")]
 
 
 class Team:
     """The place of this actor in a job. Its calls may run in several threads."""
 
-    def __init__(self, monitor: Any):
+    def __init__(self, monitor: Any, parse: Parse = task_from_json):
         import ray
 
+        self._parse = parse
         context = ray.get_runtime_context()
         self._monitor = monitor
         self._actor = context.get_actor_id()
@@ -53,7 +56,7 @@ class Team:
         self._takes_part = False
         self._monitor.unfit.remote(self._actor, self._node, unfit_line(fault))
 
-    def work(self, tasks: list[ShardTask], make: Make) -> list[ShardOutcome]:
+    def work(self, tasks: list[Task], make: Make) -> list[ShardOutcome]:
         """Outcomes of a row's tasks, without those that were left to others; no tasks stand for HELP."""
         outcomes = []
         for number, task in enumerate(tasks):
@@ -67,7 +70,7 @@ class Team:
             self._help(make)
         return outcomes
 
-    def begin(self, task: ShardTask) -> None:
+    def begin(self, task: Task) -> None:
         """Raises FlextokError when this job has begun the shard too often: each time but the last its actor died.
 
         Without this a shard which needs more memory than there is would kill actors for ever.
@@ -82,11 +85,11 @@ class Team:
             self._crashing.add(task.name)
             raise FlextokError(f"its actor died {died} times; look for want of memory, or try a smaller batch_size")
 
-    def advance(self, task: ShardTask, images: int) -> None:
+    def advance(self, task: Task, images: int) -> None:
         """So many images of a shard at work are tokenized."""
         self._monitor.advance.remote(task.name, images)
 
-    def _own(self, task: ShardTask, make: Make) -> ShardOutcome | None:
+    def _own(self, task: Task, make: Make) -> ShardOutcome | None:
         """The outcome of a task, None where another node made what could not be made here."""
         outcome = make(task, False)
         self._make_for_another(self._end(task, outcome), make, WAS_LEFT)
@@ -94,7 +97,7 @@ class Team:
             return outcome
         return self._left(task, outcome, make)
 
-    def _left(self, task: ShardTask, outcome: ShardOutcome | None, make: Make) -> ShardOutcome | None:
+    def _left(self, task: Task, outcome: ShardOutcome | None, make: Make) -> ShardOutcome | None:
         """Wait until another node makes a shard that failed here, with `outcome`, or was not tried here.
 
         None when one made it, else the outcome of a failure.
@@ -121,7 +124,7 @@ class Team:
             f"at last {last.shard}: {storage.redact(last.error)}; {ADVICE}"
         )
 
-    def _failure(self, task: ShardTask) -> ShardOutcome:
+    def _failure(self, task: Task) -> ShardOutcome:
         """The outcome of a shard that this node left to others, and that they could not make."""
         import ray
 
@@ -164,13 +167,13 @@ class Team:
         The outcome goes to the driver through the monitor, as the row with the task is another's.
         """
         while text:
-            task = task_from_json(text)
+            task = self._parse(text)
             outcome = make(task, True)
             told = dataclasses.replace(outcome, made_for=why).to_json()
             self._monitor.tell.remote(task.name, told, outcome.record is not None)
             text, why = self._end(task, outcome), WAS_LEFT
 
-    def _end(self, task: ShardTask, outcome: ShardOutcome) -> str:
+    def _end(self, task: Task, outcome: ShardOutcome) -> str:
         """Tell the outcome; gives a task that another node could not make or has left, "" for none."""
         import ray
 

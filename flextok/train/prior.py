@@ -8,15 +8,18 @@ import pyarrow as pa
 from torch import Tensor
 
 from flextok import storage
+from flextok.data.text_features import TextFeatureStore
 from flextok.data.tokens import TokenStore
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng
+from flextok.model.text import TextFeatures, text_encoder
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
+from flextok.train.captions import StoredCaptions, require_encoder
 from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -33,6 +36,7 @@ def train_prior(
     val_tokens_url: str | None,
     parent_url: str,
     compute: ComputeConfig,
+    text_features: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train a prior on a token store and save it under `parent_url`.
 
@@ -40,11 +44,14 @@ def train_prior(
     to the others'. A label means the same class in all of them.
 
     With `val_tokens_url` and `train.validate_every`, the held-out loss (nats a token) is recorded in the history.
+    `text_features` has the URL of a store of features for that of each token store; without, captions are encoded anew
+    at every step, each image's first alone.
     """
     weights = {train_tokens: 1.0} if isinstance(train_tokens, str) else train_tokens
     stores = tuple((storage.absolute(url), weight) for url, weight in weights.items())
     val_tokens_url = storage.absolute(val_tokens_url) if val_tokens_url is not None else None
-    return run_training(PriorJob(recipe, stores, val_tokens_url, storage.absolute(parent_url)), compute)
+    text = tuple((storage.absolute(tokens), storage.absolute(url)) for tokens, url in (text_features or {}).items())
+    return run_training(PriorJob(recipe, stores, val_tokens_url, storage.absolute(parent_url), text), compute)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class PriorJob:
     """URLs of the token stores to train on, and the weights of their rows."""
     val_tokens_url: str | None
     parent_url: str
+    text_features: tuple[tuple[str, str], ...] = ()
+    """URLs of token stores, each with that of the features of their captions."""
     label = "prior"
 
     @property
@@ -71,8 +80,9 @@ class PriorJob:
         return fingerprint_of(self.label, self.settings(), self.inputs())
 
     def inputs(self) -> list[str]:
-        """The token stores: the held-out one counts, since its labels may have classes of their own."""
-        return [*(url for url, _ in self.stores), *([self.val_tokens_url] if self.val_tokens_url is not None else [])]
+        """The token stores: the held-out one counts, since its labels may have classes of their own. Then text features."""
+        held_out = [self.val_tokens_url] if self.val_tokens_url is not None else []
+        return [*(url for url, _ in self.stores), *held_out, *(url for _, url in self.text_features)]
 
     def build(self, world: DistContext) -> tuple["PriorObjective", "PriorObjective | None"]:
         parts = [TokenStore.open(url) for url, _ in self.stores]
@@ -84,15 +94,39 @@ class PriorJob:
                 f"expected train and val tokens of one tokenizer, found {store.tokenizer[:12]} and "
                 f"{held_out.tokenizer[:12]}; tokenize both splits again"
             )
-        train = self.recipe.train
-        prior = Prior.create(prior_config(self.recipe, store, held_out), train.seed).to(world.device)
+        train, model = self.recipe.train, self.recipe.model
+        captions = self._captions({url: part for (url, _), part in zip(self.stores, parts, strict=True)})
+        encoder = text_encoder(model.text_encoder, world.device) if model.has_stored_text and captions is None else None
+        known = encoder.digest if encoder is not None else captions.encoder if captions is not None else ""
+        config = prior_config(self.recipe, store, held_out, known if model.has_stored_text else "")
+        prior = Prior.create(config, train.seed).to(world.device)
+        if encoder is not None:
+            prior.take_encoder(encoder)
         prior.set_dropout(train.dropout)
         if train.z_loss:
             prior.add_z_loss()
-        objective = PriorObjective(prior, store, train, weights_N / weights_N.mean())
+        objective = PriorObjective(prior, store, train, weights_N / weights_N.mean(), captions)
         if held_out is None or train.validate_every is None:
             return objective, None
-        return objective, PriorObjective(prior, held_out, train)
+        held_out_captions = self._captions({self.inputs()[len(self.stores)]: held_out})
+        if held_out_captions is not None and held_out_captions.encoder != known != "":
+            raise UsageError(
+                f"expected text features of one encoder for train and val, {known[:12]}, found "
+                f"{held_out_captions.encoder[:12]}; run `flextok encode-text` with one encoder"
+            )
+        return objective, PriorObjective(prior, held_out, train, None, held_out_captions)
+
+    def _captions(self, stores: Mapping[str, TokenStore]) -> StoredCaptions | None:
+        """The captions of token stores by their URL, None where none are stored."""
+        urls = dict(self.text_features)
+        if self.recipe.model.condition != "text" or not urls.keys() & stores.keys():
+            return None
+        for url in stores.keys() - urls.keys():
+            raise UsageError(f"expected text features for all token stores or for none, found none for {url}")
+        parts = [(store, TextFeatureStore.open(urls[url])) for url, store in stores.items()]
+        captions = StoredCaptions(parts)
+        require_encoder(captions, parts[0][1].meta.encoder_name, self.recipe.model)
+        return captions
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         prior = objective.model
@@ -103,8 +137,12 @@ class PriorJob:
         )
 
 
-def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None) -> PriorConfig:
+def prior_config(
+    recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | None = None, encoder: str = ""
+) -> PriorConfig:
     """The architecture of `recipe` for the tokens in `store`; UsageError where these lack its condition.
+
+    `encoder` is the digest of the text encoder that its captions are read by, where that has weights.
 
     There is a class for each label in `store` or `held_out`: one that only held-out images have is never trained,
     but can be asked for.
@@ -128,6 +166,7 @@ def prior_config(recipe: PriorRecipe, store: TokenStore, held_out: TokenStore | 
         "vocab_size": store.vocab_size,
         "num_classes": num_classes,
         "tokenizer": store.tokenizer,
+        "text_encoder_digest": encoder,
     }
     return config_or_usage_error(PriorConfig, {"model": recipe.model, **values})
 
@@ -140,11 +179,19 @@ class PriorObjective(Objective):
 
     model: Prior
 
-    def __init__(self, prior: Prior, store: TokenStore, train: PriorTrainConfig, weights_N: np.ndarray | None = None):
+    def __init__(
+        self,
+        prior: Prior,
+        store: TokenStore,
+        train: PriorTrainConfig,
+        weights_N: np.ndarray | None = None,
+        captions: StoredCaptions | None = None,
+    ):
         super().__init__(prior, TokenRows(store, weights_N))
         self.condition_dropout = train.condition_dropout
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
-        self._texts = store.texts() if prior.config.condition == "text" else None
+        self._captions = captions
+        self._texts = store.texts() if prior.config.condition == "text" and captions is None else None
 
     def flops(self) -> float | None:
         """See `Objective.flops`."""
@@ -155,11 +202,18 @@ class PriorObjective(Objective):
         drop_B = None
         if self.training:
             drop_B = (rng.uniform("drop") < self.condition_dropout).to(batch["ids"].device)
-        texts = [self._texts[row] for row in batch["rows"].tolist()] if self._texts is not None else []
-        labels_B, context = self.model.conditions(batch["labels"], texts)
+        labels_B, context = self._conditions(batch, rng)
         losses = self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)
         return self._losses.total(losses, counted=self.training, complete=self.training)
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """`train/loss/<name>` of each loss where there are several, as `nll` and `z`."""
         return self._losses.means(world)
+
+    def _conditions(self, batch: Batch, rng: SampleRng) -> tuple[Tensor | None, TextFeatures | None]:
+        rows = batch["rows"].tolist()
+        if self._captions is None:
+            texts = [self._texts[row] for row in rows] if self._texts is not None else []
+            return self.model.conditions(batch["labels"], texts)
+        draws_B = rng.uniform("caption") if self.training else None
+        return None, self._captions.features(rows, draws_B).to(batch["ids"].device)

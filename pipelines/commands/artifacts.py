@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 CORPUS = ("corpus",)
 TOKENS = ("tokens", "samples")
+TEXT_FEATURES = ("text_features",)
 CHECKPOINTS = ("tokenizer", "prior", "vae")
 EXPORTED = "exported-prior"
 
@@ -143,6 +144,11 @@ def _describe(path: str) -> dict[str, Any]:
         from flextok.data.tokens import summarize_tokens
 
         found = summarize_tokens(path)
+    elif kind in TEXT_FEATURES:
+        from flextok.data.text_features.store import read_manifest
+
+        manifest = read_manifest(path)
+        found = {**manifest["text_features"], **manifest["counts"]}
     elif kind in CORPUS:
         from flextok.data.corpus.reader import Corpus
 
@@ -175,6 +181,10 @@ def _problems(path: str, kind: str, against: str | None) -> list[str]:
         from flextok.data.tokens import verify_tokens
 
         return verify_tokens(path, against)
+    if kind in TEXT_FEATURES:
+        from flextok.data.text_features.store import verify_text_features
+
+        return verify_text_features(path)
     if kind == "official" or kind in CHECKPOINTS:
         from flextok.model.describe import describe_checkpoint
 

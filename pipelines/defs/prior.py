@@ -1,4 +1,4 @@
-"""Token shards by Ray Data, and the prior over them by Ray Train."""
+"""Token shards and features of captions by Ray Data, and the prior over them by Ray Train."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +42,21 @@ def tokenize_shards(run: StageRun) -> Made:
     return Made(made.digest, made.url, numbers, problems)
 
 
+def reads_stored_text(recipe: Recipe) -> bool:
+    """Whether the prior reads captions by an encoder whose features are worth storing."""
+    return recipe.prior.model.has_stored_text
+
+
+def encode_the_captions(run: StageRun) -> Made:
+    """One file of features for each image shard of a split."""
+    from flextok.tokenize.text.job import encode_captions, encoder_spec
+
+    encoder = encoder_spec(run.recipe.prior.model.text_encoder)
+    dest = run.workspace.text_features(run.recipe.corpus.name, run.split, encoder.digest)
+    made = encode_captions(run.latest("image_shards", run.split), encoder, dest, run.recipe.compute)
+    return Made(made.digest, made.url, {"dagster/row_count": made.images, "shards": made.shards})
+
+
 def partitions_of_tokens(recipe: Recipe) -> tuple[str, ...]:
     """What the prior is trained and validated on."""
     trained = (partition_key(corpus, split) for corpus, split, _ in recipe.prior_corpora())
@@ -56,12 +71,16 @@ def train_the_prior(run: StageRun) -> Made:
     corpora = run.recipe.prior_corpora()
     if run.recipe.prior.model.condition == "class":
         _require_same_classes(run, [(name, split) for name, split, _ in corpora])
+    read = [*((name, split) for name, split, _ in corpora), (run.recipe.corpus.name, "val")]
+    tokens = {(name, split): run.latest("token_shards", split, name) for name, split in read}
+    stored = reads_stored_text(run.recipe)
     made = train_prior(
         run.recipe.prior.part(PriorRecipe),
-        {run.latest("token_shards", split, name): weight for name, split, weight in corpora},
-        run.latest("token_shards", "val"),
+        {tokens[name, split]: weight for name, split, weight in corpora},
+        tokens[run.recipe.corpus.name, "val"],
         run.workspace.checkpoints("prior"),
         run.recipe.compute,
+        {tokens[name, split]: run.latest("text_features", split, name) for name, split in read} if stored else None,
     )
     return Made(made.digest, made.url, made.metrics)
 

@@ -31,17 +31,20 @@ class Contents:
     @property
     def columns(self) -> list[Column]:
         """Names and types."""
+        if "text_features" in self.manifest:
+            width = self.manifest["text_features"]["width"]
+            return [Column("key", "string"), Column("features", f"float16[{width}]", "a row a token of each caption")]
         return _token_columns(self) if "tokens" in self.manifest else _corpus_columns(self)
 
 
 def contents_of(url: str) -> Contents | None:
-    """The contents of a corpus, a token store or samples; None for another artifact."""
+    """The contents of a corpus, a token store, text features or samples; None for another artifact."""
     manifest_url = storage.join(url, "manifest.json")
     if not storage.exists(manifest_url):
         return None
     manifest = storage.read_json(manifest_url)
     counts = manifest["counts"]
-    if "tokens" in manifest:
+    if "tokens" in manifest or "text_features" in manifest:
         return Contents(url, manifest, counts["rows"], counts["bytes"], counts["shards"])
     from flextok.data.corpus.reader import Corpus
 

@@ -12,7 +12,7 @@ from flextok.model.priors.base import Prior
 from flextok.model.priors.config import LlamaConfig, PriorConfig
 from flextok.model.sampling.config import DrawConfig
 from flextok.model.sampling.draw import sample_id
-from flextok.model.text import text_encoder
+from flextok.model.text import TextFeatures, text_encoder
 
 TRUNK, IDS = {"width": 32, "depth": 2, "head_dim": 16}, {"num_tokens": 6, "vocab_size": 11}
 TINY = {**TRUNK, **IDS}
@@ -229,3 +229,28 @@ def test_a_text_encoder_that_is_not_there_is_one_line(name: str, monkeypatch) ->
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UsageError, match="expected"):
         text_encoder(name, torch.device("cpu"))
+
+
+def test_a_caption_does_not_depend_on_the_padding_of_its_neighbours() -> None:
+    """Alone, beside a longer one, and with numbers in the padding: the same losses and the same ids."""
+    prior, ids = make_prior("text"), torch.tensor([[3, 1, 4, 1, 5, 9]] * 3)
+    texts = ["a red disk", "", "two blue rings on gray ground beside a small green square"]
+    together = prior.text_encoder.encode(texts)
+    spoiled = TextFeatures(torch.where(together.mask[..., None], together.values, 1e3), together.mask)
+    drawn = prior.generate(text=texts, guidance=2.0, seed=3)
+    with torch.no_grad():
+        losses_BN, spoiled_BN = (prior.loss(ids, None, context) for context in (together, spoiled))
+        for row, text in enumerate(texts):
+            alone = prior.loss(ids[:1], None, prior.text_encoder.encode([text]))
+            assert torch.allclose(losses_BN[row], alone[0], atol=1e-5)
+            assert torch.equal(prior.generate(text=[text], guidance=2.0, seed=3, sample_ids=[row])[0], drawn[row])
+    assert torch.allclose(losses_BN, spoiled_BN, atol=1e-5)
+    assert not torch.allclose(losses_BN[0], losses_BN[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("text", ["", "ring " * 10_000, "🙂🎨 red", "שלום عالم", "\x00\n\t", "\ud83d half a pair"])
+def test_any_caption_is_drawn(text: str) -> None:
+    prior = make_prior("text")
+    assert prior.generate(text=[text], guidance=2.0).shape == (1, 6)
+    longer = prior.generate(text=["ring " * 32])
+    assert torch.equal(prior.generate(text=["ring " * 10_000]), longer)

@@ -140,16 +140,32 @@ class Prior(nn.Module):
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The frozen encoder of captions, loaded when first needed; UsageError if its width is not the config's."""
+        """The frozen encoder of captions, loaded when first needed; raises UsageError as `take_encoder` does."""
         if self._encoder is None:
-            model = self.config.model
-            self._encoder = text_encoder(model.text_encoder, self.device)
-            if self._encoder.width != model.context_width:
-                raise UsageError(
-                    f"expected context_width {self._encoder.width}, the width of {model.text_encoder}, "
-                    f"found {model.context_width}; set it in the prior's model"
-                )
+            self.take_encoder(text_encoder(self.config.model.text_encoder, self.device))
+        assert self._encoder is not None
         return self._encoder
+
+    def take_encoder(self, encoder: TextEncoder) -> None:
+        """Read captions by `encoder`.
+
+        Raises UsageError where its width is not the config's, or it is not the one that the prior was trained with.
+        """
+        name, width, digest = (
+            self.config.model.text_encoder,
+            self.config.model.context_width,
+            self.config.text_encoder_digest,
+        )
+        if encoder.width != width:
+            raise UsageError(
+                f"expected context_width {encoder.width}, the width of {name}, found {width}; set it in the prior's model"
+            )
+        if digest not in ("", encoder.digest):
+            raise UsageError(
+                f"expected the text encoder {name} that this prior was trained with, {digest[:12]}, found "
+                f"{encoder.digest[:12]}; bring back its files"
+            )
+        self._encoder = encoder
 
     @torch.no_grad()
     def conditions(self, labels_B: Tensor, texts: Sequence[str | None]) -> tuple[Tensor | None, TextFeatures | None]:

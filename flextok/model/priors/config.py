@@ -7,7 +7,7 @@ registered by the decorator.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from flextok.config import Config
 from flextok.registry import ConfigRegister
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from flextok.model.priors.base import Prior
 
 Condition = Literal["class", "text", "none"]
+IN_PLACE = ("hashed-words", "hashed_words")
+"""Text encoders whose features cost less to compute than to read, and which have no weights that may differ."""
 
 
 class PriorModelConfig(Config):
@@ -27,6 +29,11 @@ class PriorModelConfig(Config):
     context_width: int = Field(
         default=64, gt=0, description="Width of the text encoder's features, where condition is text."
     )
+
+    @property
+    def has_stored_text(self) -> bool:
+        """Whether it reads captions as features that are worth storing beside the tokens."""
+        return self.condition == "text" and self.text_encoder not in IN_PLACE
 
     def build(self, config: "PriorConfig") -> "Prior":
         """The prior of `config`, of which these settings are a part; its weights come from torch's global generator."""
@@ -92,6 +99,9 @@ class PriorConfig(Config):
     vocab_size: int = Field(gt=0, description="Number of different ids (V).")
     num_classes: int = Field(default=0, ge=0, description="Number of classes, where condition is class.")
     tokenizer: str = Field(default="", description="Digest of the tokenizer that gave the ids.")
+    text_encoder_digest: str = Field(
+        default="", description="Digest of the text encoder that it was trained with, where that has weights."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +111,12 @@ class PriorConfig(Config):
             return values
         own = {name: value for name, value in values.items() if name in cls.model_fields}
         return {**own, "model": {name: value for name, value in values.items() if name not in own}}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the encoder's digest where there is none, as in the checkpoints that were written before."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name != "text_encoder_digest" or value}
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> "PriorConfig":

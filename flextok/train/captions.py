@@ -1,0 +1,96 @@
+"""The captions of token rows as stored features, of which a training reads those that it draws."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from flextok.data.text_features import TextFeatureStore
+from flextok.data.tokens import TokenStore
+from flextok.errors import UsageError
+from flextok.model.priors.config import PriorModelConfig
+from flextok.model.text import TextFeatures, text_encoder
+
+
+class StoredCaptions:
+    """Features of the captions of the rows of several token stores, one after another.
+
+    Raises UsageError where a row has none, or the features are of several encoders.
+    """
+
+    def __init__(self, parts: Sequence[tuple[TokenStore, TextFeatureStore]]):
+        self._stores = [features for _, features in parts]
+        self.encoder, self.width = self._stores[0].encoder, self._stores[0].width
+        for features in self._stores:
+            if features.encoder != self.encoder:
+                raise UsageError(
+                    f"expected text features of one encoder, {self.encoder[:12]}, found {features.encoder[:12]} in "
+                    f"{features.url}; run `flextok encode-text` with one encoder"
+                )
+        # For each token shard: where its rows end, whose features they have, and which image each row is of.
+        self._ends: list[int] = []
+        self._shards: list[tuple[int, int]] = []
+        self._images: list[np.ndarray] = []
+        for part, (tokens, features) in enumerate(parts):
+            for number, shard in enumerate(tokens.shards):
+                found = features.shard_number(shard.name)
+                images = None if found is None else _images_of(tokens, number, features.shards[found].keys())
+                if found is None or images is None:
+                    raise UsageError(
+                        f"expected features of the captions of {shard.url} in {features.url}, found none for some images; "
+                        "run `flextok encode-text` on the corpus of these tokens"
+                    )
+                self._ends.append((self._ends[-1] if self._ends else 0) + shard.rows)
+                self._shards.append((part, found))
+                self._images.append(images)
+
+    def features(self, rows: Sequence[int], draws_B: Tensor | None) -> TextFeatures:
+        """Of each row one caption: that which its draw in [0, 1) falls on, or without draws its first."""
+        found: list[np.ndarray] = []
+        for place, row in enumerate(rows):
+            shard = int(np.searchsorted(self._ends, row, side="right"))
+            part, number = self._shards[shard]
+            image = int(self._images[shard][row - (self._ends[shard - 1] if shard else 0)])
+            store = self._stores[part]
+            caption = 0 if draws_B is None else int(draws_B[place] * store.captions(number, image))
+            found.append(store.features(number, image, caption))
+        return _padded(found, self.width)
+
+
+def _images_of(tokens: TokenStore, shard: int, keys: list[str]) -> np.ndarray | None:
+    """For each row of a token shard, the number of its image among `keys`; None where one is not among them."""
+    groups = range(len(tokens.shards[shard].row_groups))
+    columns = [tokens.read_row_group(shard, group, ["key"])["key"] for group in groups]
+    rows = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    images = pc.index_in(rows, value_set=pa.array(keys, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+    return None if images.null_count else images.to_numpy().astype(np.int32)
+
+
+def _padded(captions: Sequence[np.ndarray], width: int) -> TextFeatures:
+    values = np.zeros((len(captions), max(map(len, captions), default=0), width), np.float32)
+    mask = np.zeros(values.shape[:2], bool)
+    for row, caption in enumerate(captions):
+        values[row, : len(caption)] = caption
+        mask[row, : len(caption)] = True
+    return TextFeatures(torch.from_numpy(values), torch.from_numpy(mask))
+
+
+def require_encoder(captions: StoredCaptions, stored_name: str, model: PriorModelConfig) -> None:
+    """Raises UsageError where the features are not those that the prior `model` reads; `stored_name` is their encoder's."""
+    if captions.width != model.context_width:
+        raise UsageError(
+            f"expected text features {model.context_width} wide, as the prior's context_width says, found {captions.width}; "
+            f"set context_width to {captions.width}"
+        )
+    if stored_name == model.text_encoder:
+        return
+    # One encoder may have several names: a folder and a Hub id.
+    digest = text_encoder(model.text_encoder, torch.device("cpu")).digest
+    if digest != captions.encoder:
+        raise UsageError(
+            f"expected text features of {model.text_encoder}, {digest[:12]}, found those of {stored_name}, "
+            f"{captions.encoder[:12]}; run `flextok encode-text --encoder {model.text_encoder}`"
+        )
