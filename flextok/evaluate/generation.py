@@ -1,7 +1,7 @@
 """How near sampled images come to held-out ones as a set, beside images of random tokens as the baseline."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,14 @@ import torch
 from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
+from flextok.digests import digest_of
 from flextok.errors import UsageError
 from flextok.evaluate.config import GenerationConfig
 from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.grid import GRID, ORIGINAL, PictureGrid, Shown, shown
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, Measure, Measured, Pictures
+from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
 from flextok.evaluate.results import EvaluationResult, write_evaluation
 from flextok.evaluate.sampling import open_samples, read_images
@@ -33,7 +35,7 @@ RANDOM_PICTURES = 8
 """Images of random tokens kept for the report."""
 
 
-@storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}")
+@storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}", keeps=KEEPS)
 def evaluate_generation(
     samples_url: str,
     corpus_url: str,
@@ -72,17 +74,23 @@ def evaluate_generation(
 
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
     total = len(reference_keys) + len(keys) * (len(samples.keep) + 1)
-    originals = stream_images(corpus, reference_keys, tokenizer.config.image_size, config.batch_size)
+    originals = cut(available, config.batch_size, reference_keys)
+    sampled = [(k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in cut(keys, config.batch_size)]
+    cuts, records = [digest_of(originals), digest_of(sampled)], sets.records()
+    made_by = [config.content(), samples.digest, corpus.digest, cuts, records, device, dtype_name(dtype)]
+    parts = Parts(parent_url, made_by, len(originals) + len(sampled), _to_plain, _from_plain)
+    to_do = [key for index in parts.missing if index < len(originals) for key in originals[index]]
+    images = stream_images(corpus, to_do, tokenizer.config.image_size, config.batch_size)
     items = itertools.chain(
-        ((ORIGINAL, batch) for batch in originals),
-        ((k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in _parts(keys, config.batch_size)),
+        ((ORIGINAL, batch) for batch in images),
+        (sampled[index - len(originals)] for index in parts.missing if index >= len(originals)),
     )
     arguments = (tokenizer_url, samples_url, config, widest, frozenset(grid.keys), device, dtype)
     with (
         track("sample distances", total, "images") as task,
         spread("a comparing worker", SetMeasurer, arguments, compute) as measure,
     ):
-        for measured, pictures in measure(items):
+        for measured, pictures in parts.results(measure(items)):
             sets.add(measured)
             grid.take(widest, pictures)
             task.advance(measured.in_sets)
@@ -115,7 +123,9 @@ def evaluate_generation(
         metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference, "_random_tokens"))
     inputs = [samples_url, corpus_url, tokenizer_url]
     files = {GRID: grid.to_parquet()}
-    return write_evaluation("generation", parent_url, metrics, [], inputs, config.content(), files)
+    made = write_evaluation("generation", parent_url, metrics, [], inputs, config.content(), files)
+    parts.remove()
+    return made
 
 
 def random_ids(store: TokenStore, keys: Sequence[str], seed: int) -> torch.Tensor:
@@ -156,6 +166,11 @@ class SetMeasurer:
         return self._measure(Pictures(k, images)), shown(self._grid_keys, batch, [None] * len(batch), images)
 
 
-def _parts(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+def _to_plain(found: tuple[Measured, list[Shown]]) -> Any:
+    measured, pictures = found
+    return [measured.to_plain(), pictures]
+
+
+def _from_plain(plain: Any) -> tuple[Measured, list[Shown]]:
+    measured, pictures = plain
+    return Measured(**measured), pictures

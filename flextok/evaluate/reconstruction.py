@@ -1,13 +1,14 @@
 """Reconstructions of held-out images at each number of kept tokens, and how far they are from the originals."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess, to_model, to_uint8
+from flextok.digests import digest_of
 from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
 from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
@@ -15,6 +16,7 @@ from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, s
 from flextok.evaluate.held_out import held_out_record
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
+from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import (
     IN_MEMORY,
     SAME_IMAGES,
@@ -34,7 +36,7 @@ from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
 
-@storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}")
+@storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}", keeps=KEEPS)
 def evaluate_reconstruction(
     tokenizer_url: str,
     corpus_url: str,
@@ -72,16 +74,20 @@ def evaluate_reconstruction(
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
-    batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
+    batches = cut(available, config.batch_size, keys)
+    made_by = [config.content(), tokenizer.digest, digest_of(batches), sets.records(), device, dtype_name(dtype)]
+    parts = Parts(parent_url, made_by, len(batches), Reconstructed.to_plain, Reconstructed.from_plain)
+    to_do = [key for index in parts.missing for key in batches[index]]
     arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), bytes_at, device, dtype)
     with (
         track("reconstruct", len(keys) * len(keeps), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
-        for parts, rated in reconstruct(batches):
+        images = stream_images(corpus, to_do, tokenizer.config.image_size, config.batch_size)
+        for found in parts.results(reconstruct(images)):
             if rates is not None:
-                rates.add(rated)
-            for measured, shown in parts:
+                rates.add(found.rated)
+            for measured, shown in found.sets:
                 sets.add(measured)
                 table.add(measured)
                 grid.take(measured.k, shown)
@@ -111,7 +117,31 @@ def evaluate_reconstruction(
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
     inputs = [tokenizer_url, corpus_url]
-    return write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
+    made = write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
+    parts.remove()
+    return made
+
+
+class Reconstructed(NamedTuple):
+    """What a batch of originals gives: of each set what it gives to the numbers, and pictures for the grid; then what codecs
+    make of the originals."""
+
+    sets: list[tuple[Measured, list[Shown]]]
+    rated: Rated
+
+    def to_plain(self) -> Any:
+        """As a part of an evaluation has it."""
+        sets = [[measured.to_plain(), pictures] for measured, pictures in self.sets]
+        return [sets, [[*place, values] for place, values in self.rated.items()]]
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Reconstructed":
+        """What `to_plain` gave."""
+        sets, rated = plain
+        return cls(
+            [(Measured(**measured), pictures) for measured, pictures in sets],
+            {(codec, size, metric): values for codec, size, metric, values in rated},
+        )
 
 
 class Reconstructor:
@@ -133,14 +163,13 @@ class Reconstructor:
         self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
 
-    def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], Rated]:
-        """Of the originals, of their way through the latents alone, and of the pictures at each K: what they give to the
-        numbers, and those for the grid. Then what codecs make of the originals."""
-        parts = [
+    def __call__(self, batch: ImageBatch) -> Reconstructed:
+        """The sets are the originals, their way through the latents alone, and the pictures at each K."""
+        sets = [
             (self._measure(made), shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC))
             for made in self._reconstructions(batch)
         ]
-        return parts, self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
+        return Reconstructed(sets, self._rates.measure(batch.images_BHWC) if self._rates is not None else {})
 
     def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
         chosen_B = np.array([key in self._set_keys for key in batch.keys])
