@@ -26,3 +26,6 @@ class RecipeFacts:
     def observe(self, stage: str, partition: str | None) -> str | None:
         look = STAGES[stage].observe
         return look(self.recipe.of_partition(partition), split_of(partition or "")) if look is not None else None
+
+    def added(self, stage: str) -> frozenset[str]:
+        return frozenset(dep.stage for dep in STAGES[stage].deps if dep.added)

@@ -100,6 +100,12 @@ class SetComparisonConfig(Config):
         return self
 
 
+class ReferenceConfig(SetComparisonConfig):
+    """What the making of a reference set reads."""
+
+    batch_size: Operational[int] = Field(default=64, gt=0, description="Images looked at at once.")
+
+
 class ImageComparisonConfig(Config):
     """How images are compared with their originals."""
 

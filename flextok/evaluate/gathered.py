@@ -27,7 +27,7 @@ class Gathered:
         """Take in a batch of `images`, with their features [B, D] by source."""
         self.images += images
         for source, rows in features.items():
-            for kept in self._kept[source]:
+            for kept in self._kept.get(source, ()):
                 empty = FeatureStatistics.empty(rows.shape[1]) if kept == "statistics" else FeatureRows()
                 self._found.setdefault((source, kept), empty).add(rows)
 

@@ -18,6 +18,7 @@ from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, Measure, Measured, Pictures
 from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
+from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import EvaluationResult, write_evaluation
 from flextok.evaluate.sampling import open_samples, read_images
 from flextok.model.load import load_tokenizer, tokenizer_outline
@@ -43,10 +44,12 @@ def evaluate_generation(
     parent_url: str,
     config: GenerationConfig,
     compute: ComputeConfig | None = None,
+    reference_url: str | None = None,
 ) -> EvaluationResult:
     """Compare sets of samples with the images of a corpus split; stored in `parent_url/<digest>/`.
 
-    Here or, where `compute` has the address of a cluster, by workers on its nodes.
+    Here or, where `compute` has the address of a cluster, by workers on its nodes. Features of the images are read from the
+    reference set at `reference_url` where it is of those that are chosen here.
 
     For each of `config.set_metrics`: `<number>_samples` by K, and `<number>_random_tokens` at the largest K: as many
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
@@ -72,15 +75,20 @@ def evaluate_generation(
     sets.require(len(keys), samples_url)
     sets.require(len(reference_keys), corpus_url)
 
+    size_px = tokenizer.config.image_size
+    reference = read_reference(reference_url, sets, corpus, reference_keys, size_px) if reference_url else None
+    if reference is not None:
+        sets.take(ORIGINAL, reference)
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
-    total = len(reference_keys) + len(keys) * (len(samples.keep) + 1)
-    originals = cut(available, config.batch_size, reference_keys)
+    to_look_at = reference_keys if reference is None else []
+    total = len(to_look_at) + len(keys) * (len(samples.keep) + 1)
+    originals = cut(available, config.batch_size, to_look_at)
     sampled = [(k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in cut(keys, config.batch_size)]
     cuts, records = [digest_of(originals), digest_of(sampled)], sets.records()
     made_by = [config.content(), samples.digest, corpus.digest, cuts, records, device, dtype_name(dtype)]
     parts = Parts(parent_url, made_by, len(originals) + len(sampled), _to_plain, _from_plain)
     to_do = [key for index in parts.missing if index < len(originals) for key in originals[index]]
-    images = stream_images(corpus, to_do, tokenizer.config.image_size, config.batch_size)
+    images = stream_images(corpus, to_do, size_px, config.batch_size)
     items = itertools.chain(
         ((ORIGINAL, batch) for batch in images),
         (sampled[index - len(originals)] for index in parts.missing if index >= len(originals)),
@@ -95,9 +103,9 @@ def evaluate_generation(
             grid.take(widest, pictures)
             task.advance(measured.in_sets)
 
-    reference = {"kind": HELD_OUT, **corpus_record(corpus, reference_keys, len(available))}
+    reference_record = {"kind": HELD_OUT, **corpus_record(corpus, reference_keys, len(available))}
     protocol = {
-        "preprocess": preprocess(tokenizer.config.image_size),
+        "preprocess": preprocess(size_px),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
         "environment": environment_record(device, dtype_name(dtype)),
@@ -119,9 +127,10 @@ def evaluate_generation(
     metrics = []
     for metric in sets.metrics:
         for keep in samples.keep:
-            metrics.append(sets.compare(metric, keep, {**drawn_protocol, "keep": keep}, reference, "_samples"))
-        metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference, "_random_tokens"))
+            metrics.append(sets.compare(metric, keep, {**drawn_protocol, "keep": keep}, reference_record, "_samples"))
+        metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference_record, "_random_tokens"))
     inputs = [samples_url, corpus_url, tokenizer_url]
+    inputs += [reference_url] if reference is not None and reference_url else []
     files = {GRID: grid.to_parquet()}
     made = write_evaluation("generation", parent_url, metrics, [], inputs, config.content(), files)
     parts.remove()

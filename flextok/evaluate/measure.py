@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
 from flextok.evaluate.config import SetComparisonConfig
 from flextok.evaluate.features import load_extractor
 from flextok.evaluate.gathered import Gathered, Kept
@@ -163,6 +163,11 @@ class ImageSets:
         found = {source: features_of(images_BHWC) for source, features_of in self._own.items()}
         if self._network is not None:
             found |= {self._source_of(layer): each for layer, each in self._network.outputs(images_BHWC).items()}
+        for source, features in found.items():
+            if not np.isfinite(features).all():
+                raise FlextokError(
+                    f"expected finite features by {source}, found NaN or infinity; look at the weights of the extractor"
+                )
         return found
 
     @property
@@ -205,6 +210,10 @@ class ImageSets:
         rows = self._reference_of(metric, "features"), self._of(metric, k, "features")
         interval = bootstrap(metric, *rows, value, self._resamples, in_pairs)
         return Metric(name, value, record, keep, interval.standard_error, interval.to_json())
+
+    def of(self, metric: SetMetric, gathered: Gathered) -> Any:
+        """What `metric` works on, of a set that was gathered elsewhere."""
+        return gathered.of(self._source(metric), metric.needs)
 
     def _source(self, metric: SetMetric) -> str:
         return self._source_of(metric.layer) if metric.features is None else metric.name

@@ -26,6 +26,7 @@ from flextok.evaluate.protocol import (
     evaluation_device,
 )
 from flextok.evaluate.rate import Rated, Rates, token_bytes
+from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
 from flextok.metrics.pixel import MAE_REDUCTION
 from flextok.model.load import load_tokenizer, tokenizer_outline
@@ -43,10 +44,12 @@ def evaluate_reconstruction(
     parent_url: str,
     config: ReconstructionConfig,
     compute: ComputeConfig | None = None,
+    reference_url: str | None = None,
 ) -> EvaluationResult:
     """Decode images of a corpus split at each K and measure them; stored in `parent_url/<digest>/`.
 
-    Here or, where `compute` has the address of a cluster, by workers on its nodes.
+    Here or, where `compute` has the address of a cluster, by workers on its nodes. Features of the originals are read from
+    the reference set at `reference_url` where it is of these images.
 
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
@@ -60,7 +63,8 @@ def evaluate_reconstruction(
     dtype = decoding_dtype(config, device)
     sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics)
     tokenizer = tokenizer_outline(tokenizer_url)
-    table.require(tokenizer.config.image_size)
+    size_px = tokenizer.config.image_size
+    table.require(size_px)
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     available = corpus.index("key")["key"].to_list()
@@ -71,19 +75,31 @@ def evaluate_reconstruction(
     sets.require(len(set_keys), corpus_url)
     bytes_at = {keep: token_bytes(tokenizer, keep) for keep in keeps} if config.codecs else {}
     rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
+    reference = read_reference(reference_url, sets, corpus, set_keys, size_px) if reference_url else None
+    if reference is not None:
+        sets.take(ORIGINAL, reference)
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
     batches = cut(available, config.batch_size, keys)
-    made_by = [config.content(), tokenizer.digest, digest_of(batches), sets.records(), device, dtype_name(dtype)]
+    made_by = [
+        config.content(),
+        tokenizer.digest,
+        digest_of(batches),
+        sets.records(),
+        reference is None,
+        device,
+        dtype_name(dtype),
+    ]
     parts = Parts(parent_url, made_by, len(batches), Reconstructed.to_plain, Reconstructed.from_plain)
     to_do = [key for index in parts.missing for key in batches[index]]
-    arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), bytes_at, device, dtype)
+    in_sets = frozenset(set_keys), reference is None
+    arguments = (tokenizer_url, config, keeps, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
     with (
         track("reconstruct", len(keys) * len(keeps), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
-        images = stream_images(corpus, to_do, tokenizer.config.image_size, config.batch_size)
+        images = stream_images(corpus, to_do, size_px, config.batch_size)
         for found in parts.results(reconstruct(images)):
             if rates is not None:
                 rates.add(found.rated)
@@ -96,27 +112,29 @@ def evaluate_reconstruction(
     protocol = {
         "data": {**corpus_record(corpus, keys, len(available)), **held_out},
         "reference": SAME_IMAGES,
-        "preprocess": preprocess(tokenizer.config.image_size),
+        "preprocess": preprocess(size_px),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
         "environment": environment_record(device, dtype_name(dtype)),
     }
     decoded = {**protocol, "decoder": decoder_record(tokenizer, config, dtype_name(dtype))}
-    reference = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
+    reference_record = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
     metrics = []
     for metric in table.metrics:
         metrics.append(table.mean(metric, LATENTS, protocol, prefix=OF_LATENTS))
         metrics += [table.mean(metric, keep, {**decoded, "keep": keep}) for keep in keeps]
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
-        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference, in_pairs=True) for keep in keeps]
+        metrics += [
+            sets.compare(metric, keep, {**decoded, "keep": keep}, reference_record, in_pairs=True) for keep in keeps
+        ]
     if rates is not None:
         metrics += rates.numbers(protocol)
     series = list(rates.curves(table, decoded)) if rates is not None else []
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
-    inputs = [tokenizer_url, corpus_url]
+    inputs = [tokenizer_url, corpus_url, *([reference_url] if reference is not None and reference_url else [])]
     made = write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
     parts.remove()
     return made
@@ -153,6 +171,7 @@ class Reconstructor:
         config: ReconstructionConfig,
         keeps: Sequence[int],
         set_keys: frozenset[str],
+        with_originals: bool,
         grid_keys: frozenset[str],
         bytes_at: dict[int, int],
         device: str,
@@ -162,6 +181,7 @@ class Reconstructor:
         self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
         self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
+        self._with_originals = with_originals
 
     def __call__(self, batch: ImageBatch) -> Reconstructed:
         """The sets are the originals, their way through the latents alone, and the pictures at each K."""
@@ -174,7 +194,7 @@ class Reconstructor:
     def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
         chosen_B = np.array([key in self._set_keys for key in batch.keys])
         ids, through_latents = _encode(self._tokenizer, batch)
-        yield Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B)
+        yield Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B & self._with_originals)
         yield Pictures(LATENTS, through_latents, batch, np.zeros_like(chosen_B))
         for keep in self._keeps:
             images = decode_ids(self._tokenizer, ids, keep, batch.keys, self._config)

@@ -138,6 +138,11 @@ def _describe(path: str) -> dict[str, Any]:
             "bytes": sum(shard.bytes for shard in corpus.shards),
             "classes": corpus.classes,
         }
+    elif kind == "reference":
+        from flextok.evaluate.reference import Reference
+
+        manifest = Reference.open(path).manifest
+        found = {name: manifest[name] for name in ("images", "preprocess", "features", "kept")}
     else:
         document = storage.read_json(storage.join(path, "metrics.json"))
         found = {"metrics": [{key: item[key] for key in ("name", "value", "k")} for item in document["metrics"]]}
@@ -165,6 +170,10 @@ def _problems(path: str, kind: str, against: str | None) -> list[str]:
         except FlextokError as error:
             return [str(error)]
         return []
+    if kind == "reference":
+        from flextok.evaluate.reference import verify_reference
+
+        return verify_reference(path)
     from flextok.evaluate.results import verify_evaluation
 
     return verify_evaluation(path)
