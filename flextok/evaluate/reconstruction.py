@@ -1,21 +1,18 @@
 """Reconstructions of held-out images at each number of kept tokens, and how far they are from the originals."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
+from collections.abc import Sequence
+from typing import Any
 
 from flextok.data.corpus.reader import Corpus
-from flextok.data.images import preprocess, to_model, to_uint8
+from flextok.data.images import preprocess
 from flextok.digests import digest_of
 from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
-from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, shown
+from flextok.evaluate.decoding import decoding_dtype, dtype_name
+from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid
 from flextok.evaluate.held_out import held_out_record
-from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
-from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
+from flextok.evaluate.images import choose_keys, stream_images
+from flextok.evaluate.measure import ImageSets, ImageTable
 from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import (
     IN_MEMORY,
@@ -25,12 +22,13 @@ from flextok.evaluate.protocol import (
     environment_record,
     evaluation_device,
 )
-from flextok.evaluate.rate import Rated, Rates, token_bytes
+from flextok.evaluate.rate import Rates, token_bytes
+from flextok.evaluate.reconstructor import Reconstructed, Reconstructor
 from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
+from flextok.evaluate.sweep import FIRST_SET, Sweep, grid_points
 from flextok.metrics.pixel import MAE_REDUCTION
-from flextok.model.load import load_tokenizer, tokenizer_outline
-from flextok.model.tokenizer import Tokenizer
+from flextok.model.load import tokenizer_outline
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
 from flextok.runtime.spread import spread
@@ -54,7 +52,8 @@ def evaluate_reconstruction(
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
     does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
-    `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). Files:
+    `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). With
+    `config.sweep`: the curves of all metrics over a grid of settings (`flextok.evaluate.sweep`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `figures/reconstructions.png`.
     """
@@ -78,6 +77,9 @@ def evaluate_reconstruction(
     reference = read_reference(reference_url, sets, corpus, set_keys, size_px) if reference_url else None
     if reference is not None:
         sets.take(ORIGINAL, reference)
+    points = grid_points(config.sweep, config, keeps, tokenizer.num_tokens, False) if config.sweep else []
+    swept = ImageTable(config.metrics)
+    sweep = Sweep(config.sweep, points, sets, swept) if config.sweep else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid = PictureGrid(keys[: config.grid_images])
@@ -94,9 +96,9 @@ def evaluate_reconstruction(
     parts = Parts(parent_url, made_by, len(batches), Reconstructed.to_plain, Reconstructed.from_plain)
     to_do = [key for index in parts.missing for key in batches[index]]
     in_sets = frozenset(set_keys), reference is None
-    arguments = (tokenizer_url, config, keeps, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
+    arguments = (tokenizer_url, config, keeps, points, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
     with (
-        track("reconstruct", len(keys) * len(keeps), "images") as task,
+        track("reconstruct", len(keys) * (len(keeps) + len(points)), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
         images = stream_images(corpus, to_do, size_px, config.batch_size)
@@ -105,9 +107,9 @@ def evaluate_reconstruction(
                 rates.add(found.rated)
             for measured, shown in found.sets:
                 sets.add(measured)
-                table.add(measured)
+                (swept if measured.k <= FIRST_SET else table).add(measured)
                 grid.take(measured.k, shown)
-                task.advance(len(measured.keys) if measured.k > ORIGINAL else 0)
+                task.advance(len(measured.keys) if measured.k > ORIGINAL or measured.k <= FIRST_SET else 0)
 
     protocol = {
         "data": {**corpus_record(corpus, keys, len(available)), **held_out},
@@ -131,6 +133,9 @@ def evaluate_reconstruction(
     if rates is not None:
         metrics += rates.numbers(protocol)
     series = list(rates.curves(table, decoded)) if rates is not None else []
+    if sweep is not None:
+        best, curves = sweep.results(protocol, reference_record, tokenizer, config, dtype_name(dtype))
+        metrics, series = [*metrics, *best], [*series, *curves]
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
@@ -138,74 +143,6 @@ def evaluate_reconstruction(
     made = write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
     parts.remove()
     return made
-
-
-class Reconstructed(NamedTuple):
-    """What a batch of originals gives: of each set what it gives to the numbers, and pictures for the grid; then what codecs
-    make of the originals."""
-
-    sets: list[tuple[Measured, list[Shown]]]
-    rated: Rated
-
-    def to_plain(self) -> Any:
-        """As a part of an evaluation has it."""
-        sets = [[measured.to_plain(), pictures] for measured, pictures in self.sets]
-        return [sets, [[*place, values] for place, values in self.rated.items()]]
-
-    @classmethod
-    def from_plain(cls, plain: Any) -> "Reconstructed":
-        """What `to_plain` gave."""
-        sets, rated = plain
-        return cls(
-            [(Measured(**measured), pictures) for measured, pictures in sets],
-            {(codec, size, metric): values for codec, size, metric, values in rated},
-        )
-
-
-class Reconstructor:
-    """What a worker holds to measure batches of originals at each of `keeps` tokens."""
-
-    def __init__(
-        self,
-        tokenizer_url: str,
-        config: ReconstructionConfig,
-        keeps: Sequence[int],
-        set_keys: frozenset[str],
-        with_originals: bool,
-        grid_keys: frozenset[str],
-        bytes_at: dict[int, int],
-        device: str,
-        dtype: torch.dtype,
-    ):
-        self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
-        self._measure = Measure(ImageSets(config, device), ImageTable(config.metrics))
-        self._rates = Rates(config.codecs, config.metrics, bytes_at) if config.codecs else None
-        self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
-        self._with_originals = with_originals
-
-    def __call__(self, batch: ImageBatch) -> Reconstructed:
-        """The sets are the originals, their way through the latents alone, and the pictures at each K."""
-        sets = [
-            (self._measure(made), shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC))
-            for made in self._reconstructions(batch)
-        ]
-        return Reconstructed(sets, self._rates.measure(batch.images_BHWC) if self._rates is not None else {})
-
-    def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
-        chosen_B = np.array([key in self._set_keys for key in batch.keys])
-        ids, through_latents = _encode(self._tokenizer, batch)
-        yield Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B & self._with_originals)
-        yield Pictures(LATENTS, through_latents, batch, np.zeros_like(chosen_B))
-        for keep in self._keeps:
-            images = decode_ids(self._tokenizer, ids, keep, batch.keys, self._config)
-            yield Pictures(keep, images, batch, chosen_B)
-
-
-@torch.inference_mode()
-def _encode(tokenizer: Tokenizer, batch: ImageBatch) -> tuple[torch.Tensor, np.ndarray]:
-    """Token ids of a batch, and its images after the latents alone."""
-    latents = tokenizer.encode_images(to_model(batch.images_BHWC).to(tokenizer.device))
-    return tokenizer.encode_latents(latents), to_uint8(tokenizer.images_from_latents(latents))
 
 
 def _mae_reduction(table: ImageTable, keeps: Sequence[int], protocol: dict[str, Any]) -> list[Metric]:

@@ -72,7 +72,7 @@ class Series:
 
     name: str
     axis: str
-    at: Sequence[int]
+    at: Sequence[float]
     values: Sequence[float]
     protocol: dict[str, Any]
 

@@ -65,7 +65,10 @@ def test_evaluations_give_the_same_numbers_with_it(pipeline: TinyPipeline, confi
     monkeypatch.setattr(ImageSets, "features", lambda self, images: seen.append(len(images)) or features(self, images))
     reconstruction = pipeline.tokenizer, pipeline.val
     generation = pipeline.samples.url, pipeline.val, pipeline.tokenizer
-    for evaluate, arguments, sets in ((evaluate_reconstruction, reconstruction, 3), (evaluate_generation, generation, 4)):
+    for evaluate, arguments, sets in (
+        (evaluate_reconstruction, reconstruction, 3),
+        (evaluate_generation, generation, 4),
+    ):
         plain = evaluate(*arguments, apart, config)
         with_originals = sum(seen)
         seen.clear()
@@ -130,7 +133,9 @@ def test_of_other_images_it_is_not_read(pipeline: TinyPipeline, reference: Refer
 def test_its_files_serve_others(pipeline: TinyPipeline, reference: Reference, tmp_path: Path):
     pictures = f"{pipeline.samples.url}/images/k004"
     by_file = evaluate_pictures(pictures, f"{reference.url}/statistics.npz", str(tmp_path), EVALUATION)
-    assert by_file.value("fd_random_conv") == pytest.approx(pipeline.generation.value("fd_random_conv_samples", 4), rel=1e-5)
+    assert by_file.value("fd_random_conv") == pytest.approx(
+        pipeline.generation.value("fd_random_conv_samples", 4), rel=1e-5
+    )
     crops = [np.load(storage.join(reference.url, "crops", f"00000{shard}.npz"))["arr_0"] for shard in range(3)]
     sets = ImageSets(EVALUATION, "cpu")
     sets.take(ORIGINAL, reference.gathered(sets))
