@@ -175,7 +175,7 @@ class GenerationConfig(DecodingConfig, SetComparisonConfig, SweptConfig):
     """What the evaluation of samples reads."""
 
 
-class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):
+class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig, ReferenceConfig):
     """How reconstructions and samples are made and measured. Every deciding field stands in the numbers' protocol."""
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ def why(old: Built, capsys, *sets: str) -> dict[str, list[str]]:
 
 def test_a_refresh_makes_only_what_is_new(tmp_path: Path, capsys):
     built = unpack(tmp_path)
-    waiting = dict.fromkeys(("reconstructions", "fid", "report"), [])
+    waiting: dict[str, list[str]] = {name: [] for name in ("reconstructions", "fid", "report")}
     assert why(built, capsys) == {"reference": ["it was never made"], **waiting}
     assert cli.run(["refresh", *built.arguments()]) == 0
     shown = capsys.readouterr().err
