@@ -26,3 +26,6 @@ class RecipeFacts:
     def unchanged(self, stage: str, partition: str | None, version: str | None) -> bool:
         look = STAGES[stage].unchanged
         return look is None or look(self.recipe.of_partition(partition), split_of(partition or ""), version)
+
+    def added(self, stage: str) -> frozenset[str]:
+        return frozenset(dep.stage for dep in STAGES[stage].deps if dep.added)

@@ -76,6 +76,15 @@ def _training_numbers(url: str) -> dict[str, int | float]:
     }
 
 
+def reference(run: StageRun, made: Made) -> Page:
+    """How many images there are, and their bytes."""
+    from flextok.evaluate.reference import Reference
+
+    url = _url(made)
+    images, workers = Reference.open(url).images["images"], _decoding_workers(run.recipe.compute)
+    return Page(size_bytes=storage.total_bytes(url), images=images, workers=workers)
+
+
 def reconstructions(run: StageRun, made: Made) -> Page:
     """Some originals beside what the fewest to the most tokens make of them, and all metrics over K."""
     from flextok.evaluate.results import read_evaluation

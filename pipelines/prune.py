@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 CURRENT, NEWEST, YOUNG = "current", "newest of its folder", "not old enough"
-FOLDERS = ("corpora/*", "checkpoints/*", "tokens/*/*", "text_features/*/*", "samples", "evaluation")
+FOLDERS = ("corpora/*", "checkpoints/*", "tokens/*/*", "text_features/*/*", "samples", "reference", "evaluation")
 """Where artifacts lie."""
 
 

@@ -103,6 +103,8 @@ class Dep:
     stage: str
     reads: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
     """Splits of the profile's corpus, or the partitions, where they depend on the recipe."""
+    added: bool = False
+    """Whether it came later, for what was worked out in place before: results that were made without it remain valid."""
 
     def partitions(self, recipe: Recipe) -> tuple[str, ...]:
         """The partitions that are read; none where all are, or the one that is made."""

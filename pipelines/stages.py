@@ -7,7 +7,12 @@ from functools import partial
 from typing import Any
 
 from flextok.config import Config
-from flextok.evaluate.config import GenerationConfig, ReconstructionConfig, SamplingConfig  # noqa: TID253
+from flextok.evaluate.config import (  # noqa: TID253
+    GenerationConfig,
+    ReconstructionConfig,
+    ReferenceConfig,
+    SamplingConfig,
+)
 from pipelines import pages
 from pipelines.defs import data, evaluation, prior, tokenizer
 from pipelines.recipe import Recipe
@@ -89,13 +94,27 @@ register(
 )
 register(
     Stage(
+        "reference",
+        "crops and features of the held-out images, against which sets are measured",
+        "evaluation",
+        ("safetensors",),
+        version=1,
+        settings=lambda recipe: {"image_size": recipe.image_size, **_evaluation(recipe, ReferenceConfig)},
+        deps=(Dep("image_shards", ("val",)),),
+        run=evaluation.make_the_reference,
+        folder="reference/<digest>/",
+        page=pages.reference,
+    )
+)
+register(
+    Stage(
         "reconstructions",
         "held-out images at 1, 2, 4, ... tokens: MAE, PSNR, distribution distance",
         "evaluation",
         ("pytorch",),
         version=1,
         settings=lambda recipe: _evaluation(recipe, ReconstructionConfig),
-        deps=(Dep("tokenizer"), Dep("image_shards", ("val",))),
+        deps=(Dep("tokenizer"), Dep("image_shards", ("val",)), Dep("reference", added=True)),
         run=evaluation.reconstruct,
         checks=(
             Check(evaluation.MORE_TOKENS_ARE_CLOSER, "All tokens give a smaller pixel error than one."),
@@ -183,7 +202,7 @@ register(
             **_evaluation(recipe, GenerationConfig),
             "evaluation.samples": recipe.evaluation.samples,
         },
-        deps=(Dep("samples"), Dep("tokenizer"), Dep("image_shards", ("val",))),
+        deps=(Dep("samples"), Dep("tokenizer"), Dep("image_shards", ("val",)), Dep("reference", added=True)),
         run=evaluation.measure_samples,
         checks=(
             Check(evaluation.CLOSER_THAN_RANDOM, "Samples are closer to the val set than images of random tokens."),

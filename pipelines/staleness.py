@@ -48,6 +48,10 @@ class Facts(Protocol):
         """Whether what the stage looks at outside is what a data version stands for. FlextokError where it cannot look."""
         ...
 
+    def added(self, stage: str) -> frozenset[str]:
+        """Stages that it reads by now, and whose results it worked out itself before: those made so remain valid."""
+        ...
+
 
 @dataclass(frozen=True)
 class AssetState:
@@ -88,7 +92,7 @@ def survey(graph: Graph, instance: dg.DagsterInstance, facts: Facts, workspace: 
                 reasons = _settings_changed((key, partition), metadata, facts, block.get("recipe") or {})
                 if not reasons and _stage_version(graph.code_version(key)) != _stage_version(_code_version(record)):
                     reasons = ["its code has another version"]
-                reasons += _inputs_changed(instance, record, reads, records)
+                reasons += _inputs_changed(instance, record, reads, records, facts.added(key.path[-1]))
                 status = "stale" if reasons else "fresh"
                 if gone:
                     status, reasons = "missing", [gone]
@@ -153,8 +157,10 @@ def _inputs_changed(
     record: Any,
     reads: Mapping[dg.AssetKey, list[AssetPart]],
     records: Mapping[AssetPart, Any | None],
+    added: frozenset[str],
 ) -> list[str]:
-    """Which of its inputs have another data version than those that were read for `record`.
+    """Which of its inputs have another data version than those that were read for `record`. It may be from before it read
+    those of the stages `added`.
 
     Dagster tags a result with the data version of each input; of partitions with the SHA-256 of all versions in a row.
     """
@@ -163,6 +169,8 @@ def _inputs_changed(
     for parent, parts in reads.items():
         was = tags.get(INPUT_VERSION + parent.to_user_string())
         versions = {part: data_version(records[part]) for part in parts}
+        if was is None and parent.path[-1] in added:
+            continue
         if was is None:
             reasons.append(f"it has a new dependency on {parent.path[-1]}")
         elif None not in versions.values() and was != _joint_version(versions):

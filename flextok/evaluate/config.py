@@ -120,6 +120,12 @@ class SetComparisonConfig(Config):
         return self
 
 
+class ReferenceConfig(SetComparisonConfig):
+    """What the making of a reference set reads."""
+
+    batch_size: Operational[int] = Field(default=64, gt=0, description="Images looked at at once.")
+
+
 class ImageComparisonConfig(Config):
     """How images are compared with their originals."""
 
@@ -162,7 +168,38 @@ class PerturbationConfig(Config):
         return self
 
 
-class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig):
+class SweepConfig(Config):
+    """A grid of settings, all of which are measured. An axis that is null stays as the evaluation has it."""
+
+    keep: tuple[int, ...] | None = Field(default=None, description="Token counts K; null: those of the evaluation.")
+    guidance: tuple[float, ...] | None = Field(default=None, description="Guidance of the flow decoder.")
+    steps: tuple[int, ...] | None = Field(default=None, description="Euler steps of the flow decoder.")
+    temperature: tuple[float, ...] | None = Field(
+        default=None, description="Temperature at which the prior draws ids, all positions; of samples only."
+    )
+    select: str | None = Field(
+        default=None, description="Metric (docs/metrics.md) that the best point is chosen by; null: the first of sets."
+    )
+
+    @model_validator(mode="after")
+    def _values(self) -> "SweepConfig":
+        axes = {"keep": self.keep, "guidance": self.guidance, "steps": self.steps, "temperature": self.temperature}
+        for name, values in axes.items():
+            least = 1 if name in ("keep", "steps") else 0
+            if values is not None and (not values or min(values) < least or len(set(values)) < len(values)):
+                raise ValueError(f"{name}: expected different values of at least {least}, found {list(values)}")
+        return self
+
+
+class SweptConfig(Config):
+    """Whether a grid of settings is measured, too."""
+
+    sweep: Added[SweepConfig | None] = Field(
+        default=None, description="A grid of settings to measure beside the evaluation's own, as curves; null: none."
+    )
+
+
+class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig, SweptConfig):
     """What the evaluation of reconstructions reads."""
 
     codecs: Added[Annotated[tuple[str, ...], _names_in(CODECS)]] = Field(
@@ -191,7 +228,7 @@ class SamplingConfig(DecodingConfig, KeepConfig):
     samples: SamplesConfig = Field(default_factory=SamplesConfig, description="What is drawn from the prior.")
 
 
-class GenerationConfig(DecodingConfig, SetComparisonConfig):
+class GenerationConfig(DecodingConfig, SetComparisonConfig, SweptConfig):
     """What the evaluation of samples reads."""
 
     sample_metrics: Added[Annotated[tuple[str, ...], _names_in(SAMPLE_METRICS)]] = Field(
@@ -208,7 +245,7 @@ class GenerationConfig(DecodingConfig, SetComparisonConfig):
         return self
 
 
-class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig):
+class EvaluationConfig(ReconstructionConfig, SamplingConfig, GenerationConfig, ReferenceConfig):
     """How reconstructions and samples are made and measured. Every deciding field stands in the numbers' protocol."""
 
     @model_validator(mode="after")

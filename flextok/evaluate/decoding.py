@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from flextok.data.images import to_uint8
+from flextok.errors import FlextokError
 from flextok.evaluate.config import DecodingConfig
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.nn.precision import autocast_dtype
@@ -41,4 +42,17 @@ def decode_ids(
         seed=sampler.seed,
         sample_ids=keys,
     )
-    return to_uint8(images)
+    return pixels(images, f"{keep} tokens", keys)
+
+
+def pixels(images_BCHW: torch.Tensor, made_of: str, keys: Sequence[str]) -> np.ndarray:
+    """What a decoder gave, [B, 3, H, W] in [-1, 1], as uint8 [B, H, W, 3]; raises FlextokError where it is not finite: that
+    would be a black picture, which is measured like any other."""
+    finite_B = torch.isfinite(images_BCHW).flatten(1).all(dim=1)
+    if not finite_B.all():
+        first = keys[int((~finite_B).nonzero()[0])]
+        raise FlextokError(
+            f"expected finite pictures of {made_of}, found NaN or infinity in {int((~finite_B).sum())} of "
+            f"{len(keys)} images, the first of {first}; look at the tokenizer's training, or set evaluation.precision=float32"
+        )
+    return to_uint8(images_BCHW)

@@ -5,7 +5,8 @@ one whose distance is called FID), `dinov2-*`, `clip-*` and `vgg16` fetch their 
 hub cache; on a closed machine put the files there beforehand.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,21 @@ def load_extractor(
     """The extractor called `name`, with its weights, for the `layers` that it is to give.
 
     `input_px` is the side images are resized to inside `efficientnet_lite0` (default 224, a multiple of 32); the
-    others have a size of their own. Raises UsageError for an unknown name, a size that does not fit or a layer that it
-    lacks, FlextokError when weights cannot be had: call this before any expensive work.
+    others have a size of their own. One that is in use in this process is shared. Raises UsageError for an unknown name, a
+    size that does not fit or a layer that it lacks, FlextokError when weights cannot be had: call this before any
+    expensive work.
     """
+    wanted = name, input_px, device, tuple(layers)
+    extractor = _in_use.get(wanted)
+    if extractor is None:
+        extractor = _in_use[wanted] = _load(name, input_px, device, layers)
+    return extractor
+
+
+_in_use: MutableMapping[Any, Extractor] = weakref.WeakValueDictionary()
+
+
+def _load(name: str, input_px: int | None, device: str, layers: Sequence[Layer]) -> Extractor:
     import flextok.evaluate.extractors as ours  # (registers them, makes torch-fidelity importable)
 
     # isort: split

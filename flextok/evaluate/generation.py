@@ -1,7 +1,7 @@
 """How near sampled images come to held-out ones as a set, beside images of random tokens as the baseline."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from flextok.data.corpus.reader import Corpus
 from flextok.data.images import preprocess
 from flextok.data.tokens import TokenStore
+from flextok.digests import digest_of
 from flextok.errors import UsageError
 from flextok.evaluate.conditions import condition_numbers
 from flextok.evaluate.config import GenerationConfig
@@ -16,9 +17,13 @@ from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
 from flextok.evaluate.grid import GRID, ORIGINAL, PictureGrid, Shown, shown
 from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
 from flextok.evaluate.measure import ImageSets, Measure, Measured, Pictures
+from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
-from flextok.evaluate.results import EvaluationResult, write_evaluation
-from flextok.evaluate.sampling import open_samples, read_images
+from flextok.evaluate.reference import read_reference
+from flextok.evaluate.results import EvaluationResult, Series, write_evaluation
+from flextok.evaluate.sampling import batch_ranges, open_samples, read_images
+from flextok.evaluate.sweep import Point, Sweep, grid_points
+from flextok.evaluate.swept_samples import Drawn, SweptSamples
 from flextok.model.load import load_tokenizer, tokenizer_outline
 from flextok.model.rng import uniform_for
 from flextok.provenance import read_provenance
@@ -34,7 +39,7 @@ RANDOM_PICTURES = 8
 """Images of random tokens kept for the report."""
 
 
-@storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}")
+@storage_errors("evaluate {samples_url} against {corpus_url} into {parent_url}", keeps=KEEPS)
 def evaluate_generation(
     samples_url: str,
     corpus_url: str,
@@ -42,14 +47,18 @@ def evaluate_generation(
     parent_url: str,
     config: GenerationConfig,
     compute: ComputeConfig | None = None,
+    reference_url: str | None = None,
 ) -> EvaluationResult:
     """Compare sets of samples with the images of a corpus split; stored in `parent_url/<digest>/`.
 
-    Here or, where `compute` has the address of a cluster, by workers on its nodes.
+    Here or, where `compute` has the address of a cluster, by workers on its nodes. Features of the images are read from the
+    reference set at `reference_url` where it is of those that are chosen here.
 
     For each of `config.set_metrics`: `<number>_samples` by K, and `<number>_random_tokens` at the largest K: as many
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
-    score as they do. For each of `config.sample_metrics`: `<metric>_samples` by K and `<metric>_originals`. File: `grid.parquet`, some of the latter as pictures.
+    score as they do. For each of `config.sample_metrics`: `<metric>_samples` by K and `<metric>_originals`. With
+    `config.sweep`: the curves of all metrics over a grid of settings (`flextok.evaluate.sweep`). File: `grid.parquet`, some of
+    the images of random tokens as pictures.
     """
     config = config.part(GenerationConfig)
     device = evaluation_device(compute)
@@ -71,26 +80,53 @@ def evaluate_generation(
     sets.require(len(keys), samples_url)
     sets.require(len(reference_keys), corpus_url)
 
+    size_px = tokenizer.config.image_size
+    reference = read_reference(reference_url, sets, corpus, reference_keys, size_px) if reference_url else None
+    if reference is not None:
+        sets.take(ORIGINAL, reference)
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
-    total = len(reference_keys) + len(keys) * (len(samples.keep) + 1)
-    originals = stream_images(corpus, reference_keys, tokenizer.config.image_size, config.batch_size)
-    items = itertools.chain(
-        ((ORIGINAL, batch) for batch in originals),
-        ((k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in _parts(keys, config.batch_size)),
+    to_look_at = reference_keys if reference is None else []
+    total = len(to_look_at) + len(keys) * (len(samples.keep) + 1)
+    points, sweep = [], None
+    if config.sweep is not None:
+        points = grid_points(config.sweep, config, samples.keep, store.num_tokens, True)
+        sweep = Sweep(config.sweep, points, sets, None)
+    originals = cut(available, config.batch_size, to_look_at)
+    others: list[Item] = [(k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in cut(keys, config.batch_size)]
+    for temperature in dict.fromkeys(point.temperature for point in points):
+        others += [Drawn(temperature, rows) for rows in batch_ranges(len(keys), config.batch_size)]
+    made_by = [
+        config.content(),
+        samples.digest,
+        corpus.digest,
+        digest_of(originals),
+        digest_of(keys),
+        config.batch_size,
+        sets.records(),
+        device,
+        dtype_name(dtype),
+    ]
+    parts = Parts(parent_url, made_by, len(originals) + len(others), _to_plain, _from_plain)
+    to_do = [key for index in parts.missing if index < len(originals) for key in originals[index]]
+    images = stream_images(corpus, to_do, size_px, config.batch_size)
+    items: Iterable[Item] = itertools.chain(
+        ((ORIGINAL, batch) for batch in images),
+        (others[index - len(originals)] for index in parts.missing if index >= len(originals)),
     )
-    arguments = (tokenizer_url, samples_url, config, widest, frozenset(grid.keys), device, dtype)
+    arguments = (tokenizer_url, samples_url, config, widest, points, frozenset(grid.keys), device, dtype)
     with (
-        track("sample distances", total, "images") as task,
+        track("sample distances", total + len(keys) * len(points), "images") as task,
         spread("a comparing worker", SetMeasurer, arguments, compute) as measure,
     ):
-        for measured, pictures in measure(items):
-            sets.add(measured)
-            grid.take(widest, pictures)
-            task.advance(measured.in_sets)
+        for found in parts.results(measure(items)):
+            for measured, pictures in found:
+                sets.add(measured)
+                grid.take(widest, pictures)
+                task.advance(measured.in_sets)
 
-    reference = {"kind": HELD_OUT, **corpus_record(corpus, reference_keys, len(available))}
+    reference_record = {"kind": HELD_OUT, **corpus_record(corpus, reference_keys, len(available))}
     protocol = {
-        "preprocess": preprocess(tokenizer.config.image_size),
+        "preprocess": preprocess(size_px),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
         "environment": environment_record(device, dtype_name(dtype)),
@@ -112,14 +148,23 @@ def evaluate_generation(
     metrics = []
     for metric in sets.metrics:
         for keep in samples.keep:
-            metrics.append(sets.compare(metric, keep, {**drawn_protocol, "keep": keep}, reference, "_samples"))
-        metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference, "_random_tokens"))
-    held_out = {**protocol, "reference": reference}
-    size = tokenizer.config.image_size
-    metrics += condition_numbers(samples, corpus, keys, reference_keys, config, size, drawn_protocol, held_out, compute)
+            metrics.append(sets.compare(metric, keep, {**drawn_protocol, "keep": keep}, reference_record, "_samples"))
+        metrics.append(sets.compare(metric, RANDOM_TOKENS, random_protocol, reference_record, "_random_tokens"))
+    held_out = {**protocol, "reference": reference_record}
+    metrics += condition_numbers(
+        samples, corpus, keys, reference_keys, config, size_px, drawn_protocol, held_out, compute
+    )
+    series: list[Series] = []
+    if sweep is not None:
+        swept_protocol = {**drawn_protocol, "file_format": IN_MEMORY}
+        best, series = sweep.results(swept_protocol, reference_record, tokenizer, config, dtype_name(dtype), "_samples")
+        metrics += best
     inputs = [samples_url, corpus_url, tokenizer_url]
+    inputs += [reference_url] if reference is not None and reference_url else []
     files = {GRID: grid.to_parquet()}
-    return write_evaluation("generation", parent_url, metrics, [], inputs, config.content(), files)
+    made = write_evaluation("generation", parent_url, metrics, series, inputs, config.content(), files)
+    parts.remove()
+    return made
 
 
 def random_ids(store: TokenStore, keys: Sequence[str], seed: int) -> torch.Tensor:
@@ -127,6 +172,10 @@ def random_ids(store: TokenStore, keys: Sequence[str], seed: int) -> torch.Tenso
     shape = (store.num_tokens,) if store.codebooks == 1 else (store.num_tokens, store.codebooks)
     uniform = uniform_for(seed, [f"random tokens {key}" for key in keys], shape)
     return (uniform.double() * store.vocab_size).long().clamp(max=store.vocab_size - 1)
+
+
+Item = tuple[int, ImageBatch | Sequence[str]] | Drawn
+"""A batch of the set with that number, or samples drawn for a sweep."""
 
 
 class SetMeasurer:
@@ -138,6 +187,7 @@ class SetMeasurer:
         samples_url: str,
         config: GenerationConfig,
         widest: int,
+        points: Sequence[Point],
         grid_keys: frozenset[str],
         device: str,
         dtype: torch.dtype,
@@ -145,21 +195,27 @@ class SetMeasurer:
         self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
         self._samples_url, self._store = samples_url, TokenStore.open(samples_url)
         self._measure = Measure(ImageSets(config, device))
+        self._swept = SweptSamples(samples_url, self._store, points, config, device)
         self._config, self._widest, self._grid_keys = config, widest, grid_keys
 
-    def __call__(self, item: tuple[int, ImageBatch | Sequence[str]]) -> tuple[Measured, list[Shown]]:
+    def __call__(self, item: Item) -> list[tuple[Measured, list[Shown]]]:
         """What a batch of a set gives to the numbers, the set being ORIGINAL, RANDOM_TOKENS or a number of tokens, and its
-        pictures for the grid."""
+        pictures for the grid; of samples drawn for a sweep, that of the sets at all points."""
+        if isinstance(item, Drawn):
+            return [(self._measure(made), []) for made in self._swept.pictures(self._tokenizer, item)]
         k, batch = item
         if isinstance(batch, ImageBatch):
-            return self._measure(Pictures(k, batch.images_BHWC)), []
+            return [(self._measure(Pictures(k, batch.images_BHWC)), [])]
         if k != RANDOM_TOKENS:
-            return self._measure(Pictures(k, read_images(self._samples_url, k, batch))), []
+            return [(self._measure(Pictures(k, read_images(self._samples_url, k, batch))), [])]
         ids = random_ids(self._store, batch, self._config.seed)
         images = decode_ids(self._tokenizer, ids, self._widest, batch, self._config)
-        return self._measure(Pictures(k, images)), shown(self._grid_keys, batch, [None] * len(batch), images)
+        return [(self._measure(Pictures(k, images)), shown(self._grid_keys, batch, [None] * len(batch), images))]
 
 
-def _parts(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+def _to_plain(found: list[tuple[Measured, list[Shown]]]) -> Any:
+    return [[measured.to_plain(), pictures] for measured, pictures in found]
+
+
+def _from_plain(plain: Any) -> list[tuple[Measured, list[Shown]]]:
+    return [(Measured(**measured), pictures) for measured, pictures in plain]

@@ -1,6 +1,6 @@
 """Metrics of pictures as they go by: each against its original, and whole sets against the set of originals."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
 from flextok.evaluate.config import SetComparisonConfig
 from flextok.evaluate.features import load_extractor
+from flextok.evaluate.gathered import Gathered, Kept
 from flextok.evaluate.grid import ORIGINAL, parquet_bytes
 from flextok.evaluate.images import ImageBatch
 from flextok.evaluate.results import Metric, standard_error
 from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, ImageMetric, Layer, SetMetric
 from flextok.metrics.bootstrap import bootstrap
-from flextok.metrics.statistics import FeatureRows, FeatureStatistics, GivenStatistics
+from flextok.metrics.statistics import GivenStatistics
 from flextok.metrics.weights import WeightsConfig, with_weights
 
 
@@ -45,6 +46,10 @@ class Measured:
     """Pictures that entered their set."""
     features: dict[str, np.ndarray]
     """Of those, float64 [B, width], by what gave them."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As a part of an evaluation has it; `Measured(**plain)` is the inverse."""
+        return vars(self)
 
 
 class Measure:
@@ -133,9 +138,9 @@ class ImageSets:
         if layers:
             self._network = load_extractor(self.extractor, config.extractor_input_px, device, layers)
             self._records = {self._source_of(layer): record for layer, record in self._network.records.items()}
-        self._gathered: dict[tuple[int, str, str], FeatureStatistics | FeatureRows] = {}
+        self.kept: Kept = {source: self._kept_of(source) for source in (*self._own, *self._records)}
+        self._gathered: dict[int, Gathered] = defaultdict(lambda: Gathered(self.kept))
         self._given: dict[str, GivenStatistics] = {}
-        self._counts: Counter[int] = Counter()
 
     def require(self, images: int, place: str, names: Sequence[str] | None = None) -> None:
         """Raises UsageError where a metric (of `names`; None: any) has no number for so few `images`, those of `place`."""
@@ -162,17 +167,30 @@ class ImageSets:
         found = {source: features_of(images_BHWC) for source, features_of in self._own.items()}
         if self._network is not None:
             found |= {self._source_of(layer): each for layer, each in self._network.outputs(images_BHWC).items()}
+        for source, features in found.items():
+            if not np.isfinite(features).all():
+                raise FlextokError(
+                    f"expected finite features by {source}, found NaN or infinity; look at the weights of the extractor"
+                )
         return found
+
+    @property
+    def kept_of_reference(self) -> Kept:
+        """What is kept of the reference: nothing of what only metrics without one take."""
+        used = {self._source(metric) for metric in self.metrics if metric.uses_reference}
+        return {source: kept for source, kept in self.kept.items() if source in used}
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What gives the features, by source, as far as it is known without any."""
+        return {source: self._records.get(source, {"name": source}) for source in self.kept}
 
     def add(self, measured: Measured) -> None:
         """Take in a batch."""
-        self._counts[measured.k] += measured.in_sets
-        for source, features in measured.features.items():
-            width = features.shape[1]
-            self._records.setdefault(source, {"name": source, "width": width})
-            for kept in self._kept_of(source):
-                empty = FeatureStatistics.empty(width) if kept == "statistics" else FeatureRows()
-                self._gathered.setdefault((measured.k, source, kept), empty).add(features)
+        self._gathered[measured.k].add(measured.in_sets, measured.features)
+
+    def take(self, k: int, gathered: Gathered) -> None:
+        """Take in what was gathered of the set `k` before, as `kept` says."""
+        self._gathered[k].merge(gathered)
 
     def compare(
         self,
@@ -187,7 +205,7 @@ class ImageSets:
         there are any), `reference` which the originals are; `in_pairs`: each image is made of the original in its place."""
         record = {
             **protocol,
-            "distance": metric.protocol(self._records[self._source(metric)], self._counts[k], reference),
+            "distance": metric.protocol(self._record_of(metric, k), self._gathered[k].images, reference),
         }
         value = metric.compute(self._reference_of(metric, metric.needs), self._of(metric, k, metric.needs))
         name, keep = metric.called(self.extractor) + suffix, protocol.get("keep")
@@ -197,21 +215,28 @@ class ImageSets:
         interval = bootstrap(metric, *rows, value, self._resamples, in_pairs)
         return Metric(name, value, record, keep, interval.standard_error, interval.to_json())
 
+    def of(self, metric: SetMetric, gathered: Gathered) -> Any:
+        """What `metric` works on, of a set that was gathered elsewhere."""
+        return gathered.of(self._source(metric), metric.needs)
+
     def _source(self, metric: SetMetric) -> str:
         return self._source_of(metric.layer) if metric.features is None else metric.name
 
     def _source_of(self, layer: Layer) -> str:
         return self.extractor if layer == "features" else f"{self.extractor} {layer}"
 
-    def _kept_of(self, source: str) -> set[str]:
+    def _kept_of(self, source: str) -> frozenset[str]:
         """What its metrics work on, and the features themselves where they are resampled."""
         kept: set[str] = {metric.needs for metric in self.metrics if self._source(metric) == source}
-        return kept | {"features"} if self._resamples else kept
+        return frozenset(kept | {"features"} if self._resamples else kept)
+
+    def _record_of(self, metric: SetMetric, k: int) -> dict[str, Any]:
+        source = self._source(metric)
+        return self._records.get(source) or {"name": source, "width": self._gathered[k].widths()[source]}
 
     def _reference_of(self, metric: SetMetric, kept: str) -> Any:
         given = self._given.get(metric.name)
         return None if not metric.uses_reference else given or self._of(metric, ORIGINAL, kept)
 
     def _of(self, metric: SetMetric, k: int, kept: str) -> Any:
-        gathered = self._gathered[k, self._source(metric), kept]
-        return gathered.stack() if isinstance(gathered, FeatureRows) else gathered
+        return self._gathered[k].of(self._source(metric), kept)

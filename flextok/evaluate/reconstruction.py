@@ -1,22 +1,21 @@
 """Reconstructions of held-out images at each number of kept tokens, and how far they are from the originals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
 from flextok.data.corpus.reader import Corpus
-from flextok.data.images import preprocess, to_model, to_uint8
+from flextok.data.images import preprocess
+from flextok.digests import digest_of
 from flextok.errors import UsageError
 from flextok.evaluate.config import ReconstructionConfig, keep_counts
-from flextok.evaluate.decoding import decode_ids, decoding_dtype, dtype_name
-from flextok.evaluate.extremes import EXTREMES, Extremes, Ranked, ends_of
-from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid, Shown, shown
+from flextok.evaluate.decoding import decoding_dtype, dtype_name
+from flextok.evaluate.extremes import EXTREMES, Extremes
+from flextok.evaluate.grid import GRID, LATENTS, ORIGINAL, PictureGrid
 from flextok.evaluate.held_out import held_out_record
-from flextok.evaluate.images import ImageBatch, choose_keys, stream_images
-from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, Pictures
-from flextok.evaluate.perturbation import Perturbed, Perturber, grid_of, require_neighbours
+from flextok.evaluate.images import choose_keys, stream_images
+from flextok.evaluate.measure import ImageSets, ImageTable
+from flextok.evaluate.parts import KEEPS, Parts, cut
+from flextok.evaluate.perturbation import Perturbed, grid_of, require_neighbours
 from flextok.evaluate.protocol import (
     IN_MEMORY,
     SAME_IMAGES,
@@ -25,34 +24,39 @@ from flextok.evaluate.protocol import (
     environment_record,
     evaluation_device,
 )
-from flextok.evaluate.rate import Rated, Rates, token_bytes
+from flextok.evaluate.rate import Rates, token_bytes
+from flextok.evaluate.reconstructor import Reconstructed, Reconstructor
+from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
+from flextok.evaluate.sweep import FIRST_SET, Sweep, grid_points
 from flextok.metrics.pixel import MAE_REDUCTION
-from flextok.model.load import load_tokenizer, tokenizer_outline
-from flextok.model.tokenizer import Tokenizer
+from flextok.model.load import tokenizer_outline
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.progress import track
 from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
 
 
-@storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}")
+@storage_errors("evaluate {tokenizer_url} on {corpus_url} into {parent_url}", keeps=KEEPS)
 def evaluate_reconstruction(
     tokenizer_url: str,
     corpus_url: str,
     parent_url: str,
     config: ReconstructionConfig,
     compute: ComputeConfig | None = None,
+    reference_url: str | None = None,
 ) -> EvaluationResult:
     """Decode images of a corpus split at each K and measure them; stored in `parent_url/<digest>/`.
 
-    Here or, where `compute` has the address of a cluster, by workers on its nodes.
+    Here or, where `compute` has the address of a cluster, by workers on its nodes. Features of the originals are read from
+    the reference set at `reference_url` where it is of these images.
 
     Metrics by K: those of images (`config.metrics`) and of sets (`config.set_metrics`), all against the same images after
     the same crop. `latents_<metric>`, with no K, are those of the latents decoded directly: no tokenizer on these latents
     does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
     `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). With
-    `config.perturbation`: `pfd_<share>_<rank>_<extractor>` (`flextok.evaluate.perturbation`). Files:
+    `config.perturbation`: `pfd_<share>_<rank>_<extractor>` (`flextok.evaluate.perturbation`). With `config.sweep`: the curves of
+    all metrics over a grid of settings (`flextok.evaluate.sweep`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `extremes.parquet` (PNG of the best and worst by each metric, at the most tokens), `figures/reconstructions.png`.
     """
@@ -61,7 +65,8 @@ def evaluate_reconstruction(
     dtype = decoding_dtype(config, device)
     sets, table = ImageSets(config, evaluation_device()), ImageTable(config.metrics, config.weights)
     tokenizer = tokenizer_outline(tokenizer_url)
-    table.require(tokenizer.config.image_size)
+    size_px = tokenizer.config.image_size
+    table.require(size_px)
     corpus = Corpus.open(corpus_url)
     keeps = keep_counts(config.keep, tokenizer.num_tokens)
     available = corpus.index("key")["key"].to_list()
@@ -70,111 +75,83 @@ def evaluate_reconstruction(
     if len(set_keys) < 2:
         raise UsageError(f"expected at least 2 images in {corpus_url} to evaluate on, found {len(set_keys)}")
     sets.require(len(set_keys), corpus_url)
-    points = grid_of(config.perturbation)
-    require_neighbours(tokenizer, points)
+    exchanged = grid_of(config.perturbation)
+    require_neighbours(tokenizer, exchanged)
     bytes_at = {keep: token_bytes(tokenizer, keep) for keep in keeps} if config.codecs else {}
     rates = Rates(config.codecs, table.metrics, bytes_at) if config.codecs else None
+    reference = read_reference(reference_url, sets, corpus, set_keys, size_px) if reference_url else None
+    if reference is not None:
+        sets.take(ORIGINAL, reference)
+    points = grid_points(config.sweep, config, keeps, tokenizer.num_tokens, False) if config.sweep else []
+    swept = ImageTable(config.metrics, config.weights)
+    sweep = Sweep(config.sweep, points, sets, swept) if config.sweep else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
     grid, extremes = PictureGrid(keys[: config.grid_images]), Extremes(table.metrics)
-    batches = stream_images(corpus, keys, tokenizer.config.image_size, config.batch_size)
-    arguments = (tokenizer_url, config, keeps, frozenset(set_keys), frozenset(grid.keys), bytes_at, device, dtype)
+    batches = cut(available, config.batch_size, keys)
+    made_by = [
+        config.content(),
+        tokenizer.digest,
+        digest_of(batches),
+        sets.records(),
+        reference is None,
+        device,
+        dtype_name(dtype),
+    ]
+    parts = Parts(parent_url, made_by, len(batches), Reconstructed.to_plain, Reconstructed.from_plain)
+    to_do = [key for index in parts.missing for key in batches[index]]
+    in_sets = frozenset(set_keys), reference is None
+    arguments = (tokenizer_url, config, keeps, points, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
     with (
-        track("reconstruct", len(keys) * len(keeps), "images") as task,
+        track("reconstruct", len(keys) * (len(keeps) + len(points)), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
-        for parts, ends, rated in reconstruct(batches):
-            extremes.add(ends)
+        images = stream_images(corpus, to_do, size_px, config.batch_size)
+        for found in parts.results(reconstruct(images)):
+            extremes.add(found.extremes)
             if rates is not None:
-                rates.add(rated)
-            for measured, shown in parts:
+                rates.add(found.rated)
+            for measured, shown in found.sets:
                 sets.add(measured)
-                table.add(measured)
+                (swept if measured.k <= FIRST_SET else table).add(measured)
                 grid.take(measured.k, shown)
-                task.advance(len(measured.keys) if measured.k > ORIGINAL else 0)
+                task.advance(len(measured.keys) if measured.k > ORIGINAL or measured.k <= FIRST_SET else 0)
 
     protocol = {
         "data": {**corpus_record(corpus, keys, len(available)), **held_out},
         "reference": SAME_IMAGES,
-        "preprocess": preprocess(tokenizer.config.image_size),
+        "preprocess": preprocess(size_px),
         "file_format": IN_MEMORY,
         "tokenizer": tokenizer.digest,
         "environment": environment_record(device, dtype_name(dtype)),
     }
     decoded = {**protocol, "decoder": decoder_record(tokenizer, config, dtype_name(dtype))}
-    reference = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
+    reference_record = {"kind": SAME_IMAGES, **corpus_record(corpus, set_keys, len(available))}
     metrics = []
     for metric in table.metrics:
         metrics.append(table.mean(metric, LATENTS, protocol, prefix=OF_LATENTS))
         metrics += [table.mean(metric, keep, {**decoded, "keep": keep}) for keep in keeps]
     metrics += _mae_reduction(table, keeps, decoded)
     for metric in sets.metrics:
-        metrics += [sets.compare(metric, keep, {**decoded, "keep": keep}, reference, in_pairs=True) for keep in keeps]
-    perturbed, series = Perturbed(sets, points, config.seed).numbers(keeps[-1], metrics, decoded, reference)
+        metrics += [
+            sets.compare(metric, keep, {**decoded, "keep": keep}, reference_record, in_pairs=True) for keep in keeps
+        ]
+    perturbed, series = Perturbed(sets, exchanged, config.seed).numbers(keeps[-1], metrics, decoded, reference_record)
     metrics += perturbed
     if rates is not None:
         metrics += rates.numbers(protocol)
         series += rates.curves(table, decoded)
+    if sweep is not None:
+        best, curves = sweep.results(protocol, reference_record, tokenizer, config, dtype_name(dtype))
+        metrics, series = [*metrics, *best], [*series, *curves]
     files = {IMAGES: table.to_parquet(), GRID: grid.to_parquet()}
     if grid.keys:
         files[EXTREMES] = extremes.to_parquet()
         files["figures/reconstructions.png"] = grid.sheet([ORIGINAL, *keeps, LATENTS])
-    inputs = [tokenizer_url, corpus_url]
-    return write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
-
-
-class Reconstructor:
-    """What a worker holds to measure batches of originals at each of `keeps` tokens."""
-
-    def __init__(
-        self,
-        tokenizer_url: str,
-        config: ReconstructionConfig,
-        keeps: Sequence[int],
-        set_keys: frozenset[str],
-        grid_keys: frozenset[str],
-        bytes_at: dict[int, int],
-        device: str,
-        dtype: torch.dtype,
-    ):
-        self._tokenizer = load_tokenizer(tokenizer_url, device, dtype)
-        self._table = ImageTable(config.metrics, config.weights)
-        self._measure = Measure(ImageSets(config, device), self._table)
-        self._rates = Rates(config.codecs, self._table.metrics, bytes_at) if config.codecs else None
-        points = grid_of(config.perturbation)
-        self._perturb = Perturber(self._tokenizer, points, config.seed) if points else None
-        self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
-
-    def __call__(self, batch: ImageBatch) -> tuple[list[tuple[Measured, list[Shown]]], list[Ranked], Rated]:
-        """Of the originals, of their way through the latents alone, and of the pictures at each K: what they give to the
-        numbers, and those for the grid. Then the best and worst at the most tokens, and what codecs make of the originals."""
-        parts, ends = [], []
-        for made in self._reconstructions(batch):
-            measured = self._measure(made)
-            parts.append((measured, shown(self._grid_keys, batch.keys, batch.labels, made.images_BHWC)))
-            if made.k == self._keeps[-1] and self._grid_keys:
-                ends = ends_of(self._table.metrics, measured, batch.images_BHWC, made.images_BHWC)
-        return parts, ends, self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
-
-    def _reconstructions(self, batch: ImageBatch) -> Iterator[Pictures]:
-        chosen_B = np.array([key in self._set_keys for key in batch.keys])
-        ids, through_latents = _encode(self._tokenizer, batch)
-        yield Pictures(ORIGINAL, batch.images_BHWC, None, chosen_B)
-        yield Pictures(LATENTS, through_latents, batch, np.zeros_like(chosen_B))
-        for keep in self._keeps:
-            images = decode_ids(self._tokenizer, ids, keep, batch.keys, self._config)
-            yield Pictures(keep, images, batch, chosen_B)
-        if self._perturb is not None:
-            for k, exchanged in self._perturb(ids, batch.keys):
-                images = decode_ids(self._tokenizer, exchanged, self._keeps[-1], batch.keys, self._config)
-                yield Pictures(k, images, None, chosen_B)
-
-
-@torch.inference_mode()
-def _encode(tokenizer: Tokenizer, batch: ImageBatch) -> tuple[torch.Tensor, np.ndarray]:
-    """Token ids of a batch, and its images after the latents alone."""
-    latents = tokenizer.encode_images(to_model(batch.images_BHWC).to(tokenizer.device))
-    return tokenizer.encode_latents(latents), to_uint8(tokenizer.images_from_latents(latents))
+    inputs = [tokenizer_url, corpus_url, *([reference_url] if reference is not None and reference_url else [])]
+    made = write_evaluation("reconstructions", parent_url, metrics, series, inputs, config.content(), files)
+    parts.remove()
+    return made
 
 
 def _mae_reduction(table: ImageTable, keeps: Sequence[int], protocol: dict[str, Any]) -> list[Metric]:

@@ -76,7 +76,7 @@ def sample_images(
         )
     settings = config.samples
     keeps = keep_counts(settings.keep or config.keep, prior.num_tokens)
-    condition = _Condition.of(prior, settings.num, class_names, texts)
+    condition = Condition.of(prior, settings.num, class_names, texts)
     keys = [f"{index:06d}" for index in range(settings.num)]
     ids = _draw(prior_url, condition, config, device, compute)
     recipe = {
@@ -131,7 +131,7 @@ def read_images(url: str, keep: int, keys: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Condition:
+class Condition:
     """What steers each sample, and how it was chosen."""
 
     rule: str
@@ -141,7 +141,7 @@ class _Condition:
     @classmethod
     def of(
         cls, prior: PriorConfig, num: int, class_names: Sequence[str] | None, texts: Sequence[str] | None
-    ) -> "_Condition":
+    ) -> "Condition":
         if prior.condition == "class":
             labels = [index % prior.num_classes for index in range(num)]
             names = list(class_names or [])
@@ -155,7 +155,7 @@ class _Condition:
 
 
 def _draw(
-    prior_url: str, condition: _Condition, config: SamplingConfig, device: str, compute: ComputeConfig | None
+    prior_url: str, condition: Condition, config: SamplingConfig, device: str, compute: ComputeConfig | None
 ) -> np.ndarray:
     """The ids of all samples, int64 [N, L] or [N, L, C]."""
     parts = []
@@ -163,7 +163,7 @@ def _draw(
         track("sample", config.samples.num, "images") as task,
         spread("a sampling worker", Sampler, (prior_url, condition, config, device), compute) as sample,
     ):
-        for ids in sample(_batches(config.samples.num, config.batch_size)):
+        for ids in sample(batch_ranges(config.samples.num, config.batch_size)):
             parts.append(ids)
             task.advance(len(ids))
     return np.concatenate(parts)
@@ -172,7 +172,7 @@ def _draw(
 class Sampler:
     """What a worker holds to draw the ids of some samples."""
 
-    def __init__(self, prior_url: str, condition: _Condition, config: SamplingConfig, device: str):
+    def __init__(self, prior_url: str, condition: Condition, config: SamplingConfig, device: str):
         self._prior = load_prior(prior_url, device)
         self._condition, self._config = condition, config
 
@@ -205,7 +205,7 @@ def _write_pictures(
 
 
 def _in_batches(keys: Sequence[str], ids: np.ndarray, size: int) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-    for rows in _batches(len(keys), size):
+    for rows in batch_ranges(len(keys), size):
         yield keys[rows.start : rows.stop], ids[rows.start : rows.stop]
 
 
@@ -227,6 +227,7 @@ class SampleDecoder:
         return keys, [list(map(to_png, images)) for images in pictures]
 
 
-def _batches(count: int, size: int) -> Iterator[range]:
+def batch_ranges(count: int, size: int) -> Iterator[range]:
+    """0..count - 1, `size` at a time."""
     for start in range(0, count, size):
         yield range(start, min(start + size, count))

@@ -3,7 +3,9 @@
 Precision and recall of Kynkäänniemi et al. 2019, density and coverage of Naeem et al. 2020.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,29 +32,62 @@ def recall(reference_ND: np.ndarray, images_MD: np.ndarray) -> float:
 
 def density(reference_ND: np.ndarray, images_MD: np.ndarray) -> float:
     """Balls of reference images that an image lies in, mean over images / k: about 1 for one distribution, no bound."""
-    radii_N = _radii(reference_ND, DENSITY_K)
-    inside = sum((distances < radii_N).sum().item() for distances in _distances(images_MD, reference_ND))
-    return inside / (DENSITY_K * len(images_MD))
+    _require(reference_ND, DENSITY_K)
+    _, balls, _ = _once(_seen_from_images, images_MD, reference_ND)
+    return balls / (DENSITY_K * len(images_MD))
 
 
 def coverage(reference_ND: np.ndarray, images_MD: np.ndarray) -> float:
     """Share of the reference images whose ball has an image in it, in [0, 1]."""
-    radii_N = _radii(reference_ND, DENSITY_K)
-    nearest_N = torch.cat([distances.amin(dim=1) for distances in _distances(reference_ND, images_MD)])
-    return (nearest_N < radii_N).double().mean().item()
+    _require(reference_ND, DENSITY_K)
+    _, _, nearest_N = _once(_seen_from_images, images_MD, reference_ND)
+    return (nearest_N < _once(_neighbours, reference_ND)[:, DENSITY_K]).double().mean().item()
 
 
 def _share_in_any_ball(inner_ND: np.ndarray, outer_MD: np.ndarray) -> float:
-    radii_M = _radii(outer_MD, PRECISION_K)
-    inside = sum((distances <= radii_M).any(dim=1).sum().item() for distances in _distances(inner_ND, outer_MD))
+    _require(outer_MD, PRECISION_K)
+    inside, _, _ = _once(_seen_from_images, inner_ND, outer_MD)
     return inside / len(inner_ND)
 
 
-def _radii(features_ND: np.ndarray, k: int) -> Tensor:
-    """Distance of each to its k-th neighbour in the same set, itself not counted."""
+def _seen_from_images(images_MD: np.ndarray, reference_ND: np.ndarray) -> tuple[int, int, Tensor]:
+    """By one pass over the distances: images in any ball of precision, balls of density around images, and the distance
+    [N] of each reference image to the nearest image."""
+    neighbours = _once(_neighbours, reference_ND)
+    narrow_N, wide_N = neighbours[:, PRECISION_K], neighbours[:, DENSITY_K]
+    inside, balls, nearest_N = 0, 0, torch.full_like(narrow_N, torch.inf)
+    for distances in _distances(images_MD, reference_ND):
+        inside += int((distances <= narrow_N).any(dim=1).sum())
+        balls += int((distances < wide_N).sum())
+        nearest_N = torch.minimum(nearest_N, distances.amin(dim=0))
+    return inside, balls, nearest_N
+
+
+def _require(features_ND: np.ndarray, k: int) -> None:
     if len(features_ND) <= k:
         raise ValueError(f"expected more than {k} images in each set, found {len(features_ND)}")
-    return torch.cat([distances.kthvalue(k + 1).values for distances in _distances(features_ND, features_ND)])
+
+
+def _neighbours(features_ND: np.ndarray) -> Tensor:
+    """Distances [N, 6] of each to itself and its nearest neighbours, ascending; inf where there are no more."""
+    found = []
+    for distances in _distances(features_ND, features_ND):
+        nearest = distances.topk(min(DENSITY_K + 1, len(features_ND)), largest=False).values
+        found.append(torch.nn.functional.pad(nearest, (0, DENSITY_K + 1 - nearest.shape[1]), value=torch.inf))
+    return torch.cat(found)
+
+
+_found: dict[Any, Any] = {}
+
+
+def _once(compute: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """`compute(*arrays)`, kept while these arrays live: metrics share distances, and numbers of one reference its balls."""
+    place = compute, *map(id, arrays)
+    if place not in _found:
+        _found[place] = compute(*arrays)
+        for array in arrays:
+            weakref.finalize(array, _found.pop, place, None)
+    return _found[place]
 
 
 def _distances(rows_ND: np.ndarray, columns_MD: np.ndarray) -> Iterator[Tensor]:

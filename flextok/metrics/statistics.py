@@ -84,8 +84,10 @@ class FeatureRows:
 
     def add(self, features_ND: np.ndarray) -> None:
         """Take in N more vectors."""
-        self._parts.append(features_ND)
+        self._parts.append(features_ND.astype(np.float64, copy=False))
 
     def stack(self) -> np.ndarray:
-        """All of them, float64 [N, D], in the order they came."""
-        return np.concatenate(self._parts).astype(np.float64)
+        """All of them, float64 [N, D], in the order they came: one array, as long as no more are added."""
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        return self._parts[0]

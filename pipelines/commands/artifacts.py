@@ -162,6 +162,11 @@ def _describe(path: str) -> dict[str, Any]:
         }
     elif kind == EXPORTED:
         found = {"config": storage.read_json(storage.join(path, "config.json"))}
+    elif kind == "reference":
+        from flextok.evaluate.reference import Reference
+
+        manifest = Reference.open(path).manifest
+        found = {name: manifest[name] for name in ("images", "preprocess", "features", "kept")}
     else:
         document = storage.read_json(storage.join(path, "metrics.json"))
         found = {"metrics": [{key: item[key] for key in ("name", "value", "k")} for item in document["metrics"]]}
@@ -197,6 +202,10 @@ def _problems(path: str, kind: str, against: str | None) -> list[str]:
         from flextok.model.export import verify_export
 
         return verify_export(path)
+    if kind == "reference":
+        from flextok.evaluate.reference import verify_reference
+
+        return verify_reference(path)
     from flextok.evaluate.results import verify_evaluation
 
     return verify_evaluation(path)

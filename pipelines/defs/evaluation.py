@@ -23,6 +23,16 @@ def partition_of_conditions(recipe: Recipe) -> tuple[str, ...]:
     return (partition_key(recipe.corpus.name, split_of_conditions(recipe)),)
 
 
+def make_the_reference(run: StageRun) -> Made:
+    """Crops and features of the val set, as the metrics of sets compare them."""
+    from flextok.evaluate.reference import make_reference
+
+    recipe = run.recipe
+    corpus_url, parent_url = run.latest("image_shards", "val"), run.workspace.url("reference")
+    made = make_reference(corpus_url, parent_url, recipe.evaluation, recipe.image_size, recipe.compute)
+    return Made(made.digest, made.url, {"dagster/row_count": made.images["images"]})
+
+
 def reconstruct(run: StageRun) -> Made:
     """Held-out images at 1, 2, 4, ... tokens: pixel errors and distance for each count."""
     from flextok.evaluate.reconstruction import evaluate_reconstruction
@@ -34,6 +44,7 @@ def reconstruct(run: StageRun) -> Made:
         run.workspace.url("evaluation"),
         run.recipe.evaluation,
         run.recipe.compute,
+        run.latest("reference"),
     )
     metric = IMAGE_METRICS[run.recipe.evaluation.metrics[0]]
     problems = {
@@ -75,6 +86,7 @@ def measure_samples(run: StageRun) -> Made:
         run.workspace.url("evaluation"),
         config,
         run.recipe.compute,
+        run.latest("reference"),
     )
     metric = SET_METRICS[config.set_metrics[0]]
     name = metric.called(config.extractor)

@@ -43,6 +43,8 @@ def contents_of(url: str) -> Contents | None:
     if not storage.exists(manifest_url):
         return None
     manifest = storage.read_json(manifest_url)
+    if "counts" not in manifest:
+        return None
     counts = manifest["counts"]
     if "tokens" in manifest or "text_features" in manifest:
         return Contents(url, manifest, counts["rows"], counts["bytes"], counts["shards"])

@@ -32,6 +32,8 @@ class Chain:
     ran: list[str] = field(default_factory=list)
     extra_dep: bool = False
     """Whether the report reads the model too."""
+    is_added: bool = False
+    """Whether it need not have."""
 
     def __post_init__(self) -> None:
         self.workspace = Workspace(str(self.root))
@@ -53,6 +55,9 @@ class Chain:
         if "unreachable" in self.listing:
             raise FlextokError("nothing there")
         return self.listing.get(partition or "", "listing-1")
+
+    def added(self, name: str) -> frozenset[str]:
+        return frozenset({"model"} if name == "report" and self.is_added else ())
 
     def refresh(self) -> list[str]:
         return self.executor().refresh()

@@ -133,7 +133,7 @@ def test_status_json_is_one_document(capsys, tmp_path):
     assert cli.run(["status", "--json", "--workspace", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     document = json.loads(shown.out)
-    assert document["profile"] == "smoke" and len(document["assets"]) == 13
+    assert document["profile"] == "smoke" and len(document["assets"]) == 14
     assert {"asset", "partition", "status", "reasons", "waits_for", "digest", "uri"} == set(document["assets"][0])
 
 

@@ -58,7 +58,7 @@ def test_token_shards_pair_with_the_image_shards(built: Built):
 
 def test_everything_is_fresh_and_a_second_refresh_runs_nothing(built: Built, capsys):
     states = built.states(capsys)
-    assert {item["status"] for item in states.values()} == {"fresh"} and len(states) == 13
+    assert {item["status"] for item in states.values()} == {"fresh"} and len(states) == 14
     assert cli.run(["refresh", *built.arguments()]) == 0
     shown = capsys.readouterr()
     assert "nothing to do: every asset is fresh" in shown.err and ": start" not in shown.err

@@ -15,12 +15,17 @@ from pipelines.recipe import load_recipe
 from pipelines.recorded import recorded_content
 from pipelines.stages import STAGES
 
-KINDS = {"corpus", "tokens", "samples", "vae", "tokenizer", "prior", "reconstructions", "generation", "report"}
+KINDS = {
+    "corpus", "tokens", "samples", "vae", "tokenizer", "prior", "reference", "reconstructions", "generation", "report",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return unpack(tmp_path_factory.mktemp("old"))
+    """With what is new since, a stage of its own."""
+    built = unpack(tmp_path_factory.mktemp("old"))
+    assert cli.run(["refresh", *built.arguments()]) == 0
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,18 @@ def artifacts(old: Built) -> dict[str, str]:
 def why(old: Built, capsys, *sets: str) -> dict[str, list[str]]:
     """The reasons of what must run, by label."""
     states = old.states(capsys, *sets)
-    assert len(states) == 13
+    assert len(states) == 14
     return {label: state["reasons"] for label, state in states.items() if state["status"] != "fresh"}
+
+
+def test_a_refresh_makes_only_what_is_new(tmp_path: Path, capsys):
+    built = unpack(tmp_path)
+    waiting: dict[str, list[str]] = {name: [] for name in ("reconstructions", "fid", "report")}
+    assert why(built, capsys) == {"reference": ["it was never made"], **waiting}
+    assert cli.run(["refresh", *built.arguments()]) == 0
+    shown = capsys.readouterr().err
+    assert [line.split(": start")[0].split()[-1] for line in shown.splitlines() if ": start" in line] == ["reference"]
+    assert why(built, capsys) == {}
 
 
 def test_nothing_is_stale_and_a_refresh_runs_nothing(old: Built, capsys):

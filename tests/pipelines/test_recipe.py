@@ -112,11 +112,11 @@ def test_an_unknown_profile_names_the_nearest():
         ("tokens.batch_size=3", set()),
         ("evaluation.batch_size=3", set()),
         ("evaluation.samples.num=3", {"samples", "fid"}),
-        ("evaluation.extractor=random_conv", {"reconstructions", "fid"}),
+        ("evaluation.extractor=random_conv", {"reference", "reconstructions", "fid"}),
         ("evaluation.steps=3", {"reconstructions", "samples", "fid"}),
         ("corpus.shard_samples=7", {"image_shards"}),
         ("corpus.scenes.seed=7", {"corpus", "image_shards"}),
-        ("image_size=64", {"latents", "tokenizer"}),
+        ("image_size=64", {"latents", "tokenizer", "reference"}),
         ("compute={train_workers: 0, num_cpus: 1, tokenize_actors: [1, 1]}", set()),
     ],
 )

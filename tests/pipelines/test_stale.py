@@ -126,6 +126,17 @@ def test_reads_that_came_or_went_are_told(built: Chain):
     assert built.survey()["report"].reasons == ("it does not depend on model any more",)
 
 
+def test_what_was_made_before_a_later_read_remains_valid(built: Chain):
+    built.extra_dep = built.is_added = True
+    assert built.survey()["report"].status == "fresh"
+    built.data["model"], built.code["model"] = "data-2", "2"
+    built.refresh()
+    built.code["report"] = "2"
+    assert built.refresh() == ["report"]  # which has read the model by now
+    built.data["model"], built.code["model"] = "data-3", "3"
+    assert "report" in built.refresh()
+
+
 def test_of_two_partitions_the_one_that_changed_is_named(built: Chain):
     built.code["tokens"] = "2"
     built.data["tokens[c/val]"] = "2"
