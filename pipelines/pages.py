@@ -59,7 +59,7 @@ def training(stage: str, run: StageRun, made: Made) -> Page:
     return Page(
         curve=charts[0].file() if charts else None,
         texts={f"{each['name'].split('/')[1]}/curve": sparkline(each["values"]) for each in losses},
-        numbers={**({"steps": losses[0]["at"][-1]} if losses else {}), **_training_numbers(url)},
+        numbers={"steps": losses[0]["at"][-1], **_training_numbers(url)} if losses else {},
         size_bytes=storage.total_bytes(url),
         workers=max(run.recipe.compute.train_workers, 1),
     )
