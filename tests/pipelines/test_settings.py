@@ -86,7 +86,8 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield [{"name": "other"}]
         yield ["x"]
         yield ["jpeg"]
-        yield [{"metric": "lpips_vgg", "path": "x", "sha256": "0" * 64}]
+        yield from ([{"metric": name, "path": "x", "sha256": "0" * 64}] for name in ("lpips_vgg", "clip_score"))
+        yield ["class_accuracy"]
     else:
         (inner, *_) = get_args(annotation) or (Any,)
         for item in others(value[0], inner):
