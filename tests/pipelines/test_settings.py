@@ -68,6 +68,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
         yield from (1, 64, 0.5, "x", [2, 2], {"steps": 1}, {"from_step": 1}, "0 3 * * *", "15m")
+        yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64})
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
