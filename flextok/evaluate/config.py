@@ -86,6 +86,13 @@ class KeepConfig(Config):
     )
 
 
+class ExtractorWeights(Config):
+    """Where the weights of a feature extractor lie, and which they are."""
+
+    path: Operational[str] = Field(description="A file as torch-fidelity publishes it, on this machine.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of that file, as `sha256sum` gives it.")
+
+
 class SetComparisonConfig(Config):
     """How sets of images are compared with a reference set."""
 
@@ -111,6 +118,10 @@ class SetComparisonConfig(Config):
         default=None,
         gt=0,
         description="Side that efficientnet_lite0 resizes to (multiple of 32); null: 224. Less is faster.",
+    )
+    extractor_weights: Added[ExtractorWeights | None] = Field(
+        default=None,
+        description="Weights of inception-v3-compat or vgg16; null: those in torch's hub cache, else fetched.",
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ one whose distance is called FID), `dinov2-*`, `clip-*` and `vgg16` fetch their 
 hub cache; on a closed machine put the files there beforehand.
 """
 
+import pickle
 import weakref
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from flextok import storage
 from flextok.digests import digest_arrays
 from flextok.errors import FlextokError, UsageError
+from flextok.evaluate.config import ExtractorWeights
 from flextok.metrics.base import Layer
 
 # Images of one pass: bounds memory at 224 px to some hundred MB, whatever the batch of the caller.
 PASS_IMAGES = 64
+TAKES_WEIGHTS = ("inception-v3-compat", "vgg16")
+"""Extractors of torch-fidelity's that read their weights from a file."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +63,32 @@ class Extractor:
 
 
 def load_extractor(
-    name: str, input_px: int | None = None, device: str = "cpu", layers: Sequence[Layer] = ("features",)
+    name: str,
+    input_px: int | None = None,
+    device: str = "cpu",
+    layers: Sequence[Layer] = ("features",),
+    weights: ExtractorWeights | None = None,
 ) -> Extractor:
     """The extractor called `name`, with its weights, for the `layers` that it is to give.
 
     `input_px` is the side images are resized to inside `efficientnet_lite0` (default 224, a multiple of 32); the
-    others have a size of their own. One that is in use in this process is shared. Raises UsageError for an unknown name, a
+    others have a size of their own. `weights` are those of `TAKES_WEIGHTS` in place of what these would fetch. One that is in use in this process is shared. Raises UsageError for an unknown name, a
     size that does not fit or a layer that it lacks, FlextokError when weights cannot be had: call this before any
     expensive work.
     """
-    wanted = name, input_px, device, tuple(layers)
+    wanted = name, input_px, device, tuple(layers), weights
     extractor = _in_use.get(wanted)
     if extractor is None:
-        extractor = _in_use[wanted] = _load(name, input_px, device, layers)
+        extractor = _in_use[wanted] = _load(name, input_px, device, layers, weights)
     return extractor
 
 
 _in_use: MutableMapping[Any, Extractor] = weakref.WeakValueDictionary()
 
 
-def _load(name: str, input_px: int | None, device: str, layers: Sequence[Layer]) -> Extractor:
+def _load(
+    name: str, input_px: int | None, device: str, layers: Sequence[Layer], weights: ExtractorWeights | None
+) -> Extractor:
     import flextok.evaluate.extractors as ours  # (registers them, makes torch-fidelity importable)
 
     # isort: split
@@ -92,29 +103,60 @@ def _load(name: str, input_px: int | None, device: str, layers: Sequence[Layer])
         )
     network: Any = ours.IN_PLACE.get(name, REGISTRY[name])
     names = [_layer_of(network, name, layer) for layer in layers]
-    options = {} if input_px is None else {"input_px": input_px}
+    options: dict[str, Any] = {} if input_px is None else {"input_px": input_px}
+    if weights is not None:
+        options["feature_extractor_weights_path"] = _checked(weights, name)
     try:
         module = network(name, names, verbose=False, **options).requires_grad_(False).eval().to(device)
+    except RuntimeError as error:
+        if weights is None:
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise UsageError(f"expected the weights of {name} at {weights.path}, found another network's: {told}") from None
     except (OSError, ImportError) as error:
         raise FlextokError(
             f"expected the weights of extractor {name!r}, found: {error}; fetch them on a machine with a network "
-            "into torch's hub cache, or set evaluation.extractor=efficientnet_lite0"
+            "into torch's hub cache, give their path by evaluation.extractor_weights, or set "
+            "evaluation.extractor=efficientnet_lite0"
         ) from error
     with torch.inference_mode():
         given = module(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device))
-    weights = digest_arrays({key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}, {})
+    digest = digest_arrays({key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}, {})
     records: dict[Layer, dict[str, Any]] = {
         layer: {
             "name": name,
             "layer": layer_name,
             "width": output.shape[1],
-            "weights": weights,
+            "weights": digest,
             "input_px": getattr(module, "input_px", getattr(module, "INPUT_IMAGE_SIZE", None)),
             "resize": getattr(module, "resize", "bilinear of TensorFlow 1"),
         }
         for layer, layer_name, output in zip(layers, names, given, strict=True)
     }
     return Extractor(name, module, torch.device(device), records)
+
+
+def _checked(weights: ExtractorWeights, name: str) -> str:
+    """The path of `weights`; raises UsageError where they are not there, others than named, or no tensors alone."""
+    if name not in TAKES_WEIGHTS:
+        raise UsageError(
+            f"evaluation.extractor_weights is for {' and '.join(TAKES_WEIGHTS)} only, found extractor {name!r}; leave it out"
+        )
+    path = str(storage.local_path(weights.path))
+    if not storage.exists(path):
+        raise UsageError(
+            f"expected the weights of {name} at {path} (evaluation.extractor_weights), found nothing there"
+        )
+    if (found := storage.sha256_file(path)) != weights.sha256:
+        raise UsageError(
+            f"expected weights of {name} with sha256 {weights.sha256}, found {found} at {path}; fetch them again"
+        )
+    try:
+        torch.load(path, weights_only=True, mmap=True)  # torch-fidelity would unpickle whatever is in it
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        told = str(error).splitlines()[0]
+        raise UsageError(f"expected tensors alone in the weights of {name} at {path}, found: {told}") from None
+    return path
 
 
 def _layer_of(network: Any, name: str, layer: Layer) -> str:

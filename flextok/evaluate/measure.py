@@ -136,7 +136,9 @@ class ImageSets:
         self._network = None
         layers: list[Layer] = list(dict.fromkeys(metric.layer for metric in self.metrics if metric.features is None))
         if layers:
-            self._network = load_extractor(self.extractor, config.extractor_input_px, device, layers)
+            self._network = load_extractor(
+                self.extractor, config.extractor_input_px, device, layers, config.extractor_weights
+            )
             self._records = {self._source_of(layer): record for layer, record in self._network.records.items()}
         self.kept: Kept = {source: self._kept_of(source) for source in (*self._own, *self._records)}
         self._gathered: dict[int, Gathered] = defaultdict(lambda: Gathered(self.kept))

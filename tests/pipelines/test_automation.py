@@ -225,7 +225,7 @@ def test_several_profiles_stand_in_one_location_with_names_of_their_own(tmp_path
     definitions = build_definitions(recipes, str(tmp_path))
     dg.Definitions.validate_loadable(definitions)
     keys = {tuple(spec.key.path) for spec in definitions.resolve_all_asset_specs()}
-    assert {("smoke", "tokenizer"), ("imagenet256-small", "tokenizer")} <= keys and len(keys) == 20
+    assert {("smoke", "tokenizer"), ("imagenet256-small", "tokenizer")} <= keys and len(keys) == 22
     assert {schedule.name for schedule in definitions.schedules or ()} == {
         "smoke_refresh", "smoke_evaluate_schedule", "imagenet256_small_refresh", "imagenet256_small_evaluate_schedule",
     }  # fmt: skip

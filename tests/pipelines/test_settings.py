@@ -81,6 +81,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
         yield from ({"patience": 1}, {"metric": "val/loss"})
+        yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64})
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):

@@ -83,7 +83,7 @@ def test_a_new_row_is_an_asset_a_status_a_selection_and_part_of_a_refresh(
     thumbnails["thumbnails"] = Thumbnails(side=16)
     assert old.states(capsys)["thumbnails"]["reasons"] == ["settings changed: thumbnails.side: 8 -> 16"]
     assert cli.run(["refresh", *old.arguments()]) == 0
-    assert "refreshed 1: thumbnails" in capsys.readouterr().err
+    assert "refreshed 2: reference, thumbnails" in capsys.readouterr().err  # an old workspace has no reference set
     assert {item["status"] for item in old.states(capsys).values()} == {"fresh"}
 
 
