@@ -38,12 +38,15 @@ def places(built: Built) -> dict[str, str]:
         "corpus": str(root / "corpora" / "scenes" / "val"),
         "tokens": str(only(root / "tokens" / "scenes" / "val")),
         "samples": str(only(root / "samples")),
+        "reference": str(only(root / "reference")),
         **{kind: str(only(root / "checkpoints" / kind)) for kind in ("vae", "tokenizer", "prior")},
         **evaluations,
     }
 
 
-KINDS = ["corpus", "tokens", "samples", "vae", "tokenizer", "prior", "reconstructions", "generation", "report"]
+KINDS = [
+    "corpus", "tokens", "samples", "vae", "tokenizer", "prior", "reference", "reconstructions", "generation", "report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -92,7 +92,7 @@ def test_what_depends_on_a_stale_asset_is_told_to_wait(built: Built, capsys):
     waiting = {name for name, item in states.items() if item["status"] == "stale" and item["waits_for"]}
     assert waiting == set(states) - {
         "corpus[scenes/train]", "corpus[scenes/val]", "image_shards[scenes/train]", "image_shards[scenes/val]",
-        "latents", "tokenizer",
+        "latents", "tokenizer", "reference",
     }  # fmt: skip
 
 
@@ -128,6 +128,7 @@ def test_lineage_comes_from_the_files_alone(built: Built, capsys, tmp_path):
     walk(json.loads(capsys.readouterr().out))
     assert {
         "report",
+        "reference",
         "reconstructions",
         "generation",
         "samples",
