@@ -76,8 +76,13 @@ def test_the_wheel_has_every_module_and_what_they_read(wheel: Path) -> None:
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for top in ("flextok", "pipelines") for path in (ROOT / top).rglob("*.py")}
     profiles = {f"pipelines/configs/{name}.yaml" for name in profile_names()}
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "flextok").rglob("templates/*")}
-    assert found == modules | profiles | templates | {"pipelines/infra/dagster/dagster.yaml"}
+    pages = {
+        str(path.relative_to(ROOT))
+        for folder in ("templates", "page")
+        for path in (ROOT / "flextok").rglob(f"{folder}/*.*")
+        if path.suffix != ".py"
+    }
+    assert found == modules | profiles | pages | {"pipelines/infra/dagster/dagster.yaml"}
 
 
 def test_nothing_comes_from_the_checkout(installed: Path, flextok: Flextok) -> None:

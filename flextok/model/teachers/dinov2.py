@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flextok.errors import UsageError
-from flextok.model.teachers.base import Teacher, check_file
+from flextok.model.teachers.base import Teacher
 from flextok.model.teachers.config import DinoV2Config
+from flextok.weights import check_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
@@ -29,7 +30,8 @@ class DinoV2(Teacher):
                 "or take the teacher efficientnet_lite0"
             ) from None
         folder = Path(config.folder) if config.folder is not None else _fetched(str(config.hub_id))
-        check_file(folder / WEIGHTS, config.sha256, "set teacher.folder and teacher.sha256 to the same weights")
+        remedy = "set teacher.folder and teacher.sha256 to the same weights"
+        check_weights(str(folder / WEIGHTS), config.sha256, "the teacher dinov2", remedy)
         try:
             model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
