@@ -64,7 +64,9 @@ def test_report_draws_them(pipeline: TinyPipeline, made: EvaluationResult) -> No
         type(inputs)(**{**vars(inputs), "reconstruction_url": made.url}), pipeline.evaluations, ReportConfig()
     )
     html = Path(page.html_path).read_text()
-    assert "<figcaption>PSNR, dB, by bytes</figcaption>" in html and "<figcaption>SSIM, by bytes</figcaption>" in html
+    assert (
+        '<span class="title">PSNR, dB, by bytes</span>' in html and '<span class="title">SSIM, by bytes</span>' in html
+    )
     assert "<title>webp, bytes of an image 512:" in html
     without = write_report(inputs, pipeline.evaluations, ReportConfig())
     assert "by bytes" not in Path(without.html_path).read_text()

@@ -143,8 +143,8 @@ def test_both_are_shown_in_the_report(
     toys = {"reconstruction_url": reconstruction.url, "generation_url": generation.url}
     made = write_report(type(inputs)(**{**vars(inputs), **toys}), pipeline.evaluations, ReportConfig())
     page = Path(made.html_path).read_text()
-    assert "<figcaption>Largest error</figcaption>" in page
-    assert "<figcaption>colour_distance</figcaption>" in page
+    assert '<span class="title">Largest error</span>' in page
+    assert '<span class="title">colour_distance</span>' in page
     assert "distance of mean colours; lower is nearer" in page
     assert "Largest error, K=1 → K=4" in page
     assert "covered_random_conv to held-out images at K=4, 32 of each; higher is nearer" in page
