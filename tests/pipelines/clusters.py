@@ -28,11 +28,12 @@ def check_made(workspace: Path, built: Built) -> None:
 
 def contents(workspace: Path) -> dict[str, str]:
     """By place: digests of what was made, of whose evaluations the folder is named by it, and the samples' pictures."""
-    found = {
-        str(path.relative_to(workspace)): json.loads(path.read_text())["digest"]
+    documents = {
+        str(path.relative_to(workspace)): json.loads(path.read_text())
         for name in ("manifest.json", "provenance.json")
         for path in workspace.rglob(name)
     }
+    found = {place: document["digest"] for place, document in documents.items() if "digest" in document}
     for path in workspace.glob("evaluation/*/metrics.json"):
         found[str(path.relative_to(workspace))] = path.parent.name
     for path in workspace.glob("samples/*/images/*/*.png"):

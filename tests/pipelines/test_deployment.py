@@ -117,7 +117,7 @@ def test_kills_cost_no_result(deployment: Deployment, tmp_path: Path) -> None:
     under the third one Postgres goes away: in the end there is what an undisturbed training makes."""
     workspace = deployment.workspace.root
     arguments = "--profile", str(deployment.profile), "--workspace", workspace
-    shards = Command("run", "--select", "+image_shards", *arguments, sets=SETS)
+    shards = Command("run", "--select", "+reference", *arguments, sets=SETS)
     assert shards.finish() == 0, shards.told
     shutil.copytree(f"{workspace}/corpora", tmp_path / "undisturbed" / "corpora")
     alone = Command("train", "vae", *arguments[:2], "--workspace", str(tmp_path / "undisturbed"), sets=SETS)

@@ -157,7 +157,7 @@ def trained(
     rows = train(objective, config, world, f"{root}/{run}", validation, on_progress, compute)
     state = objective.model.state_dict() if world.is_first else {}
     # Rounding may change a single id, which the perplexity and the small gradients of single modules show.
-    others = ("train/images_per_s", "machine/", "train/codebook_perplexity", "train/grad_norm/")
+    others = ("train/images_per_s", "machine/", "train/codebook_perplexity", "train/grad_norm/", "train/update_ratio/")
     recorded = [row for row in rows if not row[1].startswith(others)]
     return recorded, {key: t.numpy() for key, t in state.items()}
 
