@@ -83,7 +83,7 @@ def evaluate_reconstruction(
     if reference is not None:
         sets.take(ORIGINAL, reference)
     points = grid_points(config.sweep, config, keeps, tokenizer.num_tokens, False) if config.sweep else []
-    swept = ImageTable(config.metrics, config.weights)
+    swept = ImageTable(config.metrics, config.weights) if config.sweep else table
     sweep = Sweep(config.sweep, points, sets, swept) if config.sweep else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flextok.errors import UsageError
 from flextok.metrics.base import SAMPLE_METRICS, SampleMetric
-from flextok.metrics.networks import device, efficientnet_record, shared_efficientnet, transformers_for
+from flextok.metrics.networks import device, efficientnet_record, shared_efficientnet
 from flextok.metrics.similarity import WEIGHTS_FILE, efficientnet_features
 from flextok.metrics.synsets import SYNSETS
 from flextok.metrics.weights import WeightsConfig, without_weights
@@ -50,7 +50,9 @@ class ClipScore:
 
     def __init__(self, config: WeightsConfig):
         config.check(str(Path(config.path) / WEIGHTS_FILE))
-        transformers = transformers_for(config.metric)
+        from flextok.model.transformers_package import import_transformers
+
+        transformers = import_transformers(config.metric)
         from_folder = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._prepare: Any = transformers.AutoImageProcessor.from_pretrained(config.path, **from_folder)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flextok.errors import UsageError
-
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
     from torch import Tensor
@@ -30,18 +28,6 @@ def of_pairs(distance: Callable[["Tensor"], float], images_BHWC: np.ndarray, ori
     pairs = (np.stack(pair).transpose(0, 3, 1, 2) for pair in zip(images_BHWC, originals_BHWC, strict=True))
     with torch.inference_mode():
         return np.array([distance(torch.tensor(pair, device=device())) for pair in pairs])
-
-
-def transformers_for(metric: str) -> Any:
-    """The package transformers; raises UsageError where it is not installed."""
-    from flextok.runtime import torchvision_compat  # noqa: F401  (the package imports torchvision)
-
-    # isort: split
-    try:
-        import transformers  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError(f"expected transformers for {metric}, found none; pip install transformers") from None
-    return transformers
 
 
 @cache

@@ -12,7 +12,7 @@ import numpy as np
 
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
-from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet, transformers_for
+from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet
 from flextok.metrics.weights import WeightsConfig, without_weights
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class FolderNetwork:
 
     def __init__(self, kind: str, config: WeightsConfig):
         config.check(str(Path(config.path) / WEIGHTS_FILE))
-        transformers = transformers_for(config.metric)
+        from flextok.model.transformers_package import import_transformers
+
+        transformers = import_transformers(config.metric)
         from_folder = {"local_files_only": True, "trust_remote_code": False}
         model: Any = transformers.CLIPVisionModelWithProjection if kind == "clip" else transformers.Dinov2Model
         try:

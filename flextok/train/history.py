@@ -30,32 +30,39 @@ class History:
 
     def __init__(self, sinks: Sequence["BackgroundSink"] = ()):
         self.rows: list[HistoryRow] = []
+        self._series: dict[str, list[tuple[int, float]]] = {}
         self._sinks = sinks
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Rows for `values` after `step` steps."""
         new = [(step, name, float(value)) for name, value in values.items()]
-        self.rows += new
+        self._keep(new)
         for sink in self._sinks:
             sink.write(new)
 
     def take_over(self, rows: Iterable[HistoryRow]) -> None:
         """Go on after `rows`, which the sinks have had."""
-        self.rows = list(rows)
+        self.rows, self._series = [], {}
+        self._keep(rows)
+
+    def _keep(self, rows: Iterable[HistoryRow]) -> None:
+        for row in rows:
+            step, name, value = row
+            self.rows.append(row)
+            self._series.setdefault(name, []).append((step, value))
+
+    def names(self) -> list[str]:
+        """All that was recorded."""
+        return list(self._series)
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Steps and values recorded under `name`, in order."""
-        return [(step, value) for step, other, value in self.rows if other == name]
+        return self._series.get(name, [])
 
     def values(self, name: str, most: int | None = None) -> list[float]:
         """What was recorded under `name`, in order; the last `most` of it."""
-        found: list[float] = []
-        for _, other, value in reversed(self.rows):
-            if other == name:
-                found.append(value)
-            if len(found) == most:
-                break
-        return found[::-1]
+        found = self.series(name)
+        return [value for _, value in (found if most is None else found[-most:])]
 
 
 def headlines(rows: list[HistoryRow]) -> dict[str, float]:

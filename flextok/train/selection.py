@@ -9,7 +9,7 @@ from flextok.train.history import History
 
 def check_metric(history: History, metric: str) -> None:
     """Raises UsageError where no validation has recorded `metric`."""
-    known = sorted({name for _, name, _ in history.rows if name.startswith("val/")})
+    known = sorted(name for name in history.names() if name.startswith("val/"))
     if metric not in known:
         near = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)
         raise UsageError(
@@ -31,4 +31,7 @@ def is_newest_best(history: History, metric: str) -> bool:
 def since_best(history: History, metric: str) -> int:
     """Values of `metric` since the lowest one."""
     found = history.series(metric)
-    return sum(step > best(history, metric)[0] for step, _ in found) if found else 0
+    if not found:
+        return 0
+    lowest, _ = best(history, metric)
+    return sum(step > lowest for step, _ in found)

@@ -153,11 +153,13 @@ class AutoregressivePrior(Prior):
         """[B,N,V] in float32, each of the ids before it."""
         flat_BN = ids.flatten(1)
         start_BD, memory = self._condition(len(ids), labels_B, context, drop_B)
-        x_BND = torch.cat([start_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
-        x_BND = x_BND + self.positions[: x_BND.shape[1]]
+        x_BND = self.placed(torch.cat([start_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1), 0)
+        return self.head(self.norm(self._through_blocks(x_BND, memory))).float()
+
+    def _through_blocks(self, x_BND: Tensor, memory: Memory | None) -> Tensor:
         for index, block in enumerate(self.blocks):
             x_BND = block(x_BND, None if memory is None else memory[index])
-        return self.head(self.norm(x_BND)).float()
+        return x_BND
 
     def flops(self) -> float | None:
         """See `Prior.flops`; not known with captions, whose lengths differ."""

@@ -74,15 +74,10 @@ class LlamaPrior(AutoregressivePrior):
         self.head = nn.Linear(model.width, config.vocab_size, bias=False)
         self.register_buffer("turns", turns_of(config.sequence_length, model.head_dim), persistent=False)
 
-    def _logits(
-        self, ids: Tensor, labels_B: Tensor | None, context: TextFeatures | None, drop_B: Tensor | None
-    ) -> Tensor:
-        flat_BN = ids.flatten(1)
-        first_BD, _ = self._condition(len(ids), labels_B, context, drop_B)
-        x_BND = torch.cat([first_BD[:, None], self.embedding(flat_BN[:, :-1])], dim=1)
+    def _through_blocks(self, x_BND: Tensor, memory: Memory | None) -> Tensor:
         for block in self.blocks:
             x_BND = block(x_BND, self.turns[:, : x_BND.shape[1]])
-        return self.head(self.norm(x_BND)).float()
+        return x_BND
 
     def placed(self, x_RND: Tensor, start: int) -> Tensor:
         """The inputs as they are: where they stand is told by rotation."""

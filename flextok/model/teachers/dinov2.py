@@ -11,6 +11,7 @@ from torch import Tensor
 from flextok.errors import UsageError
 from flextok.model.teachers.base import Teacher
 from flextok.model.teachers.config import DinoV2Config
+from flextok.model.transformers_package import import_transformers
 from flextok.weights import check_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -22,18 +23,13 @@ class DinoV2(Teacher):
     """Its last hidden states at the patches, without class and register tokens, as REPA takes them (arXiv 2410.06940)."""
 
     def __init__(self, config: DinoV2Config, device: torch.device):
-        try:
-            from transformers import AutoModel  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UsageError(
-                "expected the package transformers for the teacher dinov2, found none; run `pip install transformers`, "
-                "or take the teacher efficientnet_lite0"
-            ) from None
+        remedy = "run `pip install transformers`, or take the teacher efficientnet_lite0"
+        transformers = import_transformers("the teacher dinov2", remedy)
         folder = Path(config.folder) if config.folder is not None else _fetched(str(config.hub_id))
         remedy = "set teacher.folder and teacher.sha256 to the same weights"
         check_weights(str(folder / WEIGHTS), config.sha256, "the teacher dinov2", remedy)
         try:
-            model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise UsageError(f"expected a DINOv2 model in {folder}, found: {first_line}") from None

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from flextok.errors import UsageError
+from flextok.model.transformers_package import import_transformers
 from flextok.model.weights import state_digest
 from flextok.registry import Register
 
+INSTALL_OR_HASH = "run `pip install transformers==5.24.0`, or take the text encoder hashed-words"
 MAX_TOKENS = 120
 """Tokens of a caption that are read; what follows is left out."""
 
@@ -111,7 +113,7 @@ def load_frozen(model_class: str, model_types: Sequence[str], model_id: str, nam
     """
     if not model_id:
         raise UsageError(f"expected a folder or Hub id, as in {name}:FOLDER, found none")
-    transformers = import_transformers(name)
+    transformers = import_transformers(f"the text encoder {name}", INSTALL_OR_HASH)
     what = f"expected a {name} model with its tokenizer in {model_id}"
     try:
         found = transformers.AutoConfig.from_pretrained(model_id).model_type
@@ -131,19 +133,3 @@ def load_frozen(model_class: str, model_types: Sequence[str], model_id: str, nam
         # transformers would go on with random numbers in their place.
         raise UsageError(f"{what}, found no weights for {', '.join(missing[:3])}")
     return model, tokenizer
-
-
-def import_transformers(name: str) -> Any:
-    """The package transformers, quiet; raises UsageError where it is missing."""
-    from flextok.runtime import torchvision_compat  # noqa: F401  (transformers imports torchvision)
-
-    try:
-        import transformers  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError(
-            f"expected the package transformers for the text encoder {name}, found none; "
-            "run `pip install transformers==5.24.0`, or take the text encoder hashed-words"
-        ) from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers

