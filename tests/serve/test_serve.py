@@ -147,6 +147,7 @@ def test_what_cannot_be_drawn_is_one_line(classes: Serving, values: dict[str, An
         (request_bytes("POST", "/generate", b"\xff\xfe", Content_Type="application/json"), 400),
         (request_bytes("POST", "/generate", b"{}", Content_Type="text/plain"), 415),
         (request_bytes("POST", "/generate", b"x" * (BODY_BYTES + 1), Content_Type="application/json"), 413),
+        (request_bytes("POST", "/generate", b"x" * (12 * BODY_BYTES), Content_Type="application/json"), 413),
         (
             b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n" + (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 5 + b"0\r\n\r\n",
