@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe
 from pipelines.stages import STAGES
 
 CORPUS = "corpus"
-LOOK_EVERY_S = 30
+LOOK_EVERY_S = 10
 
 
 def edited_corpora(instance: dg.DagsterInstance, recipe: Recipe) -> list[dg.AssetMaterialization]:
