@@ -1,6 +1,6 @@
 """Training a prior, of whichever kind, on one token store or several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from flextok import storage
 from flextok.data.text_features import TextFeatureStore
 from flextok.data.tokens import TokenStore
+from flextok.data.weights import PartWeights, part_type
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.priors.base import Prior
@@ -19,7 +20,7 @@ from flextok.model.text import TextFeatures, text_encoder
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.captions import StoredCaptions, require_encoder
+from flextok.train.captions import StoredCaptions, require_encoder, unpacked
 from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -27,6 +28,7 @@ from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
+from flextok.train.sample_order import Weights
 
 
 @storage_errors("train the prior into {parent_url}", keeps="it resumes from its last state")
@@ -87,7 +89,7 @@ class PriorJob:
     def build(self, world: DistContext) -> tuple["PriorObjective", "PriorObjective | None"]:
         parts = [TokenStore.open(url) for url, _ in self.stores]
         store = TokenStore.joined(parts)
-        weights_N = np.repeat([weight for _, weight in self.stores], [len(part) for part in parts])
+        weights = [weight for _, weight in self.stores]
         held_out = TokenStore.open(self.val_tokens_url) if self.val_tokens_url is not None else None
         if held_out is not None and held_out.tokenizer != store.tokenizer:
             raise UsageError(
@@ -105,7 +107,7 @@ class PriorJob:
         prior.set_dropout(train.dropout)
         if train.z_loss:
             prior.add_z_loss()
-        objective = PriorObjective(prior, store, train, weights_N / weights_N.mean(), captions)
+        objective = PriorObjective(prior, store, train, part_weights(weights, parts), captions)
         if held_out is None or train.validate_every is None:
             return objective, None
         held_out_captions = self._captions({self.inputs()[len(self.stores)]: held_out})
@@ -149,14 +151,14 @@ def prior_config(
     """
     num_classes = 0
     if recipe.model.condition == "class":
-        labels = store.labels()
-        if len(labels) == 0 or labels.min() < 0:
+        missing, highest = _labels(store)
+        if len(store) == 0 or missing > 0:
             raise UsageError(
-                f"expected a label on every row for a class-conditional prior, found {int((labels < 0).sum())} of "
-                f"{len(labels)} rows without; label the corpus or set prior.model.condition to text or none"
+                f"expected a label on every row for a class-conditional prior, found {missing} of "
+                f"{len(store)} rows without; label the corpus or set prior.model.condition to text or none"
             )
-        num_classes = max(int(s.labels().max()) for s in (store, held_out) if s is not None) + 1
-    if recipe.model.condition == "text" and not any(store.texts()):
+        num_classes = max(highest, _labels(held_out)[1] if held_out is not None else -1) + 1
+    if recipe.model.condition == "text" and not any(any(texts.to_pylist()) for texts in store.scan("text")):
         raise UsageError(
             "expected captions for a text-conditional prior, found none; set prior.model.condition to class"
         )
@@ -169,6 +171,24 @@ def prior_config(
         "text_encoder_digest": encoder,
     }
     return config_or_usage_error(PriorConfig, {"model": recipe.model, **values})
+
+
+def _labels(store: TokenStore) -> tuple[int, int]:
+    """How many rows have no label, and the highest one (-1 where none has)."""
+    missing, highest = 0, -1
+    for labels in store.scan("label"):
+        known = labels.fill_null(-1).to_numpy()
+        missing += int((known < 0).sum())
+        highest = max(highest, int(known.max(initial=-1)))
+    return missing, highest
+
+
+def part_weights(weights: Sequence[float], stores: Sequence[TokenStore]) -> PartWeights | None:
+    """The weights of the rows of several stores, one after another; None where all are alike."""
+    if len(set(weights)) == 1:
+        return None
+    numbers = np.arange(len(stores), dtype=part_type(len(stores)))
+    return PartWeights(weights, np.repeat(numbers, [len(store) for store in stores]))
 
 
 class PriorObjective(Objective):
@@ -184,14 +204,14 @@ class PriorObjective(Objective):
         prior: Prior,
         store: TokenStore,
         train: PriorTrainConfig,
-        weights_N: np.ndarray | None = None,
+        weights: Weights | None = None,
         captions: StoredCaptions | None = None,
     ):
-        super().__init__(prior, TokenRows(store, weights_N))
+        self._has_texts = prior.config.condition == "text" and captions is None
+        super().__init__(prior, TokenRows(store, weights, self._has_texts))
         self.condition_dropout = train.condition_dropout
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
         self._captions = captions
-        self._texts = store.texts() if prior.config.condition == "text" and captions is None else None
 
     def flops(self) -> float | None:
         """See `Objective.flops`."""
@@ -211,9 +231,7 @@ class PriorObjective(Objective):
         return self._losses.means(world)
 
     def _conditions(self, batch: Batch, rng: SampleRng) -> tuple[Tensor | None, TextFeatures | None]:
-        rows = batch["rows"].tolist()
         if self._captions is None:
-            texts = [self._texts[row] for row in rows] if self._texts is not None else []
-            return self.model.conditions(batch["labels"], texts)
+            return self.model.conditions(batch["labels"], unpacked(batch["texts"]) if self._has_texts else [])
         draws_B = rng.uniform("caption") if self.training else None
-        return None, self._captions.features(rows, draws_B).to(batch["ids"].device)
+        return None, self._captions.features(batch["rows"].tolist(), draws_B).to(batch["ids"].device)
