@@ -9,7 +9,6 @@ No code of ours is needed to read the files:
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,8 +248,8 @@ class TokenStore:
     def scan(self, column: str) -> Iterator[pa.ChunkedArray]:
         """A column of all rows, a shard at a time, of which some are read ahead."""
         with concurrent.futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            submit = functools.partial(pool.submit, self._shard_column, column)
-            for _, found in ahead(submit, range(len(self.shards)), FOOTER_THREADS):
+            shards = range(len(self.shards))
+            for _, found in ahead(lambda shard: pool.submit(self._shard_column, column, shard), shards, FOOTER_THREADS):
                 yield found
 
     def __getstate__(self) -> dict[str, Any]:
