@@ -207,8 +207,9 @@ class PriorObjective(Objective):
         weights: Weights | None = None,
         captions: StoredCaptions | None = None,
     ):
-        self._has_texts = prior.config.condition == "text" and captions is None
-        super().__init__(prior, TokenRows(store, weights, self._has_texts))
+        has_texts = prior.config.condition == "text" and captions is None
+        super().__init__(prior, TokenRows(store, weights, has_texts))
+        self._has_texts = has_texts
         self.condition_dropout = train.condition_dropout
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
         self._captions = captions
@@ -217,12 +218,20 @@ class PriorObjective(Objective):
         """See `Objective.flops`."""
         return self.model.flops()
 
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """The rows at `indices`, and the features of a caption of each that `rng` draws."""
+        batch = super().fetch(indices, rng)
+        if self._captions is None:
+            return batch
+        features = self._captions.features(indices.tolist(), rng.uniform("caption"))
+        return {**batch, "features": features.values, "mask": features.mask}
+
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
         drop_B = None
         if self.training:
             drop_B = (rng.uniform("drop") < self.condition_dropout).to(batch["ids"].device)
-        labels_B, context = self._conditions(batch, rng)
+        labels_B, context = self._conditions(batch)
         losses = self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)
         return self._losses.total(losses, counted=self.training, complete=self.training)
 
@@ -230,8 +239,11 @@ class PriorObjective(Objective):
         """`train/loss/<name>` of each loss where there are several, as `nll` and `z`."""
         return self._losses.means(world)
 
-    def _conditions(self, batch: Batch, rng: SampleRng) -> tuple[Tensor | None, TextFeatures | None]:
+    def _conditions(self, batch: Batch) -> tuple[Tensor | None, TextFeatures | None]:
         if self._captions is None:
             return self.model.conditions(batch["labels"], unpacked(batch["texts"]) if self._has_texts else [])
-        draws_B = rng.uniform("caption") if self.training else None
-        return None, self._captions.features(batch["rows"].tolist(), draws_B).to(batch["ids"].device)
+        if "features" not in batch:  # held out: the first caption of each
+            return None, self._captions.features(batch["rows"].tolist(), None).to(batch["ids"].device)
+        # A slice of a batch is as wide as its own captions.
+        width = int(batch["mask"].sum(dim=1).max())
+        return None, TextFeatures(batch["features"][:, :width], batch["mask"][:, :width])
