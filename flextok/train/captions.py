@@ -34,7 +34,7 @@ class StoredCaptions:
                 )
         # For each token shard: where its rows end, whose features they have, and which image each row is of: None where
         # that is the number of the row, as it is where no picture was rejected and there are no views.
-        self._ends: list[int] = []
+        self._ends = np.cumsum([shard.rows for tokens, _ in parts for shard in tokens.shards])
         self._shards: list[tuple[int, int]] = []
         self._images: list[np.ndarray | None] = []
         for part, (tokens, features) in enumerate(parts):
@@ -46,7 +46,6 @@ class StoredCaptions:
                         f"expected features of the captions of {shard.url} in {features.url}, found none for some images; "
                         "run `flextok encode-text` on the corpus of these tokens"
                     )
-                self._ends.append((self._ends[-1] if self._ends else 0) + shard.rows)
                 self._shards.append((part, found))
                 is_row = np.array_equal(images, np.arange(shard.rows))
                 self._images.append(None if is_row else images)
@@ -57,7 +56,7 @@ class StoredCaptions:
         for place, row in enumerate(rows):
             shard = int(np.searchsorted(self._ends, row, side="right"))
             part, number = self._shards[shard]
-            image = row - (self._ends[shard - 1] if shard else 0)
+            image = row - (int(self._ends[shard - 1]) if shard else 0)
             if (images := self._images[shard]) is not None:
                 image = int(images[image])
             store = self._stores[part]
