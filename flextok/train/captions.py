@@ -14,6 +14,8 @@ from flextok.errors import UsageError
 from flextok.model.priors.config import PriorModelConfig
 from flextok.model.text import TextFeatures, text_encoder
 
+FILL = b"\xff"
+
 
 class StoredCaptions:
     """Features of the captions of the rows of several token stores, one after another.
@@ -30,22 +32,23 @@ class StoredCaptions:
                     f"expected text features of one encoder, {self.encoder[:12]}, found {features.encoder[:12]} in "
                     f"{features.url}; run `flextok encode-text` with one encoder"
                 )
-        # For each token shard: where its rows end, whose features they have, and which image each row is of.
-        self._ends: list[int] = []
+        # For each token shard: where its rows end, whose features they have, and which image each row is of: None where
+        # that is the number of the row, as it is where no picture was rejected and there are no views.
+        self._ends = np.cumsum([shard.rows for tokens, _ in parts for shard in tokens.shards])
         self._shards: list[tuple[int, int]] = []
-        self._images: list[np.ndarray] = []
+        self._images: list[np.ndarray | None] = []
         for part, (tokens, features) in enumerate(parts):
-            for number, shard in enumerate(tokens.shards):
+            for shard, keys in zip(tokens.shards, tokens.scan("key"), strict=True):
                 found = features.shard_number(shard.name)
-                images = None if found is None else _images_of(tokens, number, features.shards[found].keys())
+                images = None if found is None else _images_of(keys, features.shards[found].keys())
                 if found is None or images is None:
                     raise UsageError(
                         f"expected features of the captions of {shard.url} in {features.url}, found none for some images; "
                         "run `flextok encode-text` on the corpus of these tokens"
                     )
-                self._ends.append((self._ends[-1] if self._ends else 0) + shard.rows)
                 self._shards.append((part, found))
-                self._images.append(images)
+                is_row = np.array_equal(images, np.arange(shard.rows))
+                self._images.append(None if is_row else images)
 
     def features(self, rows: Sequence[int], draws_B: Tensor | None) -> TextFeatures:
         """Of each row one caption: that which its draw in [0, 1) falls on, or without draws its first."""
@@ -53,20 +56,36 @@ class StoredCaptions:
         for place, row in enumerate(rows):
             shard = int(np.searchsorted(self._ends, row, side="right"))
             part, number = self._shards[shard]
-            image = int(self._images[shard][row - (self._ends[shard - 1] if shard else 0)])
+            image = row - (int(self._ends[shard - 1]) if shard else 0)
+            if (images := self._images[shard]) is not None:
+                image = int(images[image])
             store = self._stores[part]
             caption = 0 if draws_B is None else int(draws_B[place] * store.captions(number, image))
             found.append(store.features(number, image, caption))
         return _padded(found, self.width)
 
 
-def _images_of(tokens: TokenStore, shard: int, keys: list[str]) -> np.ndarray | None:
-    """For each row of a token shard, the number of its image among `keys`; None where one is not among them."""
-    groups = range(len(tokens.shards[shard].row_groups))
-    columns = [tokens.read_row_group(shard, group, ["key"])["key"] for group in groups]
-    rows = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    images = pc.index_in(rows, value_set=pa.array(keys, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
-    return None if images.null_count else images.to_numpy().astype(np.int32)
+def _images_of(rows: pa.ChunkedArray, keys: list[str]) -> np.ndarray | None:
+    """For rows with these keys, the number of the image of each among `keys`; None where one is not among them."""
+    found = pc.index_in(rows, value_set=pa.array(keys, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+    return None if found.null_count else found.to_numpy().astype(np.min_scalar_type(len(keys)))
+
+
+def packed(texts: Sequence[str | None]) -> Tensor:
+    """Texts as uint8 [B, n], UTF-8 filled up with a byte that it has not; one that is missing is empty."""
+    encoded = [(text or "").encode() for text in texts]
+    length = max(map(len, encoded), default=0)
+    content = b"".join(text.ljust(length, FILL) for text in encoded)
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(encoded), length)
+        if length
+        else torch.empty(len(texts), 0, dtype=torch.uint8)
+    )
+
+
+def unpacked(texts: Tensor) -> list[str]:
+    """What `packed` was given, on whatever device."""
+    return [bytes(row).rstrip(FILL).decode() for row in texts.cpu().numpy()]
 
 
 def _padded(captions: Sequence[np.ndarray], width: int) -> TextFeatures:

@@ -4,19 +4,32 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flextok.data.blocks import Blocks
 from flextok.data.corpus.crops import View, Window
-from flextok.data.corpus.pictures import Pictures, crops_of
+from flextok.data.corpus.pictures import Picture, Pictures, crops_of
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
+from flextok.data.tokens.files import flat_rows
 from flextok.train.alignment import Alignment
+from flextok.train.captions import packed
 from flextok.train.parallel import DistContext
+from flextok.train.sample_order import Weights, Windows
 
 CACHE_BYTES = 2 << 30
+WINDOW_BYTES = 768 << 20
+"""Of rows of a token store: 1.4 million images of 256 ids in two bytes each."""
+ROW_BYTES = 32
+"""Of a row beside its ids: its label, and its places in the orders of two windows."""
+CAPTION_BYTES = 160
+"""Room for a caption."""
 ENCODE_BATCH = 64
 
 
@@ -25,6 +38,7 @@ class CorpusImages:
 
     def __init__(self, corpus: Corpus, size_px: int, cache_bytes: int = CACHE_BYTES):
         self._pictures = Pictures(corpus)
+        self.windows = windows_of(self._pictures.shards)
         self.weights = corpus.sample_weights()
         self._size_px = size_px
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -44,18 +58,21 @@ class CorpusImages:
     def fetch(self, indices: np.ndarray, windows: Sequence[Window] | None = None) -> dict[str, Tensor]:
         """`images`: the crops at `indices`, of their centres or of one window each, which are always read."""
         if windows is not None or not self.in_memory:
-            views = windows if windows is not None else itertools.repeat("center")
-            crops = np.stack(list(self._pool.map(self._load, indices, views)))
+            crops = np.stack(self._load(indices, windows))
         else:
             missing = np.unique(indices[~self._have[indices]])
-            for index, crop in zip(missing, self._pool.map(self._load, missing), strict=True):
+            for index, crop in zip(missing, self._load(missing), strict=True):
                 self._crops[index] = crop
             self._have[missing] = True
             crops = self._crops[indices]
         return {"images": torch.from_numpy(crops).permute(0, 3, 1, 2)}
 
-    def _load(self, index: int, view: View | Window = "center") -> np.ndarray:
-        ((_, crop),) = crops_of([self._pictures[int(index)]], self._size_px, view)
+    def _load(self, indices: np.ndarray, windows: Sequence[Window] | None = None) -> list[np.ndarray]:
+        views = windows if windows is not None else itertools.repeat("center")
+        return list(self._pool.map(self._crop, self._pictures.at(indices), views))
+
+    def _crop(self, picture: Picture, view: View | Window) -> np.ndarray:
+        ((_, crop),) = crops_of([picture], self._size_px, view)
         return crop
 
 
@@ -71,7 +88,7 @@ class CachedLatents:
     flipped, too, in rows behind those of the crops as they are.
     """
 
-    in_memory = True
+    in_memory, windows = True, None
 
     def __init__(
         self,
@@ -125,23 +142,55 @@ def computed_once(out: Tensor, compute: Callable[[np.ndarray], Tensor], world: D
 class TokenRows:
     """Rows of a token store: `ids` int64 [B,L] or [B,L,C], `labels` int64 [B] (-1 where there is none).
 
-    `weights` (float64 [N], mean 1) say how often each is drawn.
+    With `with_texts` their captions too, `texts` as `packed` gives them. `weights` (mean 1) say how often each is drawn.
+    Row groups are read as they are needed, and those that were used last kept: about `WINDOW_BYTES`.
     """
 
-    in_memory = True
-
-    def __init__(self, store: TokenStore, weights: np.ndarray | None = None):
-        self.weights = weights
-        self._ids = store.ids()
-        self._labels = store.labels()
+    def __init__(self, store: TokenStore, weights: Weights | None = None, with_texts: bool = False):
+        store.require_ids()
+        self.weights, self._store, self._with_texts = weights, store, with_texts
+        groups = [(s, g, rows) for s, shard in enumerate(store.shards) for g, rows in enumerate(shard.row_groups)]
+        self._groups = np.array(groups, np.int32).reshape(-1, 3)
+        row_bytes = store.meta.ids_per_row * store.meta.number_type.itemsize + ROW_BYTES + with_texts * CAPTION_BYTES
+        self._blocks = Blocks(self._groups[:, 2], self._read, WINDOW_BYTES // row_bytes)
+        self.windows = windows_of(self._blocks)
+        self.in_memory = self.windows is None
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._blocks)
 
     def fetch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """The rows at `indices`; `rows` are the indices themselves."""
-        return {
-            "ids": torch.from_numpy(self._ids[indices].astype(np.int64)),
-            "labels": torch.from_numpy(self._labels[indices]),
-            "rows": torch.from_numpy(indices),
-        }
+        codebooks = (self._store.codebooks,) if self._store.codebooks > 1 else ()
+        ids = np.empty((len(indices), self._store.num_tokens, *codebooks), np.int64)
+        labels = np.empty(len(indices), np.int64)
+        texts = np.empty(len(indices), object)
+        for places, group, rows in self._blocks.parts(indices):
+            ids[places] = group.ids[rows].reshape(len(rows), *ids.shape[1:])
+            labels[places] = group.labels[rows]
+            if group.texts is not None:
+                texts[places] = group.texts.take(pa.array(rows)).to_pylist()
+        values = {"ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "rows": torch.from_numpy(indices)}
+        return {**values, **({"texts": packed(texts.tolist())} if self._with_texts else {})}
+
+    def _read(self, number: int) -> "_RowGroup":
+        shard, group, _ = self._groups[number].tolist()
+        columns = [self._store.meta.column, "label", *(["text"] if self._with_texts else [])]
+        table = self._store.read_row_group(shard, group, columns)
+        ids = flat_rows(table[self._store.meta.column], self._store.meta.ids_per_row)
+        labels = table["label"].fill_null(-1).to_numpy().astype(np.int32)
+        return _RowGroup(ids, labels, table["text"].combine_chunks() if self._with_texts else None)
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """Rows that are stored together: ids [N, L*C] in the stored dtype, labels int32 [N], captions where they are asked for."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    texts: pa.Array | None
+
+
+def windows_of(blocks: Blocks[Any]) -> Windows | None:
+    """The windows in which these blocks are read, None where all of them are kept."""
+    return None if blocks.all_fit else Windows(blocks.rows, blocks.most_rows)

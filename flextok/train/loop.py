@@ -29,7 +29,7 @@ from flextok.train.machine import DEVICE_HOURS, Machine
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
-from flextok.train.sample_order import SampleOrder
+from flextok.train.sample_order import Weights, Windows, sample_order
 from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
@@ -54,8 +54,13 @@ class Source(Protocol):
     in_memory: bool
 
     @property
-    def weights(self) -> np.ndarray | None:
+    def weights(self) -> Weights | None:
         """How often each sample is drawn, mean 1; None: all alike."""
+        ...
+
+    @property
+    def windows(self) -> Windows | None:
+        """The blocks in which samples are read, where they are more than memory holds; None: each is as near as any."""
         ...
 
     def __len__(self) -> int: ...
@@ -262,7 +267,7 @@ class _Run:
     def _batches(self, first_step: int) -> Iterator[tuple[int, Batch, SampleRng]]:
         """This worker's part of each global batch; read ahead in a thread where samples come from storage."""
         source, config = self.objective.source, self.config
-        order = SampleOrder(config.seed, len(source), source.weights)
+        order = sample_order(config.seed, len(source), source.windows, source.weights)
 
         def fetch(step: int) -> tuple[int, Batch, SampleRng]:
             part = self.world.part(config.batch_size)

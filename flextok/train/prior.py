@@ -1,6 +1,6 @@
 """Training a prior, of whichever kind, on one token store or several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from flextok import storage
 from flextok.data.text_features import TextFeatureStore
 from flextok.data.tokens import TokenStore
+from flextok.data.weights import PartWeights, part_type
 from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.priors.base import Prior
@@ -19,7 +20,7 @@ from flextok.model.text import TextFeatures, text_encoder
 from flextok.provenance import artifact_input
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
-from flextok.train.captions import StoredCaptions, require_encoder
+from flextok.train.captions import StoredCaptions, require_encoder, unpacked
 from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
@@ -27,6 +28,7 @@ from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
+from flextok.train.sample_order import Weights
 
 
 @storage_errors("train the prior into {parent_url}", keeps="it resumes from its last state")
@@ -87,7 +89,7 @@ class PriorJob:
     def build(self, world: DistContext) -> tuple["PriorObjective", "PriorObjective | None"]:
         parts = [TokenStore.open(url) for url, _ in self.stores]
         store = TokenStore.joined(parts)
-        weights_N = np.repeat([weight for _, weight in self.stores], [len(part) for part in parts])
+        weights = [weight for _, weight in self.stores]
         held_out = TokenStore.open(self.val_tokens_url) if self.val_tokens_url is not None else None
         if held_out is not None and held_out.tokenizer != store.tokenizer:
             raise UsageError(
@@ -105,7 +107,7 @@ class PriorJob:
         prior.set_dropout(train.dropout)
         if train.z_loss:
             prior.add_z_loss()
-        objective = PriorObjective(prior, store, train, weights_N / weights_N.mean(), captions)
+        objective = PriorObjective(prior, store, train, part_weights(weights, parts), captions)
         if held_out is None or train.validate_every is None:
             return objective, None
         held_out_captions = self._captions({self.inputs()[len(self.stores)]: held_out})
@@ -149,14 +151,14 @@ def prior_config(
     """
     num_classes = 0
     if recipe.model.condition == "class":
-        labels = store.labels()
-        if len(labels) == 0 or labels.min() < 0:
+        missing, highest = _labels(store)
+        if len(store) == 0 or missing > 0:
             raise UsageError(
-                f"expected a label on every row for a class-conditional prior, found {int((labels < 0).sum())} of "
-                f"{len(labels)} rows without; label the corpus or set prior.model.condition to text or none"
+                f"expected a label on every row for a class-conditional prior, found {missing} of "
+                f"{len(store)} rows without; label the corpus or set prior.model.condition to text or none"
             )
-        num_classes = max(int(s.labels().max()) for s in (store, held_out) if s is not None) + 1
-    if recipe.model.condition == "text" and not any(store.texts()):
+        num_classes = max(highest, _labels(held_out)[1] if held_out is not None else -1) + 1
+    if recipe.model.condition == "text" and not any(any(texts.to_pylist()) for texts in store.scan("text")):
         raise UsageError(
             "expected captions for a text-conditional prior, found none; set prior.model.condition to class"
         )
@@ -169,6 +171,24 @@ def prior_config(
         "text_encoder_digest": encoder,
     }
     return config_or_usage_error(PriorConfig, {"model": recipe.model, **values})
+
+
+def _labels(store: TokenStore) -> tuple[int, int]:
+    """How many rows have no label, and the highest one (-1 where none has)."""
+    missing, highest = 0, -1
+    for labels in store.scan("label"):
+        known = labels.fill_null(-1).to_numpy()
+        missing += int((known < 0).sum())
+        highest = max(highest, int(known.max(initial=-1)))
+    return missing, highest
+
+
+def part_weights(weights: Sequence[float], stores: Sequence[TokenStore]) -> PartWeights | None:
+    """The weights of the rows of several stores, one after another; None where all are alike."""
+    if len(set(weights)) == 1:
+        return None
+    numbers = np.arange(len(stores), dtype=part_type(len(stores)))
+    return PartWeights(weights, np.repeat(numbers, [len(store) for store in stores]))
 
 
 class PriorObjective(Objective):
@@ -184,25 +204,34 @@ class PriorObjective(Objective):
         prior: Prior,
         store: TokenStore,
         train: PriorTrainConfig,
-        weights_N: np.ndarray | None = None,
+        weights: Weights | None = None,
         captions: StoredCaptions | None = None,
     ):
-        super().__init__(prior, TokenRows(store, weights_N))
+        has_texts = prior.config.condition == "text" and captions is None
+        super().__init__(prior, TokenRows(store, weights, has_texts))
+        self._has_texts = has_texts
         self.condition_dropout = train.condition_dropout
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})
         self._captions = captions
-        self._texts = store.texts() if prior.config.condition == "text" and captions is None else None
 
     def flops(self) -> float | None:
         """See `Objective.flops`."""
         return self.model.flops()
+
+    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
+        """The rows at `indices`, and the features of a caption of each that `rng` draws."""
+        batch = super().fetch(indices, rng)
+        if self._captions is None:
+            return batch
+        features = self._captions.features(indices.tolist(), rng.uniform("caption"))
+        return {**batch, "features": features.values, "mask": features.mask}
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B]; while not training, nothing is dropped."""
         drop_B = None
         if self.training:
             drop_B = (rng.uniform("drop") < self.condition_dropout).to(batch["ids"].device)
-        labels_B, context = self._conditions(batch, rng)
+        labels_B, context = self._conditions(batch)
         losses = self.model.training_step(batch["ids"], labels_B, context, drop_B, rng)
         return self._losses.total(losses, counted=self.training, complete=self.training)
 
@@ -210,10 +239,11 @@ class PriorObjective(Objective):
         """`train/loss/<name>` of each loss where there are several, as `nll` and `z`."""
         return self._losses.means(world)
 
-    def _conditions(self, batch: Batch, rng: SampleRng) -> tuple[Tensor | None, TextFeatures | None]:
-        rows = batch["rows"].tolist()
+    def _conditions(self, batch: Batch) -> tuple[Tensor | None, TextFeatures | None]:
         if self._captions is None:
-            texts = [self._texts[row] for row in rows] if self._texts is not None else []
-            return self.model.conditions(batch["labels"], texts)
-        draws_B = rng.uniform("caption") if self.training else None
-        return None, self._captions.features(rows, draws_B).to(batch["ids"].device)
+            return self.model.conditions(batch["labels"], unpacked(batch["texts"]) if self._has_texts else [])
+        if "features" not in batch:  # held out: the first caption of each
+            return None, self._captions.features(batch["rows"].tolist(), None).to(batch["ids"].device)
+        # A slice of a batch is as wide as its own captions.
+        width = int(batch["mask"].sum(dim=1).max())
+        return None, TextFeatures(batch["features"][:, :width], batch["mask"][:, :width])

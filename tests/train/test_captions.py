@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flextok.data.text_features import TextFeatureStore, TextMeta, write_feature_manifest, write_feature_shard
+from flextok.data.text_features import store as store_module
 from flextok.data.tokens import (
     TokenMeta,
     TokenStore,
@@ -16,15 +17,16 @@ from flextok.data.tokens import (
     write_token_manifest,
     write_token_shard,
 )
-from flextok.errors import UsageError
+from flextok.errors import IntegrityError, UsageError
 from flextok.model.load import load_prior
+from flextok.model.rng import SampleRng
 from flextok.model.text import TEXT_ENCODERS, TextFeatures, text_encoder
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.captions import StoredCaptions
 from flextok.train.config import PriorRecipe
 from flextok.train.job import TrainResult, run_url
-from flextok.train.prior import PriorJob, train_prior
+from flextok.train.prior import PriorJob, PriorObjective, train_prior
 
 HERE = ComputeConfig(train_workers=0)
 CPU = torch.device("cpu")
@@ -157,3 +159,34 @@ def test_a_run_without_stored_features_is_known_as_before(encoding) -> None:
     train, val, _ = encoding
     plain, stored = (PriorJob(RECIPE, ((train, 1.0),), val, "out", text) for text in ((), ((train, train),)))
     assert run_url(plain) == run_url(PriorJob(RECIPE, ((train, 1.0),), val, "out")) != run_url(stored)
+
+
+def test_what_is_kept_of_features_does_not_grow_with_their_shards(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "KEPT_ENDS", 20)
+    encoder = text_encoder("halves", CPU)
+    meta, records = TextMeta(encoder.digest, "halves", encoder.width), []
+    for shard in range(6):
+        images = [(f"k{shard}{row}", [np.full((1, 64), 10 * shard + row)]) for row in range(4)]
+        records.append(write_feature_shard(str(tmp_path / f"{shard:06d}.safetensors"), meta, images))
+    write_feature_manifest(str(tmp_path), records, meta, [], {})
+    store = TextFeatureStore.open(str(tmp_path))
+    for shard in (*range(6), 0, 5, 0):
+        assert [store.features(shard, row, 0)[0, 0] for row in range(4)] == [10 * shard + row for row in range(4)]
+        assert len(store._ends) <= 2
+    (tmp_path / "000003.safetensors").write_bytes((tmp_path / "000003.safetensors").read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match=r"expected .* bytes at .* of .*000003.safetensors, found"):
+        store.features(3, 0, 0)
+
+
+def test_captions_are_drawn_alike_for_slices_of_a_batch(encoding, tmp_path: Path) -> None:
+    """Each slice has the captions that the whole batch has, and no more padding than its own need."""
+    train, _, _ = encoding
+    stored = StoredCaptions([(TokenStore.open(train), TextFeatureStore.open(features(tmp_path / "f")))])
+    rng = SampleRng(0, range(30, 38))
+    objective = PriorObjective(load_prior(encoding[2].url), TokenStore.open(train), RECIPE.train, None, stored)
+    batch = objective.fetch(np.array([0, 1, 2, 3, 5, 8, 13, 21]), rng)
+    for cut in (slice(0, 8), slice(0, 1), slice(3, 7)):
+        _, found = objective._conditions({name: tensor[cut] for name, tensor in batch.items()})
+        wanted = stored.features(batch["rows"][cut].tolist(), rng.uniform("caption")[cut])
+        assert found is not None
+        assert torch.equal(found.values, wanted.values) and torch.equal(found.mask, wanted.mask)

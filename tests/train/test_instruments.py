@@ -43,6 +43,7 @@ class Latents:
 
     in_memory = True
     weights = None
+    windows = None
 
     def __init__(self) -> None:
         self._z = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))

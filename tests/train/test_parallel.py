@@ -58,7 +58,7 @@ ALIGNED = "tokenizer aligned with a teacher at first"
 class Crops:
     """Noise as pictures, in memory."""
 
-    in_memory, weights = True, None
+    in_memory, weights, windows = True, None, None
 
     def __init__(self, samples: int):
         generator = torch.Generator().manual_seed(1)

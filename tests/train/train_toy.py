@@ -37,6 +37,7 @@ class ToySource:
     """x and y = A x for `samples` fixed x."""
 
     weights: np.ndarray | None = None
+    windows = None
 
     def __init__(self, config: ToyConfig, in_memory: bool = True):
         self.config, self.in_memory = config, in_memory

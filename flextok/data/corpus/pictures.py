@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flextok import storage
+from flextok.data.blocks import Blocks
 from flextok.data.corpus.crops import ByteRange, Crops, Undecodable, View, Window, read_crops
 from flextok.data.corpus.layout import index_url
-from flextok.data.corpus.reader import Corpus, Shard
+from flextok.data.corpus.reader import Corpus, Shard, read_indexes
 from flextok.errors import IntegrityError
 
 ROWS_AT_ONCE = 1024
+INDEX_ROWS = 1 << 21
+"""Of about 200 bytes each."""
 GROUP_PICTURES = 16
 GROUP_BYTES = 4 * 2**20
 """A decoder gets several small pictures or one large picture at once."""
@@ -36,19 +40,40 @@ class Picture:
 
 
 class Pictures:
-    """Every picture of a corpus by its row in the corpus' index (without label and text)."""
+    """Every picture of a corpus by its row in the corpus' index (without label and text).
+
+    The shards' indexes are read as they are needed, and those that were used last kept: about `INDEX_ROWS` rows.
+    """
 
     def __init__(self, corpus: Corpus):
-        self._index = corpus.index("key", "offset", "size", "sha256")
-        self._urls = {shard.name: shard.url for shard in corpus.shards}
+        self._corpus = corpus
+        self.shards = Blocks([shard.samples for shard in corpus.shards], self._read, INDEX_ROWS)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.shards)
 
     def __getitem__(self, row: int) -> Picture:
-        found = self._index.row(row, named=True)
-        where = ByteRange(found["offset"], found["size"], found["sha256"])
-        return Picture(self._urls[found["shard"]], where, found["key"])
+        return self.at(np.array([row]))[0]
+
+    def at(self, rows: np.ndarray) -> list[Picture]:
+        """The pictures of these rows; raises IntegrityError where an index is not that of its shard."""
+        found = dict[int, Picture]()
+        for places, (shard, index), within in self.shards.parts(rows):
+            for place, (key, *where) in zip(places.tolist(), index[within].iter_rows(), strict=True):
+                found[place] = Picture(shard.url, ByteRange(*where), key)
+        return [found[place] for place in range(len(rows))]
+
+    def _read(self, number: int) -> tuple[Shard, pl.DataFrame]:
+        shard = self._corpus.shards[number]
+        try:
+            index = read_indexes(self._corpus.url, [shard.name], ["key", "offset", "size", "sha256"]).drop("shard")
+        except pa.ArrowException as error:
+            raise IntegrityError(f"expected the index of {shard.url}, found: {error}; shard again") from None
+        if len(index) != shard.samples:
+            raise IntegrityError(
+                f"expected {shard.samples} samples in the index of {shard.url}, found {len(index)}; shard again"
+            )
+        return shard, index
 
 
 class Group(NamedTuple):

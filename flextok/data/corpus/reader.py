@@ -22,6 +22,7 @@ from flextok.data.corpus.builder import INDEX_SCHEMA
 from flextok.data.corpus.layout import MANIFEST, corpus_root, index_url, shard_url
 from flextok.data.corpus.manifest import FORMAT, SHARDS_TABLE
 from flextok.data.corpus.members import shard_members
+from flextok.data.weights import PartWeights, part_type
 from flextok.errors import IntegrityError, UsageError
 
 
@@ -101,14 +102,20 @@ class Corpus:
         """What the manifest says of the hash of a shard's index; None where it says nothing."""
         return self.manifest["files"].get(f"index/{shard.name}.parquet")
 
-    def sample_weights(self) -> np.ndarray:
-        """For each sample, in the order of `index`, the weight of its source (float64, mean 1)."""
+    def sample_weights(self) -> PartWeights | None:
+        """For each sample, in the order of `index`, the weight of its source (mean 1); None where all are alike."""
         weights = {source["name"]: float(source["weight"]) for source in self.manifest["sources"]}
         if len(set(weights.values())) == 1:
-            return np.ones(self.num_samples)
-        names = self.index("source")["source"].str.split_exact("/", 1).struct.field("field_0")
-        found = names.replace_strict(weights, return_dtype=pl.Float64).to_numpy()
-        return found / found.mean()
+            return None
+        numbers = {name: number for number, name in enumerate(weights)}
+        parts = np.empty(self.num_samples, part_type(len(numbers)))
+        start = 0
+        for shard in self.shards:
+            sources = read_indexes(self.url, [shard.name], ["source"])["source"]
+            names = sources.str.split_exact("/", 1).struct.field("field_0")
+            parts[start : start + shard.samples] = names.replace_strict(numbers, return_dtype=pl.UInt32).to_numpy()
+            start += shard.samples
+        return PartWeights(list(weights.values()), parts)
 
 
 def read_indexes(dest: str, shards: list[str], columns: list[str]) -> pl.DataFrame:

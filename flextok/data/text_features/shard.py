@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from flextok import storage
+from flextok.data.corpus.crops import read_at
 from flextok.data.tokens.files import DamagedFile
 from flextok.data.tokens.writer import ShardRecord
 from flextok.digests import digest_of
@@ -77,9 +78,8 @@ class StoredFeatures:
     def read(self, name: str) -> np.ndarray:
         """One tensor, whole."""
         kind, shape, start = self.tensors[name]
-        with storage.open_read(self.url) as file:
-            file.seek(start)
-            return np.frombuffer(file.read(_bytes(kind, shape)), kind).reshape(shape)
+        content = read_at(self.url, start, _bytes(kind, shape)) if _bytes(kind, shape) else b""
+        return np.frombuffer(content, kind).reshape(shape)
 
     def keys(self) -> list[str]:
         """Keys of the images, in their order."""

@@ -1,5 +1,6 @@
 """Reading text features: a folder of shards with a manifest, each caption by itself."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flextok import storage
+from flextok.data.corpus.crops import read_at
 from flextok.data.text_features.shard import FORMAT, SUFFIX, StoredFeatures, TextMeta, read_feature_shard
 from flextok.data.tokens.writer import MANIFEST, ShardRecord
 from flextok.digests import digest_rows
@@ -15,6 +17,8 @@ from flextok.errors import FlextokError, IntegrityError, UsageError
 from flextok.provenance import make_provenance
 
 HEADER_THREADS = 16
+KEPT_ENDS = 8 << 20
+"""Numbers that say where captions lie, 8 bytes each, of the shards that were used last."""
 
 
 class TextFeatureStore:
@@ -30,8 +34,7 @@ class TextFeatureStore:
                     f"{shard.meta.encoder[:12]} in {shard.name}; run `flextok encode-text` again"
                 )
         self._by_name = {shard.name: number for number, shard in enumerate(self.shards)}
-        self._files: dict[int, np.ndarray] = {}
-        self._ends: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._ends: collections.OrderedDict[int, tuple[np.ndarray, np.ndarray]] = collections.OrderedDict()
 
     @classmethod
     def open(cls, url: str) -> "TextFeatureStore":
@@ -73,33 +76,28 @@ class TextFeatureStore:
         first, stop = _range(caption_ends, image)
         if not 0 <= caption < stop - first:
             raise IndexError(f"caption {caption} of an image with {stop - first}")
-        start, end = _range(token_ends, first + caption)
-        return self._mapped(shard)[start:end] if storage.is_local(self.url) else self._fetched(shard, start, end)
+        return self._tokens(shard, *_range(token_ends, first + caption))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: copies go to other processes."""
-        return {**self.__dict__, "_files": {}, "_ends": {}}
+        """Without what was read: copies go to other processes."""
+        return {**self.__dict__, "_ends": collections.OrderedDict()}
 
     def _ends_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where captions of images and tokens of captions end, in one shard."""
+        """Where captions of images and tokens of captions end, in one shard; kept for those that were used last."""
         if shard not in self._ends:
             stored = self.shards[shard]
             self._ends[shard] = stored.read("caption_ends"), stored.read("token_ends")
+            while len(self._ends) > 1 and sum(len(end) for pair in self._ends.values() for end in pair) > KEPT_ENDS:
+                self._ends.popitem(last=False)
+        self._ends.move_to_end(shard)
         return self._ends[shard]
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        if shard not in self._files:
-            kind, shape, start = self.shards[shard].tensors["features"]
-            path = storage.local_path(self.shards[shard].url)
-            # Nothing cannot be mapped: captions without any word, by the encoder of words.
-            self._files[shard] = np.memmap(path, kind, "r", start, shape) if shape[0] else np.empty(shape, kind)
-        return self._files[shard]
-
-    def _fetched(self, shard: int, first: int, stop: int) -> np.ndarray:
+    def _tokens(self, shard: int, first: int, stop: int) -> np.ndarray:
+        """Read, not mapped: what was read of mapped files would count as this process's memory."""
         kind, (_, width), start = self.shards[shard].tensors["features"]
-        with storage.open_read(self.shards[shard].url) as file:
-            file.seek(start + first * width * kind.itemsize)
-            content = file.read((stop - first) * width * kind.itemsize)
+        size = width * kind.itemsize
+        # Captions without any word, by the encoder of words, have nothing to be read.
+        content = read_at(self.shards[shard].url, start + first * size, (stop - first) * size) if stop > first else b""
         return np.frombuffer(content, kind).reshape(-1, width)
 
 

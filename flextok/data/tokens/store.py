@@ -9,7 +9,7 @@ No code of ours is needed to read the files:
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from flextok.data.tokens.files import StoredShard, flat_rows, read_manifest, rea
 from flextok.data.tokens.schema import WHOLE_VIEW, TokenMeta, token_schema
 from flextok.digests import digest_of, digest_rows
 from flextok.errors import IntegrityError, UsageError
+from flextok.runtime.ahead import ahead
 
 if TYPE_CHECKING:
     from flextok.data.tokens.stream import TokenStream
@@ -231,8 +232,25 @@ class TokenStore:
         )
 
     def read_row_group(self, shard: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row group of one shard, by their numbers."""
-        return read_row_group(self.shards[shard].url, group, columns)
+        """One row group of one shard, by their numbers; raises IntegrityError where the file is not as it was opened."""
+        stored = self.shards[shard]
+        try:
+            table = read_row_group(stored.url, group, columns)
+        except FileNotFoundError:
+            raise _missing(stored.url) from None
+        if table.num_rows != stored.row_groups[group]:
+            raise IntegrityError(
+                f"expected {stored.row_groups[group]} rows in row group {group} of {stored.url}, found {table.num_rows}; "
+                "run `flextok tokenize` again"
+            )
+        return table
+
+    def scan(self, column: str) -> Iterator[pa.ChunkedArray]:
+        """A column of all rows, a shard at a time, of which some are read ahead."""
+        with concurrent.futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            shards = range(len(self.shards))
+            for _, found in ahead(lambda shard: pool.submit(self._shard_column, column, shard), shards, FOOTER_THREADS):
+                yield found
 
     def __getstate__(self) -> dict[str, Any]:
         """Without caches: copies go to the processes of a DataLoader."""
@@ -257,6 +275,11 @@ class TokenStore:
             out[start : start + len(rows)] = rows[:, : keep * self.codebooks]
             start += len(rows)
         return out.reshape(len(self), keep, self.codebooks)
+
+    def _shard_column(self, column: str, shard: int) -> pa.ChunkedArray:
+        groups = range(len(self.shards[shard].row_groups))
+        found = [self.read_row_group(shard, group, [column])[column] for group in groups]
+        return pa.chunked_array([chunk for part in found for chunk in part.chunks], self.schema.field(column).type)
 
     def _for_each_id(self, sizes: Iterable[int]) -> float:
         return sum(sizes) / max(len(self) * self.meta.ids_per_row, 1)
@@ -306,14 +329,18 @@ def _open_listed(url: str, entry: dict[str, Any]) -> StoredShard:
     try:
         shard = read_shard_footer(shard_url)
     except FileNotFoundError:
-        raise IntegrityError(
-            f"expected token shard {shard_url} of the manifest, found nothing; run `flextok tokenize` again"
-        ) from None
+        raise _missing(shard_url) from None
     if shard.rows != entry["rows"]:
         raise IntegrityError(
             f"expected {entry['rows']} rows in {shard_url}, found {shard.rows}; run `flextok tokenize` again"
         )
     return shard
+
+
+def _missing(shard_url: str) -> IntegrityError:
+    return IntegrityError(
+        f"expected token shard {shard_url} of the manifest, found nothing; run `flextok tokenize` again"
+    )
 
 
 def _refuse_other_identity(wanted: TokenMeta, shard: StoredShard) -> None:
