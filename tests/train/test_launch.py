@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 import train_toy
+from saved_states import load_latest_state
 from train_toy import ToyConfig, ToyJob
 
 import flextok
@@ -27,7 +28,6 @@ from flextok.runtime.lock import locked
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.job import run_url
 from flextok.train.launch import run_training
-from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(
     steps=20,
