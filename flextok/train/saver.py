@@ -21,7 +21,6 @@ from flextok.train.state import SavedState, latest_step
 
 logger = logging.getLogger(__name__)
 
-DCP_LOGGER = "c10d-NullHandler-dcp_logger"
 PATIENCE_S = 2.0
 """Longest time that a training stands still for the state before the one that is due."""
 
@@ -38,7 +37,6 @@ class StateSaver:
     def __init__(self, run_url: str, world: DistContext, keep: int = 1):
         self._run_url, self._world, self._keep = run_url, world, keep
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        logging.getLogger(DCP_LOGGER).propagate = False  # what failed is told here, without a traceback
         # Of its own, as the threads' messages must not meet those of the steps; on the CPU whatever these are on.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._written: Future | None = None

@@ -6,6 +6,7 @@ consolidated on one node. So here it plans who writes and who reads what, and th
 
 import contextlib
 import dataclasses
+import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -41,6 +42,9 @@ from flextok.train.state import (
     remove_unfinished,
     state_url,
 )
+
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.CRITICAL)
+"""Of torch: what failed is told by the saver in one line, and a record for each tensor takes time."""
 
 
 class StateWriter(StorageWriter):

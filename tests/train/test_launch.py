@@ -101,7 +101,7 @@ def test_equal_trainings_in_one_workspace_are_refused(
         with pytest.raises(FlextokError, match=rf"another run is writing .*\(process {first.pid} on "):
             run_training(again, HERE)
         state = load_latest_state(run_url(again))
-        assert state is not None and state.step == 10
+        assert state is not None and state.step in (5, 10)  # the last one may still be on its way
     finally:
         first.kill()
         first.communicate()
