@@ -7,6 +7,7 @@ by the member that holds them, whole tensors shared out. Nothing of it is pickle
 import logging
 import warnings
 from concurrent.futures import Future, wait
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,8 @@ class StateSaver:
         self._run_url, self._world, self._keep = run_url, world, keep
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         # Of its own, as the threads' messages must not meet those of the steps; on the CPU whatever these are on.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = cast(dist.ProcessGroup | None, group)  # of which this process is a member
         self._written: Future | None = None
         self._step = 0  # of the state that is being written
 
@@ -78,14 +80,15 @@ class StateSaver:
 
     def load(self, state: SavedState, tensors: dict[str, Tensor]) -> None:
         """Fill `tensors`, whole or in shards, in place; FlextokError where `state` has other ones or is damaged."""
-        from torch.distributed import checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         from flextok.train.state_storage import StateReader
 
-        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
-            dcp.load(
+            load(
                 tensors,  # pyright: ignore[reportArgumentType]
                 storage_reader=StateReader(state),
                 planner=planner,
@@ -99,15 +102,16 @@ class StateSaver:
             ) from None
 
     def _begin(self, step: int, tensors: dict[str, Tensor], history: list[HistoryRow], alone: bool = False) -> None:
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
         from flextok.train.state_storage import StateWriter
 
         self._step = step
-        found = dcp.async_save(
+        found = async_save(
             tensors,  # pyright: ignore[reportArgumentType]
             storage_writer=StateWriter(self._run_url, step, list(history), self._keep),
-            planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=self._group,
             no_dist=alone or self._group is None,
         )
