@@ -119,8 +119,8 @@ def train(
     Its rows go to `sinks` too, as they come. Averages of other decays are in `objective.further_averages`.
 
     Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
-    members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
-    were trained in shards. Raises FlextokError when the loss or the gradient is not finite.
+    members of `world` call it with equal arguments and read and write states there; only the first has the weights in
+    the end where they were trained in shards. Raises FlextokError when the loss or the gradient is not finite.
     """
     if len(objective.source) == 0:
         raise UsageError("expected samples to train on, found none")
