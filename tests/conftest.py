@@ -50,8 +50,17 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
+S3Fault = Callable[[dict[str, Any]], str | None]
+
+
 @pytest.fixture
-def s3_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3_faults() -> list[S3Fault]:
+    """What goes wrong in `s3_folder`: each is called with a request's WSGI environment, and gives an HTTP status or None."""
+    return []
+
+
+@pytest.fixture
+def s3_folder(monkeypatch: pytest.MonkeyPatch, s3_faults: list[S3Fault]) -> Iterator[str]:
     """An empty folder of an object store: S3 over its real protocol, served here."""
     import s3fs
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -61,6 +70,9 @@ def s3_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        for status in filter(None, (fault(environ) for fault in s3_faults)):
+            start_response(status, [])
+            return []
         with one_at_a_time:  # a conditional write of S3 is atomic, moto's is a check and a write
             return list(app(environ, start_response))
 

@@ -60,8 +60,7 @@ def as_storage_error(error: Exception, doing: str, keeps: str = "") -> FlextokEr
     from_store = type(error).__module__.partition(".")[0] in STORE_LIBRARIES
     if not isinstance(error, OSError) and not from_store:
         return None
-    place = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
-    detail = redact(": ".join([*place, " ".join(str(error).split()) or type(error).__name__]))
+    detail = storage_detail(error)
     again = "run the same command again" + (f" ({keeps})" if keeps else "")
     failed = f"could not {redact(doing)}: {detail}"
     number = error.errno if isinstance(error, OSError) else None
@@ -76,3 +75,9 @@ def as_storage_error(error: Exception, doing: str, keeps: str = "") -> FlextokEr
     if from_store:
         return TransientError(f"{failed}; check the network and your credentials, then {again}")
     return TransientError(f"{failed}; check the disk or the store, then {again}")
+
+
+def storage_detail(error: BaseException) -> str:
+    """What `error` says of itself and of the place it was met at, in one line without any secret."""
+    place = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
+    return redact(": ".join([*place, " ".join(str(error).split()) or type(error).__name__]))

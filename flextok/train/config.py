@@ -101,6 +101,7 @@ class TrainConfig(Config):
     checkpoint_every: Operational[int] = Field(
         default=500, gt=0, description="Steps between training states a killed run resumes from."
     )
+    keep_states: Operational[int] = Field(default=1, gt=0, description="The newest training states, which are kept.")
     log_every: Operational[int] = Field(default=50, gt=0, description="Steps between rows of the history.")
     validate_every: Operational[int | None] = Field(
         default=None, gt=0, description="Steps between held-out losses; none when null."

@@ -289,10 +289,17 @@ class _ProgressFile(logging.Handler):
     def __call__(self, step: int, note: str) -> None:
         self._last |= {"step": step, "note": note}
         if time.monotonic() >= self._next:
-            self._write()
             self._next = time.monotonic() + POLL_S
-            if storage.exists(storage.join(self.run, STOP)):
+            # A courtesy: a full disk, or a store that fails, must not end a training.
+            with contextlib.suppress(Exception):
+                self._write()
+            if self._is_to_stop():
                 raise StopTraining
+
+    def _is_to_stop(self) -> bool:
+        with contextlib.suppress(Exception):
+            return storage.exists(storage.join(self.run, STOP))
+        return False
 
     def _write(self) -> None:
         storage.write_json(storage.join(self.run, PROGRESS), self._last)

@@ -30,10 +30,11 @@ from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
 from flextok.train.sample_order import Weights, Windows, sample_order
+from flextok.train.saver import StateSaver
 from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
-from flextok.train.state import TrainState, load_latest_state, save_state
+from flextok.train.state import newest_state
 from flextok.train.trained import Trained
 
 T = TypeVar("T")
@@ -123,8 +124,8 @@ def train(
     Its rows go to `sinks` too, as they come. Averages of other decays are in `objective.further_averages`.
 
     Resumes from the newest state under `run_url`, whatever the number of members and `compute` that wrote it. All
-    members of `world` call it with equal arguments; only the first writes, and has the weights in the end where they
-    were trained in shards. Raises FlextokError when the loss or the gradient is not finite.
+    members of `world` call it with equal arguments and read and write states there; only the first has the weights in
+    the end where they were trained in shards. Raises FlextokError when the loss or the gradient is not finite.
     """
     if len(objective.source) == 0:
         raise UsageError("expected samples to train on, found none")
@@ -160,6 +161,7 @@ class _Run:
         # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
         self.trained = Trained(objective.model, objective.trained(), config, world)
+        self.saver = StateSaver(run_url, world, config.keep_states)
         self.has_frozen = False
         self.is_enough = False  # by held-out losses, before the last step
         self.dtype = autocast_dtype(config.precision, world.device)
@@ -174,6 +176,16 @@ class _Run:
         self.wishes = torch.zeros(1, device=world.device)  # of all members, after the step before
 
     def run(self, on_progress: OnProgress) -> list[HistoryRow]:
+        try:
+            self._train(on_progress)
+        finally:
+            self.saver.close()
+        self.objective.further_averages = self.trained.further_averages()
+        self.trained.finish()
+        self.objective.eval()
+        return self.history.rows
+
+    def _train(self, on_progress: OnProgress) -> None:
         first_step = self._resume()
         self.objective.train()
         note = ""
@@ -194,10 +206,6 @@ class _Run:
                 self._tell(on_progress, done, note)
                 if self.is_enough:
                     break
-        self.objective.further_averages = self.trained.further_averages()
-        self.trained.finish()
-        self.objective.eval()
-        return self.history.rows
 
     def _freeze(self, step: int) -> None:
         if self.has_frozen:
@@ -210,6 +218,7 @@ class _Run:
 
     def _tell(self, on_progress: OnProgress, done: int, note: str) -> None:
         """Progress; where that brings the wish to end, or a signal has, a state is written first."""
+        self.saver.tell()
         try:
             if interrupts.pending():
                 raise StopTraining
@@ -218,7 +227,7 @@ class _Run:
             self.wish = wish
         if self._is_stopped():
             if done < self.config.steps and self._is_sound():
-                self._write_state(done)
+                self._save_last(done)
             interrupts.check()
             raise self.wish or StopTraining
 
@@ -355,24 +364,26 @@ class _Run:
         return torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def _save(self, done: int) -> None:
-        """Write the training state, unless it is already spoiled by a loss that is not finite."""
+        """Begin to write the training state, unless it is already spoiled by a loss that is not finite."""
         self._check_finite(done, *self.world.sum(self.sums.clone()).tolist())
-        self._write_state(done)
+        self.saver.save(done, self.trained.tensors(), self.history.rows)
 
-    def _write_state(self, done: int) -> None:
-        tensors = self.trained.gathered()
-        if self.world.is_first:
-            save_state(self.run_url, TrainState(done, tensors, self.history.rows))
+    def _save_last(self, done: int) -> None:
+        """The state of a training that is to end: by the first member alone where that holds all of it."""
+        if self.trained.is_sharded:
+            self.saver.save_now(done, self.trained.tensors(), self.history.rows)
+        elif self.world.is_first:
+            self.saver.save_alone(done, self.trained.tensors(), self.history.rows)
 
     def _resume(self) -> int:
-        """Take over the newest state, which only the first member needs to see; gives back the steps done."""
-        state = load_latest_state(self.run_url) if self.world.is_first else None
-        done = int(self.world.from_first(torch.tensor(state.step if state else 0, device=self.world.device)))
-        if done > 0:
-            self.trained.take_over(state, done)
-            self.history.take_over(self.world.shared(state.history if state else []))
-            self.is_enough = self._has_enough()
-        return done
+        """Take over the newest state, which is the first member's choice; gives back the steps done."""
+        state = self.world.shared(newest_state(self.run_url) if self.world.is_first else None)
+        if state is None:
+            return 0
+        self.trained.take_over(state, self.saver)
+        self.history.take_over(state.record.history)
+        self.is_enough = self._has_enough()
+        return state.record.step
 
 
 def _read_ahead(fetch: Callable[[int], T], steps: range) -> Iterator[T]:

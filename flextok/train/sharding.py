@@ -144,20 +144,6 @@ def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, source: Tensor | None, world: DistContext) -> None:
-    """Overwrite `tensor` with the first member's whole `source`; where that is None, with the first member's own.
-
-    All members call it, the others with None; for a sharded tensor the first one needs a source.
-    """
-    target = torch.empty(tensor.shape, dtype=tensor.dtype, device=world.device) if is_sharded(tensor) else tensor
-    if source is not None:
-        target.copy_(source)
-    world.from_first(target)
-    if target is not tensor:
-        local(tensor).copy_(local(sharded_like(target, tensor)))
-
-
-@torch.no_grad()
 def make_whole(module: nn.Module, world: DistContext) -> None:
     """Put whole parameters in the place of sharded ones in the first member; all members call it.
 

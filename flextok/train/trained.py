@@ -12,9 +12,10 @@ from flextok.train.config import TrainConfig
 from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
 from flextok.train.probe import Probe
-from flextok.train.sharding import fill, is_sharded, local, make_whole, whole
+from flextok.train.saver import StateSaver
+from flextok.train.sharding import is_sharded, local, make_whole, whole
 from flextok.train.spikes import SpikeGuard
-from flextok.train.state import TrainState
+from flextok.train.state import SavedState
 
 
 class Trained:
@@ -103,35 +104,19 @@ class Trained:
         self._set_weights(self._best or self._average)
         make_whole(self._model, self._world)
 
-    def gathered(self) -> dict[str, Tensor]:
-        """Every tensor of the training state, whole, on the CPU of the first member; empty on the others.
-
-        Where it is sharded all members call it, and each holds one whole tensor at a time.
-        """
-        found: dict[str, Tensor] = {}
-        for name, tensor in self._tensors().items():
-            if self._world.is_first or is_sharded(tensor):
-                gathered = whole(tensor.detach())
-                if self._world.is_first:
-                    found[name] = gathered.cpu()
-        return found
-
     def further_averages(self) -> dict[float, dict[str, Tensor]]:
-        """The other averaged weights by their decay, as `gathered` has tensors; all members call it."""
+        """The other averaged weights by their decay, whole, on the CPU of the first member; all members call it."""
         found: dict[float, dict[str, Tensor]] = {}
         for decay, average in zip(self._config.further_ema_decays, self._further, strict=True):
             whole_ones = {name: whole(tensor) for name, tensor in average.items()}
             found[decay] = {name: tensor.cpu() for name, tensor in whole_ones.items()} if self._world.is_first else {}
         return found
 
-    def take_over(self, state: TrainState | None, done: int) -> None:
-        """Take over a state after `done` steps, which only the first member has; all members call it."""
-        self._optimizer.begin_at(self._model, done)
-        for name, tensor in self._tensors().items():
-            source = None
-            if state is not None and (name in state.tensors or not self._may_lack(name)):
-                source = state.tensors[name]
-            fill(tensor, source, self._world)
+    def take_over(self, state: SavedState, saver: StateSaver) -> None:
+        """Take over a state; all members call it."""
+        self._optimizer.begin_at(self._model, state.record.step)
+        stored = state.record.tensors
+        saver.load(state, {name: t for name, t in self.tensors().items() if name in stored or not self._may_lack(name)})
         self.buffers.accept()
 
     def _weights(self) -> dict[str, Tensor]:
@@ -143,8 +128,8 @@ class Trained:
         for name, tensor in self._weights().items():
             local(tensor).copy_(local(weights[name]))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the training state by name, as it lies in memory."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the training state by name, as it lies in memory: whole, or this member's shard."""
         present = {**self._named, **self.buffers.named()}
         return {
             **{f"model.{name}": tensor.detach() for name, tensor in present.items()},

@@ -54,7 +54,7 @@ OPERATIONAL = {
     "tokens.corpora",
     "evaluation.batch_size", "evaluation.allow_training_images",
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
-      for name in ("log_every", "checkpoint_every", "validate_every", "validation_samples",
+      for name in ("log_every", "checkpoint_every", "keep_states", "validate_every", "validation_samples",
                    "gradient_accumulation_steps", "sinks")),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saved_states import load_latest_state
 from torch import nn
 from train_toy import ToyConfig, make_objective
 
@@ -20,7 +21,6 @@ from flextok.train.loop import StopTraining, train
 from flextok.train.parallel import DistContext
 from flextok.train.sinks.base import HistoryRow
 from flextok.train.spikes import FEWEST, MOST_IN_A_ROW, WINDOW, SpikeGuard
-from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(
     steps=80, batch_size=8, optimizer=OptimizerConfig(lr=0.01, warmup_steps=3), precision="float32",

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from saved_states import load_latest_state
 from torch import Tensor, nn
 from train_toy import ToyConfig, ToySource
 
@@ -18,7 +19,6 @@ from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.loop import DEFAULT_COMPUTE, Batch, Objective, train
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
-from flextok.train.state import load_latest_state
 
 CONFIG = TrainConfig(
     steps=20,

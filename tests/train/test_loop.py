@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from saved_states import load_latest_state
 from torch import nn
 from train_toy import ToyConfig, ToySource, make_objective
 
@@ -24,7 +25,6 @@ from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, le
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import SampleOrder
 from flextok.train.schedule import ConstantSchedule, WsdSchedule
-from flextok.train.state import load_latest_state
 
 OPTIMIZER = OptimizerConfig(lr=0.01, warmup_steps=3)
 CONFIG = TrainConfig(
@@ -111,7 +111,7 @@ def test_a_state_cut_off_while_written_is_passed_over(tmp_path: Path) -> None:
         train(make_objective(), CONFIG, DistContext(), run, on_progress=stop_at(7))
     # A kill between the tensors and the record that makes them count.
     (tmp_path / "step_000000010").mkdir()
-    (tmp_path / "step_000000010" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / "step_000000010" / "part-00000-half.safetensors").write_bytes(b"half")
     state = load_latest_state(run)
     assert state is not None and state.step == 5
     resumed, straight = make_objective(), make_objective()
