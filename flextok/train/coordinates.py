@@ -30,7 +30,7 @@ from flextok.train.trained import Trained
 
 WATCHED = re.compile(r"(^|\.)(blocks\.\d+|head)$")
 IMAGES, TEXT_POSITIONS = 16, 4
-STEEPEST = 0.25
+STEEPEST = 0.3
 """Largest power of the width that passes for none, on a few models a width."""
 
 Begin = Callable[[int, int], tuple[Objective, Batch]]
