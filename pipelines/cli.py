@@ -15,7 +15,18 @@ from flextok.errors import FlextokError
 from flextok.runtime import interrupts, log
 from flextok.runtime.storage_errors import as_storage_error
 from flextok.storage import redact
-from pipelines.commands import artifacts, captions, corpus, evaluation, keeping, pipeline, serving, tokens, train
+from pipelines.commands import (
+    artifacts,
+    captions,
+    coordinates,
+    corpus,
+    evaluation,
+    keeping,
+    pipeline,
+    serving,
+    tokens,
+    train,
+)
 
 TYPER_INTERRUPTED = 130
 
@@ -32,6 +43,7 @@ for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, token
     app.command()(command)
 for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
     app.command()(command)
+app.command("coordinate-check")(coordinates.coordinate_check)
 app.command("encode-text")(captions.encode_text)
 app.command("export-samples")(evaluation.export_samples)
 app.command("import-checkpoint")(artifacts.import_checkpoint)

@@ -20,6 +20,15 @@ from flextok.train.schedule import CosineSchedule, ScheduleConfig
 from flextok.train.sinks.base import SinkConfig, named_sinks
 
 EmaDecay = Annotated[float, Field(ge=0, lt=1)]
+BaseWidth = Annotated[
+    int | None,
+    Field(
+        gt=0,
+        multiple_of=4,
+        description="muP (arXiv 2203.03466): width of trunks at which the learning rate was found, which then fits others; "
+        "null: none.",
+    ),
+]
 
 
 class OptimizerConfig(Config):
@@ -208,6 +217,7 @@ class DecoderOnlyConfig(Config):
 class TokenizerTrainConfig(TrainConfig):
     """The training of a tokenizer: its draws, and what of its parts only their training reads."""
 
+    mup_base_width: Added[BaseWidth] = None
     keep_mode: KeepMode = Field(default="uniform", description="How many tokens nested dropout keeps in training.")
     augmentation: Added[AugmentationConfig] = Field(
         default=AugmentationConfig(),
@@ -261,10 +271,17 @@ class TokenizerRecipe(Config):
         _check_kind("decoder", self.train.decoder.kind, "model.decoder", self.model.decoder.kind)
         return self
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "TokenizerRecipe":
+        for trunk in (self.model.encoder, getattr(self.model.decoder, "trunk", None)):
+            _check_heads(self.train.mup_base_width, trunk)
+        return self
+
 
 class PriorTrainConfig(TrainConfig):
     """The training of a prior."""
 
+    mup_base_width: Added[BaseWidth] = None
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Of each residual branch.")
     condition_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Part of the samples trained without condition."
@@ -280,7 +297,19 @@ class PriorRecipe(Config):
     model: PriorModel = Field(description="Its architecture; vocabulary and classes come from the tokens.")
     train: PriorTrainConfig = Field(description="How it is trained.")
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "PriorRecipe":
+        _check_heads(self.train.mup_base_width, self.model)
+        return self
+
 
 def _check_kind(section: str, kind: str, part: str, wanted: str) -> None:
     if kind != wanted:
         raise ValueError(f"expected train.{section}.kind '{wanted}', as {part} is, found '{kind}'; leave it out")
+
+
+def _check_heads(base_width: int | None, trunk: Config | None) -> None:
+    """Heads of a trunk are the same at the base width, only fewer."""
+    head_dim = getattr(trunk, "head_dim", 1)
+    if base_width is not None and base_width % head_dim:
+        raise ValueError(f"expected train.mup_base_width as a multiple of head_dim {head_dim}, found {base_width}")

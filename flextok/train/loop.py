@@ -78,6 +78,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
+        self.lr_factors: dict[str, float] = {}
+        """What the learning rate is multiplied by for trained parameters by name, 1 where none is given."""
         self.further_averages: dict[float, dict[str, Tensor]] = {}
         """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
 
@@ -160,7 +162,7 @@ class _Run:
         prepare_blocks(objective.model, compute, world.device)
         # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
-        self.trained = Trained(objective.model, objective.trained(), config, world)
+        self.trained = Trained(objective.model, objective.trained(), config, world, objective.lr_factors)
         self.saver = StateSaver(run_url, world, config.keep_states)
         self.has_frozen = False
         self.is_enough = False  # by held-out losses, before the last step

@@ -1,6 +1,8 @@
 """Optimizers of the training loop: AdamW, or Muon for the matrices of transformer blocks and AdamW for the rest."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -11,25 +13,29 @@ from flextok.train.config import OptimizerConfig
 from flextok.train.sharding import is_sharded, local, sharded_like, whole
 
 Parameters = dict[str, nn.Parameter]
+ALIKE: Mapping[str, float] = MappingProxyType({})
 
 
 class Optimizer:
-    """torch's optimizers under one learning rate, with the state that a killed run needs by name."""
+    """torch's optimizers under one learning rate, with the state that a killed run needs by name.
 
-    def __init__(self, named: Parameters, config: OptimizerConfig):
-        hidden = {name: p for name, p in named.items() if config.kind == "muon" and is_hidden_matrix(name, p)}
+    `lr_factors` are what that is multiplied by for parameters by name, 1 where none is given (see mup.py).
+    """
+
+    def __init__(self, named: Parameters, config: OptimizerConfig, lr_factors: Mapping[str, float] = ALIKE):
+        hidden = {name: p for name, p in named.items() if is_muons(name, p, config)}
         others = {name: p for name, p in named.items() if name not in hidden}
         self._optimizers: list[torch.optim.Optimizer] = []
         if hidden:
-            self._optimizers.append(_muon(list(hidden.values()), config))
+            self._optimizers.append(_muon(_groups(hidden, config, lr_factors), config))
         if others:
-            self._optimizers.append(_adamw(list(others.values()), config))
+            self._optimizers.append(_adamw(_groups(others, config, lr_factors), config))
 
     def step(self, lr: float) -> None:
         """Change the parameters by their gradients at learning rate `lr`, and drop the gradients."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_factor"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -48,6 +54,11 @@ class Optimizer:
             local(tensor).fill_(steps_done if name.startswith("step.") else 0)
 
 
+def is_muons(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
+    """Whether a parameter is changed by Muon, not by AdamW."""
+    return config.kind == "muon" and is_hidden_matrix(name, parameter)
+
+
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon is meant for a parameter: a matrix of a transformer block that reads and writes token features."""
     return parameter.ndim == 2 and ".blocks." in f".{name}" and ".adaln." not in name
@@ -60,20 +71,28 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * config.schedule.share(step, config.warmup_steps, steps, config.final_lr_fraction)
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def _groups(named: Parameters, config: OptimizerConfig, lr_factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters that are changed alike; what decays by a step does so at any factor on its learning rate."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault((lr_factors.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": alike, "lr_factor": factor, "weight_decay": config.weight_decay / factor if decays else 0.0}
+        for (factor, decays), alike in groups.items()
     ]
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
+def _muon(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Muon:
     # torch's iterates in bfloat16, which CPUs that cannot multiply it take fifty times as long for.
-    emulated = matrices[0].device.type == "cpu" and not cpu_has_bfloat16()
-    kind = Float32Muon if emulated else ShardedMuon if is_sharded(matrices[0]) else torch.optim.Muon
+    first = groups[0]["params"][0]
+    emulated = first.device.type == "cpu" and not cpu_has_bfloat16()
+    kind = Float32Muon if emulated else ShardedMuon if is_sharded(first) else torch.optim.Muon
     # Steps as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one learning rate serves both.
-    return kind(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return kind(groups, lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
 
 
 class ShardedMuon(torch.optim.Muon):

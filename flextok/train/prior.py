@@ -27,6 +27,7 @@ from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
+from flextok.train.mup import scale_prior
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import Weights
 
@@ -101,13 +102,16 @@ class PriorJob:
         encoder = text_encoder(model.text_encoder, world.device) if model.has_stored_text and captions is None else None
         known = encoder.digest if encoder is not None else captions.encoder if captions is not None else ""
         config = prior_config(self.recipe, store, held_out, known if model.has_stored_text else "")
-        prior = Prior.create(config, train.seed).to(world.device)
+        prior = Prior.create(config, train.seed)
+        lr_factors = scale_prior(prior, train)
+        prior.to(world.device)
         if encoder is not None:
             prior.take_encoder(encoder)
         prior.set_dropout(train.dropout)
         if train.z_loss:
             prior.add_z_loss()
         objective = PriorObjective(prior, store, train, part_weights(weights, parts), captions)
+        objective.lr_factors = lr_factors
         if held_out is None or train.validate_every is None:
             return objective, None
         held_out_captions = self._captions({self.inputs()[len(self.stores)]: held_out})

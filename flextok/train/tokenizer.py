@@ -29,6 +29,7 @@ from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
 from flextok.train.losses import NamedLosses
+from flextok.train.mup import scale_tokenizer
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
 
@@ -95,6 +96,7 @@ class TokenizerJob:
         tokenizer = Tokenizer.create(config_or_usage_error(TokenizerConfig, values), self.recipe.train.seed)
         tokenizer.latents.load_state_dict(autoencoder.state_dict())
         alignment = begun_alignment(tokenizer, self.recipe.train, world.device)
+        lr_factors = scale_tokenizer(tokenizer, self.recipe.train, alignment)
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
@@ -103,7 +105,9 @@ class TokenizerJob:
         source = _latent_source(
             tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
         )
-        return TokenizerObjective(tokenizer, source, self.recipe.train, alignment), validation
+        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment)
+        objective.lr_factors = lr_factors
+        return objective, validation
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model

@@ -15,7 +15,7 @@ from pipelines import cli
 
 COMMANDS = [
     "run", "status", "refresh", "ui", "daemon", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate",
-    "report", "encode-text", "export-samples", "import-checkpoint", "inspect", "verify", "lineage",
+    "report", "coordinate-check", "encode-text", "export-samples", "import-checkpoint", "inspect", "verify", "lineage",
 ]  # fmt: skip
 
 
