@@ -133,7 +133,7 @@ class _NoSamples:
     """Batches are given."""
 
     in_memory = True
-    weights = None
+    weights = windows = None
 
     def __len__(self) -> int:
         return 0

@@ -142,7 +142,9 @@ class RayNodes:
     def _start(self, options: list[str], cpus: float, hidden: str = "") -> int:
         number = next(self._numbers)
         size = [f"--num-cpus={cpus:g}", f"--object-store-memory={150 * 2**20}"]
-        size += ["--dashboard-agent-listen-port=0"]  # for that of all nodes, only one of this machine gets, others wait 4 s
+        size += [
+            "--dashboard-agent-listen-port=0"
+        ]  # for that of all nodes, only one of this machine gets, others wait 4 s
         command = [RAY, "start", f"--node-ip-address={host(number)}", *size, *options]
         if may_hide():
             mounts = f"mount -t tmpfs tmpfs {hidden} && " if hidden else ""
