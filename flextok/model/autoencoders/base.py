@@ -1,13 +1,22 @@
 """What an autoencoder is: images to latents and back, the step before the tokens."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from flextok.errors import UsageError
 from flextok.model.autoencoders.config import AutoencoderSettings
 from flextok.model.rng import SampleRng
+
+
+class Reconstructed(NamedTuple):
+    """What a training step of an autoencoder gives."""
+
+    images_B3HW: Tensor
+    """Its reconstructions, not clamped, with their gradient."""
+    losses: dict[str, Tensor]
+    """Losses of each image, [B], by name."""
 
 
 class Autoencoder(nn.Module):
@@ -38,8 +47,8 @@ class Autoencoder(nn.Module):
         """Images of scaled latents, not clamped."""
         raise NotImplementedError
 
-    def training_step(self, images_B3HW: Tensor, settings: Any, rng: SampleRng) -> dict[str, Tensor]:
-        """Losses of each image, [B], by name.
+    def training_step(self, images_B3HW: Tensor, settings: Any, rng: SampleRng) -> Reconstructed:
+        """Reconstructions of the images, and the autoencoder's own losses.
 
         `settings` is what the kind's `training` class holds; draws come from `rng` alone.
         """
