@@ -21,19 +21,26 @@ EPS = 1e-10
 """Of LPIPS: keeps the norm of an empty place from being 0."""
 
 
-def stages_distance(stages_2CHW: "Sequence[Tensor]", weights_C: "Sequence[Tensor] | None" = None) -> float:
-    """Distance of a pair by its maps [2, C, H, W] of several stages: channels scaled to norm 1 at each place, squared
-    differences, weighted and summed over channels, mean over places, sum over stages (Zhang et al. 2018, eq. 1). At most
-    4 for each stage without weights.
+def maps_distance(
+    maps_BCHW: "Tensor", originals_BCHW: "Tensor", weights_C: "Tensor | None" = None, eps: float = EPS
+) -> "Tensor":
+    """[B]: channels scaled to norm 1 at each place, squared differences, weighted and summed over channels, mean over
+    places (Zhang et al. 2018, eq. 1, of one stage). At most 4 without weights.
     """
+    images, originals = (x / (x.norm(dim=1, keepdim=True) + eps) for x in (maps_BCHW, originals_BCHW))
+    squared_BCHW = (images - originals) ** 2
+    if weights_C is not None:
+        squared_BCHW = squared_BCHW * weights_C[:, None, None]
+    return squared_BCHW.sum(dim=1).flatten(1).mean(dim=1)
+
+
+def stages_distance(stages_2CHW: "Sequence[Tensor]", weights_C: "Sequence[Tensor] | None" = None) -> float:
+    """Distance of a pair by its maps [2, C, H, W] of several stages: the sum of `maps_distance` over them, in float64."""
     total = 0.0
     for index, map_2CHW in enumerate(stages_2CHW):
-        x = map_2CHW.double()
-        image, original = x / (x.norm(dim=1, keepdim=True) + EPS)
-        squared_CHW = (image - original) ** 2
-        if weights_C is not None:
-            squared_CHW = squared_CHW * weights_C[index].double()[:, None, None]
-        total += squared_CHW.sum(dim=0).mean().item()
+        image_1CHW, original_1CHW = map_2CHW.double().split(1)
+        weights = weights_C[index].double() if weights_C is not None else None
+        total += maps_distance(image_1CHW, original_1CHW, weights).item()
     return total
 
 

@@ -25,6 +25,7 @@ from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
 from flextok.train.parallel import DistContext
+from flextok.train.perceptual import PerceptualLoss
 
 MEASURE_BATCH = 64
 MEASURE_SAMPLES = 4096
@@ -83,7 +84,8 @@ class AutoencoderJob:
         train = self.train_config
         kept_bytes = CACHE_BYTES if train.augmentation.crop is None else 0
         source = CorpusImages(Corpus.open(self.corpus_url), self.image_size, kept_bytes)
-        return AutoencoderObjective(autoencoder, source, train.autoencoder, train.augmentation), None
+        perceptual = PerceptualLoss(train.perceptual, world.device) if train.perceptual is not None else None
+        return AutoencoderObjective(autoencoder, source, train.autoencoder, train.augmentation, perceptual), None
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         assert isinstance(objective, AutoencoderObjective)
@@ -94,7 +96,7 @@ class AutoencoderJob:
 
 
 class AutoencoderObjective(Objective):
-    """The autoencoder's own losses on images."""
+    """The autoencoder's own losses on images, and a perceptual one beside them."""
 
     model: Autoencoder
     source: CorpusImages
@@ -105,10 +107,12 @@ class AutoencoderObjective(Objective):
         source: CorpusImages,
         settings: AutoencoderTraining,
         augmentation: AugmentationConfig = AugmentationConfig(),  # noqa: B008 - immutable
+        perceptual: PerceptualLoss | None = None,
     ):
         super().__init__(autoencoder, source)
         self.settings, self._augmentation = settings, augmentation
-        self._losses = NamedLosses({})
+        self._perceptual = perceptual
+        self._losses = NamedLosses({"perceptual": perceptual.weight} if perceptual is not None else {})
 
     def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
         """uint8 `images` at `indices`, flipped and cropped as the settings say."""
@@ -116,7 +120,10 @@ class AutoencoderObjective(Objective):
 
     def forward(self, batch: Batch, rng: SampleRng) -> Tensor:
         """Loss [B] for uint8 `images`."""
-        losses = self.model.training_step(model_images(batch["images"]), self.settings, rng)
+        images = model_images(batch["images"])
+        reconstructions, losses = self.model.training_step(images, self.settings, rng)
+        if self._perceptual is not None:
+            losses = {**losses, "perceptual": self._perceptual(reconstructions, images)}
         return self._losses.total(losses, counted=self.training)
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:

@@ -156,8 +156,30 @@ class AugmentationConfig(Config):
         return self
 
 
+class PerceptualConfig(Config):
+    """A perceptual term in an autoencoder's loss, in the form of LPIPS, by EfficientNet-Lite0: see train/perceptual.py."""
+
+    weight: float = Field(default=0.1, gt=0, description="Of the distance beside the autoencoder's own losses.")
+    input_px: int = Field(
+        default=64,
+        ge=32,
+        multiple_of=32,
+        description="The network looks at pictures resized to this; it decides the cost.",
+    )
+    scales: int = Field(
+        default=5,
+        ge=1,
+        le=5,
+        description="So many of its maps are compared, from a half to a 32nd of the side; fewer cost less.",
+    )
+
+
 class AutoencoderTrainConfig(TrainConfig):
     """The training of an autoencoder."""
+
+    perceptual: Added[PerceptualConfig | None] = Field(
+        default=None, description="A perceptual term in the loss, recorded as `train/loss/perceptual`; null: none."
+    )
 
     augmentation: Added[AugmentationConfig] = Field(
         default=AugmentationConfig(), description="Flips and crops of its pictures; none by default."

@@ -191,7 +191,8 @@ def test_measured_latents_have_unit_size() -> None:
     torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std(dim=(0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
     assert latents.decode(z).shape == (12, 3, 16, 16)
-    assert latents.training_step(batches[0], ConvTraining(), SampleRng(0, range(4)))["reconstruction"].shape == (4,)
+    step = latents.training_step(batches[0], ConvTraining(), SampleRng(0, range(4)))
+    assert step.losses["reconstruction"].shape == (4,) and step.images_B3HW.shape == batches[0].shape
     with pytest.raises(ValueError, match="at least one batch"):
         latents.measure([])
 

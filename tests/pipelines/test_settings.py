@@ -42,6 +42,7 @@ TRAINING = (
     "tokenizer.train.decoder.alignment={teacher: {kind: efficientnet_lite0}}",
     "tokenizer.train.optimizer.schedule={kind: wsd}",
     "latents.train.augmentation.crop=[0.5, 0.9]",
+    "latents.train.perceptual={}",
 )
 CASES = [
     *((profile, ()) for profile in profile_names()),
@@ -80,7 +81,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
         yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
-        yield from ({"patience": 1}, {"metric": "val/loss"})
+        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2})
         yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64})
     elif isinstance(value, bool):
         yield not value

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from flextok.model.autoencoders.base import Autoencoder
+from flextok.model.autoencoders.base import Autoencoder, Reconstructed
 from flextok.model.autoencoders.config import AUTOENCODERS, AutoencoderSettings, AutoencoderTraining
 from flextok.model.decoders.base import Decoder
 from flextok.model.decoders.config import DECODERS, DecoderSettings, DecoderShape, SamplerConfig
@@ -173,11 +173,13 @@ class LinearAutoencoder(Autoencoder):
     def decode(self, z_BCHW: Tensor) -> Tensor:
         return F.pixel_shuffle(self.up(z_BCHW / self.scale), self.factor)
 
-    def training_step(self, images_B3HW: Tensor, settings: LinearTraining, rng: SampleRng) -> dict[str, Tensor]:
+    def training_step(self, images_B3HW: Tensor, settings: LinearTraining, rng: SampleRng) -> Reconstructed:
         z = self.encode(images_B3HW)
         noise = rng.normal("blur", z.shape[1:]).to(z.device)
-        error = (self.decode(z + settings.blur * noise) - images_B3HW).square()
-        return {"mse": error.flatten(1).mean(dim=1), "size": 1e-3 * z.square().flatten(1).mean(dim=1)}
+        reconstructions = self.decode(z + settings.blur * noise)
+        error = (reconstructions - images_B3HW).square()
+        losses = {"mse": error.flatten(1).mean(dim=1), "size": 1e-3 * z.square().flatten(1).mean(dim=1)}
+        return Reconstructed(reconstructions, losses)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> LinearConfig:

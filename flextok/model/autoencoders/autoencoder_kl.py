@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from flextok.errors import UsageError
-from flextok.model.autoencoders.base import Autoencoder
-from flextok.model.autoencoders.config import AutoencoderKLConfig, AutoencoderTraining
+from flextok.model.autoencoders.base import Autoencoder, Reconstructed, pixel_error
+from flextok.model.autoencoders.config import AutoencoderKLConfig, KLTraining
 from flextok.model.rng import SampleRng
 from flextok.runtime import torchvision_compat  # noqa: F401  (diffusers imports torchvision)
-
-KL_WEIGHT = 1e-6
 
 
 class KLAutoencoder(Autoencoder):
@@ -56,13 +54,14 @@ class KLAutoencoder(Autoencoder):
         with torch.autocast(z_BCHW.device.type, enabled=False):
             return self._vae_on(z_BCHW.device).decode(z_BCHW.float() / self.scaling_factor).sample
 
-    def training_step(self, images_B3HW: Tensor, settings: AutoencoderTraining, rng: SampleRng) -> dict[str, Tensor]:
-        """`reconstruction`: mean squared error of a draw from the posterior; `kl`: its divergence, weighted."""
+    def training_step(self, images_B3HW: Tensor, settings: KLTraining, rng: SampleRng) -> Reconstructed:
+        """`reconstruction`: error of the pixels of a draw from the posterior; `kl`: its divergence, weighted."""
         noise = rng.normal("noise", self.latent_shape(images_B3HW)).to(images_B3HW.device)
         posterior = self.posterior(images_B3HW)
         z = (posterior.mean + posterior.std * noise) * self.scaling_factor
-        error = (self.decode(z) - images_B3HW).square().flatten(1).mean(dim=1)
-        return {"reconstruction": error, "kl": KL_WEIGHT * posterior.kl()}
+        reconstructions = self.decode(z)
+        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss)
+        return Reconstructed(reconstructions, {"reconstruction": error, "kl": settings.kl_weight * posterior.kl()})
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> AutoencoderKLConfig:

@@ -1,13 +1,28 @@
 """What an autoencoder is: images to latents and back, the step before the tokens."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from flextok.errors import UsageError
-from flextok.model.autoencoders.config import AutoencoderSettings
+from flextok.model.autoencoders.config import AutoencoderSettings, PixelLoss
 from flextok.model.rng import SampleRng
+
+
+class Reconstructed(NamedTuple):
+    """What a training step of an autoencoder gives."""
+
+    images_B3HW: Tensor
+    """Its reconstructions, not clamped, with their gradient."""
+    losses: dict[str, Tensor]
+    """Losses of each image, [B], by name."""
+
+
+def pixel_error(reconstructions_B3HW: Tensor, images_B3HW: Tensor, kind: PixelLoss) -> Tensor:
+    """[B]: the mean absolute (l1) or squared (l2) difference of each image."""
+    error_BN = (reconstructions_B3HW - images_B3HW).flatten(1)
+    return (error_BN.abs() if kind == "l1" else error_BN.square()).mean(dim=1)
 
 
 class Autoencoder(nn.Module):
@@ -38,8 +53,8 @@ class Autoencoder(nn.Module):
         """Images of scaled latents, not clamped."""
         raise NotImplementedError
 
-    def training_step(self, images_B3HW: Tensor, settings: Any, rng: SampleRng) -> dict[str, Tensor]:
-        """Losses of each image, [B], by name.
+    def training_step(self, images_B3HW: Tensor, settings: Any, rng: SampleRng) -> Reconstructed:
+        """Reconstructions of the images, and the autoencoder's own losses.
 
         `settings` is what the kind's `training` class holds; draws come from `rng` alone.
         """

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from flextok.config import Config
+from flextok.config import Added, Config
 from flextok.registry import ConfigRegister, TrainingSettings
 
 if TYPE_CHECKING:
     from flextok.model.autoencoders.base import Autoencoder
+
+
+PixelLoss = Literal["l1", "l2"]
 
 
 class AutoencoderTraining(Config):
@@ -60,6 +63,9 @@ class ConvTraining(AutoencoderTraining):
         ge=0,
         description="Noise on the latents while training, so that the decoder forgives a sampler's errors.",
     )
+    pixel_loss: Added[PixelLoss] = Field(
+        default="l1", description="Absolute (l1) or squared (l2) error; by the first, flat areas become exact."
+    )
 
 
 @AUTOENCODERS.register
@@ -80,10 +86,23 @@ class ConvAutoencoderConfig(AutoencoderSettings):
         return ConvAutoencoder(self)
 
 
+class KLTraining(AutoencoderTraining):
+    """How diffusers' AutoencoderKL is trained."""
+
+    kind: Literal["autoencoder_kl"] = "autoencoder_kl"
+    pixel_loss: Added[PixelLoss] = Field(default="l2", description="Absolute (l1) or squared (l2) error of the pixels.")
+    kl_weight: Added[float] = Field(
+        default=1e-6,
+        ge=0,
+        description="Of the posterior's divergence, a sum over the latents, beside the mean over pixels.",
+    )
+
+
 @AUTOENCODERS.register
 class AutoencoderKLConfig(AutoencoderSettings):
     """The published autoencoder: a diffusers AutoencoderKL. Its factor is 2^(number of blocks - 1)."""
 
+    training = KLTraining
     has_pretrained = True
 
     kind: Literal["autoencoder_kl"] = "autoencoder_kl"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flextok.model.autoencoders.base import Autoencoder
+from flextok.model.autoencoders.base import Autoencoder, Reconstructed, pixel_error
 from flextok.model.autoencoders.config import AutoencoderSettings, ConvAutoencoderConfig, ConvTraining
 from flextok.model.rng import SampleRng
 
@@ -62,17 +62,18 @@ class ConvAutoencoder(Autoencoder):
         """[B,c,h,w] -> [B,3,h*factor,w*factor]."""
         return self._pixels(z_BCHW * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1))
 
-    def training_step(self, images_B3HW: Tensor, settings: ConvTraining, rng: SampleRng) -> dict[str, Tensor]:
-        """`reconstruction`: mean absolute error, the latents blurred by `latent_noise` times a draw.
+    def training_step(self, images_B3HW: Tensor, settings: ConvTraining, rng: SampleRng) -> Reconstructed:
+        """`reconstruction`: error of the pixels, the latents blurred by `latent_noise` times a draw.
 
-        Absolute, because flat areas then become exact rather than nearly so. Raw latents are held near unit size by a
+        Raw latents are held near unit size by a
         small penalty, which is what gives the noise its weight: the decoder learns to clean what comes out of a flow.
         """
         noise = rng.normal("noise", self.latent_shape(images_B3HW)).to(images_B3HW.device)
         raw = self._raw(images_B3HW)
-        error = (self._pixels(raw + settings.latent_noise * noise) - images_B3HW).flatten(1)
+        reconstructions = self._pixels(raw + settings.latent_noise * noise)
+        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss)
         size_penalty = 1e-4 * raw.square().flatten(1).mean(dim=1)
-        return {"reconstruction": error.abs().mean(dim=1) + size_penalty}
+        return Reconstructed(reconstructions, {"reconstruction": error + size_penalty})
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> AutoencoderSettings:
