@@ -10,7 +10,7 @@ from flextok.model.decoders.config import DecoderConfig, DecoderShape
 from flextok.model.nn.config import TrunkConfig
 from flextok.model.quantizers.config import FSQConfig, QuantizerConfig
 
-KeepMode = Literal["uniform", "pow2", "uniform_pow2"]
+KeepMode = Literal["uniform", "pow2", "uniform_pow2", "inverse_pow2"]
 
 
 class TokenizerModelConfig(Config):

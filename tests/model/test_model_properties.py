@@ -98,7 +98,7 @@ def test_norm_guidance_adds_a_clipped_part_across_the_prediction(seed: int) -> N
     assert bool(((added * cond.flatten(1)).sum(1).abs() < 1e-3).all())
 
 
-@given(st.integers(1, 40), st.sampled_from(["uniform", "pow2", "uniform_pow2"]))
+@given(st.integers(1, 40), st.sampled_from(["uniform", "pow2", "uniform_pow2", "inverse_pow2"]))
 @settings(max_examples=60, deadline=None)
 def test_kept_lengths_are_those_of_their_mode(num_tokens: int, mode) -> None:
     u = torch.linspace(0, 1, 400)[:-1]
@@ -108,7 +108,7 @@ def test_kept_lengths_are_those_of_their_mode(num_tokens: int, mode) -> None:
     assert sample_keep(mode, num_tokens, torch.tensor([1.0 - 2**-24])) == num_tokens
 
 
-@pytest.mark.parametrize("mode", ["uniform", "pow2", "uniform_pow2"])
+@pytest.mark.parametrize("mode", ["uniform", "pow2", "uniform_pow2", "inverse_pow2"])
 def test_kept_lengths_are_as_frequent_as_they_should_be(mode) -> None:
     keep = sample_keep(mode, 16, torch.linspace(0, 1, 16_001)[:-1])
     shares = {length: (keep == length).float().mean().item() for length in (1, 2, 4, 8, 16)}
@@ -116,6 +116,7 @@ def test_kept_lengths_are_as_frequent_as_they_should_be(mode) -> None:
         "uniform": dict.fromkeys(shares, 1 / 16),
         "pow2": dict.fromkeys(shares, 1 / 5),
         "uniform_pow2": {1: 1 / 16, 2: 1 / 16, 4: 2 / 16, 8: 4 / 16, 16: 8 / 16},
+        "inverse_pow2": {1: 16 / 31, 2: 8 / 31, 4: 4 / 31, 8: 2 / 31, 16: 1 / 31},
     }[mode]
     assert shares == pytest.approx(wanted, abs=1e-3)
 
