@@ -1,5 +1,6 @@
 """Training a tokenizer from the weights of another: parts frozen, registers cut and grown, another image size."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from flextok.model.quantizers.config import QUANTIZERS, FSQConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.provenance import lineage
 from flextok.runtime.compute import ComputeConfig
-from flextok.train.config import TokenizerRecipe
+from flextok.train.config import InitFromConfig, TokenizerRecipe
 from flextok.train.job import TrainResult, run_member
 from flextok.train.origin import origin_of, pinned
 from flextok.train.parallel import DistContext
@@ -264,6 +265,19 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not(
         assert made is not None and steps[0] == (2 if killed else 0)
         digests.append(made.digest)
     assert digests[0] == digests[1]
+
+
+def test_published_weights_are_known_by_their_hash(source: Tokenizer, tmp_path: Path) -> None:
+    stranger = scrambled(SMALL, seed=1)
+    for tokenizer in (source, stranger):  # the second in the place of the first, of the same size
+        write_official(tmp_path, official_config(tokenizer), official_state(tokenizer), groups=2)
+        hashed = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+        for name in (tmp_path, tmp_path / "model.safetensors"):
+            assert origin_of(InitFromConfig(checkpoint=str(name))) == {
+                "kind": "official",
+                "digest": hashed,
+                "uri": str(name),
+            }
 
 
 def test_a_promoted_checkpoint_is_another_training(
