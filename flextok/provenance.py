@@ -18,8 +18,8 @@ from flextok.version import __version__
 
 FORMAT = "flextok.provenance/1"
 DOCUMENTS = ("provenance.json", "manifest.json", "metrics.json")
-GIVEN = ("folder", "npz")
-"""Kinds of inputs that are no artifacts: pictures that somebody else made."""
+GIVEN = ("folder", "npz", "official")
+"""Kinds of inputs that are no artifacts: pictures and published weights that somebody else made."""
 
 
 def artifact_input(url: str) -> dict[str, str]:
@@ -74,8 +74,8 @@ def lineage(url: str) -> dict[str, Any]:
     """The tree of everything the artifact at `url` came from.
 
     Each node is `{kind, digest, uri, found, inputs: [node, ...]}`; `found` is false where the input's folder is
-    gone or now holds something else than the recorded digest. Of pictures that somebody else made, whose digest takes all
-    of them to compute, it says only whether anything is there.
+    gone or now holds something else than the recorded digest. Of what somebody else made, whose digest takes all of
+    it to compute, it says only whether anything is there.
     """
     return _trace(storage.absolute(url), expected=None)
 

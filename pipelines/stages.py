@@ -85,7 +85,7 @@ register(
         "tokenizer",
         ("pytorch", "ray"),
         version=1,
-        settings=lambda recipe: {"image_size": recipe.image_size, "tokenizer": recipe.tokenizer},
+        settings=tokenizer.tokenizer_settings,
         deps=(Dep("latents"), Dep("image_shards", tokenizer.splits_for_the_tokenizer)),
         run=tokenizer.train_the_tokenizer,
         folder="checkpoints/tokenizer/<digest>/",

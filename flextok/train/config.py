@@ -270,11 +270,35 @@ class TokenizerTrainConfig(TrainConfig):
         return self
 
 
+TokenizerPart = Literal["encoder", "quantizer", "decoder"]
+
+
+class InitFromConfig(Config):
+    """The tokenizer whose weights a training begins from.
+
+    It must be as the recipe's model is, on the same latents, but for registers (cut to the first, or grown by new ones)
+    and image size.
+    """
+
+    checkpoint: str = Field(
+        description="Folder of a tokenizer, FOLDER@ALIAS, or one in the official layout (folder or file)."
+    )
+    digest: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="The only one that will do; null: whatever lies there, and another one makes the tokenizer stale.",
+    )
+    freeze: tuple[TokenizerPart, ...] = Field(default=(), description="Parts whose weights stay as they are.")
+
+
 class TokenizerRecipe(Config):
     """What decides the tokenizer's weights."""
 
     model: TokenizerModelConfig = Field(description="Its architecture; latents and image size come from the pipeline.")
     train: TokenizerTrainConfig = Field(description="How it is trained.")
+    init_from: Added[InitFromConfig | None] = Field(
+        default=None, description="A tokenizer to fine-tune; null: training begins from new weights."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -291,6 +315,13 @@ class TokenizerRecipe(Config):
     def _kinds_agree(self) -> "TokenizerRecipe":
         _check_kind("quantizer", self.train.quantizer.kind, "model.quantizer", self.model.quantizer.kind)
         _check_kind("decoder", self.train.decoder.kind, "model.decoder", self.model.decoder.kind)
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_learns_in_the_end(self) -> "TokenizerRecipe":
+        frozen = self.init_from.freeze if self.init_from is not None else ()
+        if self.train.decoder_only is not None and "decoder" in frozen:
+            raise ValueError("init_from.freeze: expected a decoder that learns in train.decoder_only, found it frozen")
         return self
 
     @model_validator(mode="after")

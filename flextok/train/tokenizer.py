@@ -12,7 +12,7 @@ from flextok import storage
 from flextok.data.corpus.reader import Corpus
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import TokenizerConfig
-from flextok.model.load import load_autoencoder
+from flextok.model.load import load_autoencoder, load_tokenizer
 from flextok.model.nested_dropout import sample_keep
 from flextok.model.quantizers.base import Quantized
 from flextok.model.rng import SampleRng
@@ -25,11 +25,13 @@ from flextok.train.augmentation import augmented
 from flextok.train.buckets import LossParts
 from flextok.train.config import AugmentationConfig, DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
+from flextok.train.init_from import freeze, take_over
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
 from flextok.train.loop import Batch, Objective, Source
 from flextok.train.losses import NamedLosses
 from flextok.train.mup import scale_tokenizer
+from flextok.train.origin import origin_of, pinned
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
 
@@ -55,7 +57,10 @@ def train_tokenizer(
     """
     latents_url, train_url, parent_url = map(storage.absolute, (latents_url, train_url, parent_url))
     val_url = storage.absolute(val_url) if val_url is not None else None
-    return run_training(TokenizerJob(recipe, latents_url, train_url, image_size, parent_url, val_url), compute)
+    origin = origin_of(recipe.init_from) if recipe.init_from is not None else None
+    if origin is not None:
+        recipe = pinned(recipe, origin["digest"])
+    return run_training(TokenizerJob(recipe, latents_url, train_url, image_size, parent_url, val_url, origin), compute)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class TokenizerJob:
     image_size: int
     parent_url: str
     val_url: str | None
+    origin: dict[str, str] | None = None
+    """The checkpoint that it begins from, as an input; its digest is in the recipe."""
     label = "tokenizer"
 
     @property
@@ -97,23 +104,34 @@ class TokenizerJob:
         tokenizer.latents.load_state_dict(autoencoder.state_dict())
         alignment = begun_alignment(tokenizer, self.recipe.train, world.device)
         lr_factors = scale_tokenizer(tokenizer, self.recipe.train, alignment)
+        frozen = self._begin_from_another(tokenizer)
         tokenizer.to(world.device)
         validation = None
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
-            validation = TokenizerObjective(tokenizer, held_out, self.recipe.train)
+            validation = TokenizerObjective(tokenizer, held_out, self.recipe.train, frozen=frozen)
         source = _latent_source(
             tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
         )
-        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment)
+        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment, frozen)
         objective.lr_factors = lr_factors
         return objective, validation
+
+    def _begin_from_another(self, tokenizer: Tokenizer) -> frozenset[str]:
+        """The weights of `init_from` for a new tokenizer; gives back the frozen parts, those without weights among them."""
+        if self.origin is None or self.recipe.init_from is None:
+            return frozenset()
+        url, parts = self.origin["uri"], self.recipe.init_from.freeze
+        source = load_tokenizer(url)
+        take_over(tokenizer, source, url)
+        freeze(tokenizer, source, parts, url)
+        return frozenset(parts) | (set() if tokenizer.quantizer.state_dict() else {"quantizer"})
 
     def save(self, objective: Objective, history: pa.Table) -> SavedCheckpoint:
         tokenizer = objective.model
         assert isinstance(tokenizer, Tokenizer)
         tokenizer.decoder.finish_training()
-        inputs = [artifact_input(url) for url in self.inputs()]
+        inputs = [artifact_input(url) for url in self.inputs()] + ([self.origin] if self.origin is not None else [])
         return save_checkpoint(
             self.parent_url, "tokenizer", tokenizer.state_dict(), tokenizer.config, inputs, self.settings(), history
         )
@@ -130,9 +148,10 @@ class TokenizerObjective(Objective):
         source: Source,
         config: TokenizerTrainConfig,
         alignment: Alignment | None = None,
+        frozen: frozenset[str] = frozenset(),
     ):
         super().__init__(tokenizer, source)
-        self.config, self._alignment = config, alignment
+        self.config, self._alignment, self._frozen = config, alignment, frozen
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
         counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=tokenizer.device)
@@ -146,7 +165,7 @@ class TokenizerObjective(Objective):
 
     def frozen(self, step: int) -> set[str]:
         """Encoder and quantizer, where only the decoder learns."""
-        if self._end_at(step) is None:
+        if not self._tokens_stay(step):
             return set()
         names = self.model.state_dict().keys()
         return {name for name in names if name.startswith(("encoder.", "quantizer."))}
@@ -178,10 +197,13 @@ class TokenizerObjective(Objective):
         keep_mode = end.keep_mode if end is not None else None
         keep_B = sample_keep(keep_mode or config.keep_mode, model.num_tokens, rng.uniform("keep")).to(device)
         drop_B = (rng.uniform("drop") < config.condition_dropout).to(device)
-        if end is not None:
+        tokens_stay = self.training and self._tokens_stay(step)
+        if tokens_stay:
             quantized = self._as_in_use(z) if self._tokens is None else self._known(self._tokens[batch["rows"].cpu()])
         else:
             unquantized = model.encoder(z)
+            if "quantizer" in self._frozen:
+                model.quantizer.eval()  # a codebook of running means would go on
             # never in bfloat16, which would pick other codes
             with torch.autocast(device.type, enabled=False):
                 quantized = model.quantizer.training_step(unquantized, config.quantizer, rng)
@@ -198,7 +220,7 @@ class TokenizerObjective(Objective):
             ids = quantized.ids.flatten()
             self._seen.index_add_(0, ids, torch.ones_like(ids))
         return self._losses.total(
-            losses | quantized.losses, counted=self.training, complete=self.training and end is None
+            losses | quantized.losses, counted=self.training, complete=self.training and not tokens_stay
         )
 
     def _taught(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -218,6 +240,10 @@ class TokenizerObjective(Objective):
     def _known(self, tokens: Tensor) -> Quantized:
         tokens = tokens.to(self.model.device)
         return Quantized(self.model.quantizer.codes(tokens), tokens, {})
+
+    def _tokens_stay(self, step: int) -> bool:
+        """Whether encoder and quantizer are frozen by then."""
+        return self._frozen >= {"encoder", "quantizer"} or self._end_at(step) is not None
 
     def _end_at(self, step: int) -> DecoderOnlyConfig | None:
         """The settings of the end of the training, if `step` belongs to it."""

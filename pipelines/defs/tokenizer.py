@@ -1,5 +1,9 @@
 """The autoencoder and the tokenizer, trained on the train split by Ray Train."""
 
+import contextlib
+from typing import Any
+
+from flextok.errors import FlextokError
 from pipelines.partitions import partition_key
 from pipelines.recipe import Recipe
 from pipelines.stage import Made, StageRun
@@ -18,6 +22,17 @@ def train_the_autoencoder(run: StageRun) -> Made:
         recipe.compute,
     )
     return Made(made.digest, made.url, made.metrics)
+
+
+def tokenizer_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the tokenizer reads, with the digest of the checkpoint that it begins from today; null where that cannot be had."""
+    section = recipe.tokenizer
+    if section.init_from is not None and section.init_from.digest is None:
+        from flextok.train.origin import origin_of, pinned
+
+        with contextlib.suppress(FlextokError, OSError):
+            section = pinned(section, origin_of(section.init_from)["digest"])
+    return {"image_size": recipe.image_size, "tokenizer": section}
 
 
 def splits_for_the_tokenizer(recipe: Recipe) -> tuple[str, ...]:

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from flextok import storage
+from flextok.aliases import promote
 from flextok.data.scenes import draw_scene
 from flextok.errors import UsageError
+from flextok.provenance import make_provenance
 from pipelines.recipe import load_recipe, profile_names
+from pipelines.recorded import recorded_content
 from pipelines.stages import STAGES
 
 PROFILES = ["imagenet256", "imagenet256-small", "photos", "smoke", "text-image"]
@@ -140,3 +144,19 @@ def test_the_demo_says_that_some_of_its_held_out_scenes_are_in_train():
     seen = set(train)
     assert len([png for png in val if png in seen]) == 46
     assert recipe.evaluation.allow_training_images
+
+
+def test_a_tokenizer_follows_the_digest_of_the_checkpoint_that_it_begins_from(tmp_path: Path):
+    """Another one promoted is another content, and what was recorded still reads as a recipe's."""
+    recipe = load_recipe("smoke", [f"tokenizer.init_from.checkpoint={tmp_path}@best"])
+    tokenizer, found = STAGES["tokenizer"], []
+    assert tokenizer.content(recipe)["tokenizer"]["init_from"]["digest"] is None  # nothing is there yet
+    for digest in ("a" * 64, "b" * 64):
+        url = str(tmp_path / digest)
+        storage.write_bytes(f"{url}/model.safetensors", b"")
+        storage.write_json(f"{url}/provenance.json", make_provenance("tokenizer", digest, [], {}, url))
+        promote(str(tmp_path), digest, "best")
+        found.append(tokenizer.content(recipe))
+        assert found[-1]["tokenizer"]["init_from"]["digest"] == digest
+    assert recorded_content(tokenizer, recipe, found[0], {}) == found[0] != found[1]
+    assert changed_stages(f"tokenizer.init_from.checkpoint={tmp_path}@best") == {"tokenizer"}

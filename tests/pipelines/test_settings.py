@@ -43,6 +43,7 @@ TRAINING = (
     "tokenizer.train.optimizer.schedule={kind: wsd}",
     "latents.train.augmentation.crop=[0.5, 0.9]",
     "latents.train.perceptual={}",
+    f"tokenizer.init_from={{checkpoint: x, digest: '{'0' * 64}', freeze: [encoder]}}",
 )
 CASES = [
     *((profile, ()) for profile in profile_names()),
@@ -82,7 +83,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
         yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2})
-        yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64})
+        yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64}, {"checkpoint": "x"})
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
@@ -90,7 +91,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         if isinstance(value, int):
             yield value // 2
     elif isinstance(value, str):
-        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m")
+        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m", "f" * 64)
     elif isinstance(value, dict):
         yield {**value, "flow": 2.0}
         yield {**value, "report": "7d"}

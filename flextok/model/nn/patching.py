@@ -37,6 +37,24 @@ def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat([row_part, column_part], dim=-1).float()
 
 
+def fitted(table_RCD: Tensor, grid: tuple[int, int], scaling: str) -> Tensor:
+    """A table of positions [R,C,D] for another grid: resized (`interpolate`), or its corner (`absolute`).
+
+    A larger grid has there, beyond the table's rows and columns, the embedding of its integer positions.
+    """
+    rows, columns, width = table_RCD.shape
+    if grid == (rows, columns):
+        return table_RCD
+    if scaling == "interpolate":
+        resized = F.interpolate(table_RCD.permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=True)
+        return resized[0].permute(1, 2, 0)
+    if grid[0] <= rows and grid[1] <= columns:
+        return table_RCD[: grid[0], : grid[1]]
+    larger = sincos_table(width, grid).to(table_RCD)
+    larger[:rows, :columns] = table_RCD[: grid[0], : grid[1]]
+    return larger
+
+
 class PatchEmbedding(nn.Module):
     """Linear projection of patches plus the embedding of their place in the grid."""
 
@@ -68,11 +86,4 @@ class PatchEmbedding(nn.Module):
         return grid
 
     def _positions_for(self, grid: tuple[int, int]) -> Tensor:
-        table = self.positions
-        if grid != tuple(table.shape[:2]):
-            if self.scaling == "interpolate":
-                resized = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=True)
-                table = resized[0].permute(1, 2, 0)
-            else:
-                table = table[: grid[0], : grid[1]]
-        return table.reshape(grid[0] * grid[1], -1)
+        return fitted(self.positions, grid, self.scaling).reshape(grid[0] * grid[1], -1)
