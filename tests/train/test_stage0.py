@@ -129,8 +129,22 @@ def test_pixel_losses_and_the_weight_of_the_divergence_are_settings() -> None:
     torch.testing.assert_close(other["kl"], 2 * usual["kl"])
     torch.testing.assert_close(usual["reconstruction"], mean_error(kl, KLTraining(), 2))
     torch.testing.assert_close(other["reconstruction"], mean_error(kl, KLTraining(), 1))
+    for model, plain in ((conv, ConvTraining()), (kl, KLTraining())):
+        sharp = plain.model_copy(update={"gradient_weight": 0.5})
+        found, before = (model.training_step(images, each, rng).losses["reconstruction"] for each in (sharp, plain))
+        torch.testing.assert_close(found - before, 0.5 * gradient_error(model, plain))
     assert KLTraining().content() == {"kind": "autoencoder_kl"}
     assert ConvTraining().content() == {"kind": "conv", "latent_noise": 0.1}
+
+
+def gradient_error(autoencoder: Autoencoder, settings: ConvTraining | KLTraining) -> torch.Tensor:
+    """Of the differences of neighbours, down and across, by numpy."""
+    images = model_images(pictures(3, SIZE, 0))
+    found = autoencoder.training_step(images, settings, SampleRng(0, range(3))).images_B3HW
+    error = (found - images).detach().numpy()
+    power = 1 if settings.pixel_loss == "l1" else 2
+    sums = [(np.abs(np.diff(error, axis=axis)) ** power).mean(axis=(1, 2, 3)) for axis in (2, 3)]
+    return torch.from_numpy(np.add(*sums))
 
 
 def mean_error(autoencoder: Autoencoder, settings: AutoencoderTraining, power: int) -> torch.Tensor:

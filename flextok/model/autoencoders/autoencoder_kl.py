@@ -60,7 +60,7 @@ class KLAutoencoder(Autoencoder):
         posterior = self.posterior(images_B3HW)
         z = (posterior.mean + posterior.std * noise) * self.scaling_factor
         reconstructions = self.decode(z)
-        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss)
+        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss, settings.gradient_weight)
         return Reconstructed(reconstructions, {"reconstruction": error, "kl": settings.kl_weight * posterior.kl()})
 
     @torch.no_grad()

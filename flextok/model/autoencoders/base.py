@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from flextok.errors import UsageError
@@ -19,10 +20,21 @@ class Reconstructed(NamedTuple):
     """Losses of each image, [B], by name."""
 
 
-def pixel_error(reconstructions_B3HW: Tensor, images_B3HW: Tensor, kind: PixelLoss) -> Tensor:
-    """[B]: the mean absolute (l1) or squared (l2) difference of each image."""
-    error_BN = (reconstructions_B3HW - images_B3HW).flatten(1)
-    return (error_BN.abs() if kind == "l1" else error_BN.square()).mean(dim=1)
+def pixel_error(
+    reconstructions_B3HW: Tensor, images_B3HW: Tensor, kind: PixelLoss, gradient_weight: float = 0.0
+) -> Tensor:
+    """[B]: the mean absolute (l1) or squared (l2) difference of each image.
+
+    With `gradient_weight`, so many times that of their gradients is added: of the differences of pixels beside and below
+    each other. (After the gradient difference loss of Mathieu et al. 2016, arXiv 1511.05440, which compares their sizes.)
+    """
+    error_B3HW = reconstructions_B3HW - images_B3HW
+    size = torch.abs if kind == "l1" else torch.square
+    error_B = size(error_B3HW).flatten(1).mean(dim=1)
+    if gradient_weight == 0:
+        return error_B
+    gradients_B = sum(size(error_B3HW.diff(dim=dim)).flatten(1).mean(dim=1) for dim in (2, 3))
+    return error_B + gradient_weight * gradients_B
 
 
 class Autoencoder(nn.Module):

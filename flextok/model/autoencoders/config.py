@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 PixelLoss = Literal["l1", "l2"]
+GradientWeight = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="Of the same error of the differences of neighbouring pixels, beside it: flat areas come back flat and "
+        "edges sharp.",
+    ),
+]
 
 
 class AutoencoderTraining(Config):
@@ -66,6 +74,7 @@ class ConvTraining(AutoencoderTraining):
     pixel_loss: Added[PixelLoss] = Field(
         default="l1", description="Absolute (l1) or squared (l2) error; by the first, flat areas become exact."
     )
+    gradient_weight: Added[GradientWeight] = 0.0
 
 
 @AUTOENCODERS.register
@@ -91,6 +100,7 @@ class KLTraining(AutoencoderTraining):
 
     kind: Literal["autoencoder_kl"] = "autoencoder_kl"
     pixel_loss: Added[PixelLoss] = Field(default="l2", description="Absolute (l1) or squared (l2) error of the pixels.")
+    gradient_weight: Added[GradientWeight] = 0.0
     kl_weight: Added[float] = Field(
         default=1e-6,
         ge=0,

@@ -71,7 +71,7 @@ class ConvAutoencoder(Autoencoder):
         noise = rng.normal("noise", self.latent_shape(images_B3HW)).to(images_B3HW.device)
         raw = self._raw(images_B3HW)
         reconstructions = self._pixels(raw + settings.latent_noise * noise)
-        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss)
+        error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss, settings.gradient_weight)
         size_penalty = 1e-4 * raw.square().flatten(1).mean(dim=1)
         return Reconstructed(reconstructions, {"reconstruction": error + size_penalty})
 
