@@ -265,7 +265,8 @@ class TokenizerTrainConfig(TrainConfig):
     def _ends_within(self) -> "TokenizerTrainConfig":
         if self.decoder_only is not None and self.decoder_only.from_step >= self.steps:
             raise ValueError(
-                f"decoder_only.from_step: expected less than the {self.steps} steps, found {self.decoder_only.from_step}"
+                f"decoder_only.from_step: expected less than the {self.steps} steps, found {self.decoder_only.from_step}; "
+                "lower it too, or set decoder_only to null"
             )
         return self
 

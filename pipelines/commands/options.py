@@ -17,7 +17,7 @@ Profiles = Annotated[
     typer.Option("--profile", metavar="NAME|FILE.yaml", help="A profile's name or file; repeat it for several."),
 ]
 Sets = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as in tokenizer.train.steps=100.")
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as in prior.train.steps=100.")
 ]
 WorkspaceUrl = Annotated[str, typer.Option("--workspace", metavar="DIR|URL", help="Where all artifacts lie.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

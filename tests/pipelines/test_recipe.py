@@ -109,7 +109,7 @@ def test_an_unknown_profile_names_the_nearest():
     ("assignment", "stages"),
     [
         ("report.title=X", {"report"}),
-        ("tokenizer.train.steps=3", {"tokenizer"}),
+        ("tokenizer.train.steps=5000", {"tokenizer"}),
         ("latents.train.steps=3", {"latents"}),
         ("prior.train.steps=3", {"prior"}),
         ("tokens.keep=3", {"token_shards"}),
