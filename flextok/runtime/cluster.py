@@ -36,6 +36,7 @@ SETTINGS = {
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
 REACH_TIMEOUT_S = 10.0
+RAY_LOGGERS = ("ray.data", "ray.data.dataset", "ray.train")
 RAY_FOLDER = "/ray/"
 """In the command line of every process that Ray starts."""
 
@@ -60,7 +61,7 @@ def ensure_ray(address: str = "local", num_cpus: int | None = None) -> None:
     else:
         _join(address)
     interrupts.take_again()
-    for name in ("ray.data", "ray.train"):
+    for name in RAY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -70,8 +71,13 @@ def _start_here(num_cpus: int | None) -> None:
         _start("local", {"num_cpus": num_cpus, "include_dashboard": False}, START_ATTEMPTS)
     except Exception as error:
         raise TransientError(f"expected to start Ray on this machine, found: {first_line(error)}") from error
-    # By themselves some of Ray's agents look for its store for a minute before they end.
-    _reapers.append(start_reaper([process.pid for process in _started_here()]))
+    # By themselves some of Ray's agents look for its store for a minute before they end, and a worker that is just being
+    # started looks for nothing until it has imported Ray.
+    from ray._private import worker
+
+    assert worker._global_node is not None
+    mark = f"--raylet-name={worker._global_node.raylet_socket_name}"
+    _reapers.append(start_reaper([process.pid for process in _started_here()], mark))
 
 
 def _join(address: str) -> None:
@@ -157,6 +163,9 @@ def stop_ray() -> None:
     """Leave Ray, and end it with all its processes if `ensure_ray` started it here."""
     import ray
 
+    # Threads of Ray Data that are still at work would tell in many lines that Ray is gone.
+    for name in RAY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     family = _started_here()
     while _head_watches:
         _head_watches.pop().end()

@@ -35,10 +35,12 @@ for number in (signal.SIGTERM, signal.SIGKILL):
     except ProcessLookupError:
         break
 """
-# By descriptors, where the system has them: a number may be another's by then.
+# By descriptors, where the system has them: a number may be another's by then. And what was started for them since, with the
+# mark among its arguments: it may be too young to see that they are gone.
 ENDS_PROCESSES = """
+mark = os.fsencode(sys.argv[1])
 family = []
-for pid in sys.argv[1:]:
+for pid in sys.argv[2:]:
     try:
         family.append(os.pidfd_open(int(pid)))
     except ProcessLookupError:
@@ -49,20 +51,29 @@ for process in family:
         signal.pidfd_send_signal(process, signal.SIGKILL)
     except ProcessLookupError:
         pass
+for pid in filter(str.isdecimal, os.listdir("/proc")):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            marked = mark in file.read()
+        if marked and int(pid) != os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
 """
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
 
-def start_reaper(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """A process that ends those with `pids` when this one is gone, however it ends, or when its `communicate` is called.
+def start_reaper(pids: Sequence[int], mark: str) -> "subprocess.Popen[bytes]":
+    """A process that ends those with `pids`, and all that have `mark` among their arguments, when this one is gone, however
+    it ends, or when its `communicate` is called.
 
     On a system without descriptors of processes it ends at once and does nothing.
     """
-    return _start_watching(ENDS_PROCESSES if hasattr(os, "pidfd_open") else "", pids)
+    return _start_watching(ENDS_PROCESSES if hasattr(os, "pidfd_open") else "", [mark, *map(str, pids)])
 
 
-def _start_watching(program: str, pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    command = [*PYTHON, IGNORES_SIGNALS + program, *map(str, pids)]
+def _start_watching(program: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    command = [*PYTHON, IGNORES_SIGNALS + program, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -100,7 +111,7 @@ def process_group(command: Sequence[str], environment: dict[str, str]) -> Iterat
     left of it after 7 s is ended.
     """
     process = subprocess.Popen([*PYTHON, USUAL_SIGNALS, *command], env=environment, start_new_session=True)
-    with _start_watching(ENDS_GROUP, [process.pid]) as watching:
+    with _start_watching(ENDS_GROUP, [str(process.pid)]) as watching:
         try:
             yield process
         finally:

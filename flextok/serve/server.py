@@ -27,6 +27,7 @@ BACKLOG = 2048
 DRAWING_ENDS_S = 3.0
 ANSWERS_END_S = 2
 LOOK_S = 0.5
+STARTED_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def serving(prior: Prior, tokenizer: Tokenizer, host: str, port: int, batch: int
         thread.start()
         name = f"[{host}]" if ":" in host else host
         try:
+            while thread.is_alive() and not server.started:
+                thread.join(STARTED_LOOK_S)
             yield Running(f"http://{name}:{bound.getsockname()[1]}", thread, engine, metrics)
         finally:
             with interrupts.closing():

@@ -41,7 +41,7 @@ NAMED = 5
 OTHERS_WITHIN_S = 30.0
 """Time for a first actor on another node, where those that came cannot do the work."""
 logger = logging.getLogger(__name__)
-PLACE_HINT = "lower compute.threads or compute.gpus_per_worker (--gpus)"
+PLACE_HINT = "lower compute.threads or compute.gpus_per_worker"
 WAITING_HINT = f"what else runs there may have to end first, or {PLACE_HINT}"
 
 

@@ -7,7 +7,7 @@ import typer
 
 from flextok.config import parse_config
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, RayAddress, Resources
+from pipelines.commands.options import COMPUTE_FLAGS, Debug, RayAddress, Resources, flags_in_hints
 from pipelines.commands.tokens import MOST_ACTORS
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def encode_text(
 
     places = {"address": address, "gpus_per_worker": gpus, "resources": parse_resources(resource)}
     compute = parse_config(ComputeConfig, {**places, "tokenize_actors": (1, actors)}, "flextok encode-text")
-    with ray_ended():
+    with flags_in_hints(COMPUTE_FLAGS), ray_ended():
         made = encode_captions(shards, encoder_spec(encoder), dest, compute)
     logger.info(
         f"{made.images:,} images in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}"

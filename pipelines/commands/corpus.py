@@ -9,24 +9,26 @@ from flextok.config import parse_config
 from flextok.data.config import CorpusConfig, SourceConfig, source_name
 from flextok.errors import UsageError
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, RayAddress, Resources, flags_in_hints
+from pipelines.commands.options import COMPUTE_FLAGS, Debug, RayAddress, Resources, flags_in_hints
 
 logger = logging.getLogger(__name__)
 
-SHARD_FLAGS = {
-    "corpus.source": "SOURCE",
-    **{f"corpus.{field}": f"--{field.replace('_', '-')}" for field in (
-        "image_column", "text_column", "label_column", "val_fraction", "max_reject_fraction",
-    )},
+OPTIONS = {
+    "format": "--format", "label_csv": "--labels", "image_column": "--image-column", "text_column": "--text-column",
+    "label_column": "--label-column", "val_fraction": "--val-fraction", "shard_samples": "--shard-samples",
+    "shard_bytes": "--shard-bytes", "min_side": "--min-side", "max_aspect": "--max-aspect",
+    "max_pixels": "--max-pixels", "max_reject_fraction": "--max-reject-fraction", "duplicates": "--duplicates",
+    "near_duplicates": "--near-duplicates", "resize_short_side": "--resize", "seed": "--seed",
 }  # fmt: skip
-"""The flags of `flextok shard` for settings that hints of the library name."""
+"""The flag of each field of CorpusConfig that has one."""
+SHARD_FLAGS = {**COMPUTE_FLAGS, "corpus.source": "SOURCE", **{f"corpus.{field}": OPTIONS[field] for field in OPTIONS}}
 
 
-def _corpus_option(flag: str, field: str, metavar: str | None = None) -> Any:
+def _corpus_option(field: str, metavar: str | None = None) -> Any:
     """The option that sets a field of CorpusConfig and shows its description and default; None leaves it as it is."""
     info = CorpusConfig.model_fields[field]
     default = "" if info.default is None or info.default is False else f"; default: {info.default}"
-    return typer.Option(flag, metavar=metavar, help=f"{str(info.description).rstrip('.')}{default}.")
+    return typer.Option(OPTIONS[field], metavar=metavar, help=f"{str(info.description).rstrip('.')}{default}.")
 
 
 def shard(
@@ -46,25 +48,25 @@ def shard(
     weight: Annotated[
         list[float], typer.Option("--weight", help="Weight of a source in training; once for each, in their order.")
     ] = [],  # noqa: B006
-    format: Annotated[str | None, _corpus_option("--format", "format")] = None,
+    format: Annotated[str | None, _corpus_option("format")] = None,
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar="CSV", help="Table of the labels: a file beside the pictures, a path or URL."),
     ] = None,
-    image_column: Annotated[str | None, _corpus_option("--image-column", "image_column")] = None,
-    text_column: Annotated[str | None, _corpus_option("--text-column", "text_column")] = None,
-    label_column: Annotated[str | None, _corpus_option("--label-column", "label_column")] = None,
-    val_fraction: Annotated[float | None, _corpus_option("--val-fraction", "val_fraction")] = None,
-    shard_samples: Annotated[int | None, _corpus_option("--shard-samples", "shard_samples")] = None,
-    shard_bytes: Annotated[int | None, _corpus_option("--shard-bytes", "shard_bytes")] = None,
-    min_side: Annotated[int | None, _corpus_option("--min-side", "min_side")] = None,
-    max_aspect: Annotated[float | None, _corpus_option("--max-aspect", "max_aspect")] = None,
-    max_pixels: Annotated[int | None, _corpus_option("--max-pixels", "max_pixels")] = None,
-    max_reject_fraction: Annotated[float | None, _corpus_option("--max-reject-fraction", "max_reject_fraction")] = None,
-    duplicates: Annotated[str | None, _corpus_option("--duplicates", "duplicates", "keep|drop")] = None,
-    near_duplicates: Annotated[bool | None, _corpus_option("--near-duplicates", "near_duplicates")] = None,
-    resize: Annotated[int | None, _corpus_option("--resize", "resize_short_side")] = None,
-    seed: Annotated[int | None, _corpus_option("--seed", "seed")] = None,
+    image_column: Annotated[str | None, _corpus_option("image_column")] = None,
+    text_column: Annotated[str | None, _corpus_option("text_column")] = None,
+    label_column: Annotated[str | None, _corpus_option("label_column")] = None,
+    val_fraction: Annotated[float | None, _corpus_option("val_fraction")] = None,
+    shard_samples: Annotated[int | None, _corpus_option("shard_samples")] = None,
+    shard_bytes: Annotated[int | None, _corpus_option("shard_bytes")] = None,
+    min_side: Annotated[int | None, _corpus_option("min_side")] = None,
+    max_aspect: Annotated[float | None, _corpus_option("max_aspect")] = None,
+    max_pixels: Annotated[int | None, _corpus_option("max_pixels")] = None,
+    max_reject_fraction: Annotated[float | None, _corpus_option("max_reject_fraction")] = None,
+    duplicates: Annotated[str | None, _corpus_option("duplicates", "keep|drop")] = None,
+    near_duplicates: Annotated[bool | None, _corpus_option("near_duplicates")] = None,
+    resize: Annotated[int | None, _corpus_option("resize_short_side")] = None,
+    seed: Annotated[int | None, _corpus_option("seed")] = None,
     address: RayAddress = "local",
     resource: Resources = [],  # noqa: B006
     debug: Debug = False,
@@ -103,7 +105,8 @@ def shard(
         "sources": sources,
         **{field: value for field, value in given.items() if value is not None},
     }
-    config = parse_config(CorpusConfig, values, "flextok shard")
+    with flags_in_hints(SHARD_FLAGS):
+        config = parse_config(CorpusConfig, values, "flextok shard")
     if labels is not None and label_csv_url(config) is None:
         # A profile may name a table that only some sources have; who names one here wants it used.
         raise UsageError(f"expected {labels} beside the pictures, found none; give its path, as ./{labels}")

@@ -51,7 +51,13 @@ Resources = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DEFAULT_WORKSPACE = "./workspace"
-SETTING = re.compile(r"(?<![\w/.])corpus\.\w+")
+# As a hint has it (`set corpus.text_column`), and as a fault of a value (`'text_column': Input should be ...`).
+SETTING = re.compile(r"(?<![\w/.])(?:corpus|compute|tokens)\.\w+|(?<=: )'\w+'(?=: )")
+COMPUTE_FLAGS = {
+    "compute.address": "--address",
+    "compute.gpus_per_worker": "--gpus",
+    "compute.resources": "--resource",
+}
 PIPE_WIDTH = 240  # no folding where another program or a file reads a table
 
 
@@ -62,9 +68,17 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def flags_in_hints(flags: Mapping[str, str]) -> Iterator[None]:
-    """Errors of the library name settings, as profiles have them; here each is told by the flag that sets it."""
+    """Errors of the library name settings, as profiles have them; here each is told by the flag that sets it.
+
+    `flags` are those of settings by their whole names, such as corpus.seed.
+    """
+    by_field = {setting.rpartition(".")[2]: flag for setting, flag in flags.items()}
+
+    def flag_of(match: re.Match[str]) -> str:
+        return flags.get(match[0]) or by_field.get(match[0].strip("'")) or match[0]
+
     try:
         yield
     except FlextokError as error:
-        told = SETTING.sub(lambda match: flags.get(match[0], match[0]), str(error))
+        told = SETTING.sub(flag_of, str(error))
         raise type(error)(told) from error

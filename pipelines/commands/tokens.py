@@ -8,13 +8,29 @@ import typer
 
 from flextok.config import parse_config
 from flextok.runtime.cluster import ray_ended
-from pipelines.commands.options import Debug, PriorPath, RayAddress, Resources, TokenizerPath
+from pipelines.commands.options import (
+    COMPUTE_FLAGS,
+    Debug,
+    PriorPath,
+    RayAddress,
+    Resources,
+    TokenizerPath,
+    flags_in_hints,
+)
 from pipelines.recipe import assign
 
 logger = logging.getLogger(__name__)
 
 # Ray starts as many as the cluster has room for, also when nodes join later.
 MOST_ACTORS = 64
+TOKENIZE_FLAGS = {
+    **COMPUTE_FLAGS,
+    **{f"tokens.{field}": f"--{field.replace('_', '-')}" for field in (
+        "keep", "dtype", "batch_size", "length", "max_reject_fraction",
+    )},
+    "tokens.views": "--view",
+}  # fmt: skip
+"""The flags of `flextok tokenize` for settings that hints of the library name."""
 
 
 def tokenize(
@@ -60,18 +76,21 @@ def tokenize(
         values["views"] = view
     if max_reject_fraction is not None:
         values["max_reject_fraction"] = max_reject_fraction
-    config = parse_config(TokenizeConfig, values, "flextok tokenize")
+    with flags_in_hints(TOKENIZE_FLAGS):
+        config = parse_config(TokenizeConfig, values, "flextok tokenize")
     places = {"address": address, "gpus_per_worker": gpus, "resources": parse_resources(resource)}
     compute = parse_config(ComputeConfig, {**places, "tokenize_actors": (1, actors)}, "flextok tokenize")
     if dry_run:
         from flextok.tokenize.estimate import plan_tokenization
 
-        for name, value in dataclasses.asdict(plan_tokenization(shards, tokenizer, dest, config, compute)).items():
+        with flags_in_hints(TOKENIZE_FLAGS):
+            plan = plan_tokenization(shards, tokenizer, dest, config, compute)
+        for name, value in dataclasses.asdict(plan).items():
             print(f"{name:16} {value:,.1f}" if isinstance(value, float) else f"{name:16} {value}")
         return
     from flextok.tokenize.job import tokenize_corpus
 
-    with ray_ended():
+    with flags_in_hints(TOKENIZE_FLAGS), ray_ended():
         made = tokenize_corpus(shards, tokenizer, dest, config, compute)
     logger.info(f"{made.rows:,} rows in {made.shards} shards ({made.skipped} were there), digest {made.digest[:12]}")
     print(made.url)

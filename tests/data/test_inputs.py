@@ -1,6 +1,9 @@
 """Inputs as people have them, from the files to the printed sum: views, dots, texts beside pictures, lists, tables."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ from flextok.data.corpus.job import CorpusSummary, shard_corpus
 from flextok.data.corpus.reader import Corpus, Sample, iter_shard
 from flextok.data.corpus.verify import verify_corpus
 from flextok.data.sources.catalog import format_of, source_digest
-from flextok.errors import UsageError
+from flextok.errors import FlextokError, UsageError
 
 Members = list[tuple[str, bytes]]
 TRACK = "2 Track 2.2 (Clean Version)"
@@ -344,3 +347,64 @@ def test_label_csv_with_any_delimiter(delimiter: str, make_folder: Callable[...,
         "a.jpg": "x, or y",
         "b.jpg": "w",
     }
+
+
+def test_lines_that_end_as_those_of_old_macs_and_long_fields(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder(["1.jpg", "2.jpg", "3.jpg"])
+    caption = "long " * 40_000
+    (source / "captions.csv").write_bytes(f"file_name;text\r1.jpg;one\r2.jpg;{caption}\n3.jpg;three\r\n".encode())
+    made = shard(source, tmp_path / "out")
+    assert {name: s.text for name, s in samples(tmp_path / "out").items()} == {
+        "1.jpg": "one", "2.jpg": caption.strip(), "3.jpg": "three",
+    }  # fmt: skip
+    assert (made.members, made.fields, made.rejects) == (4, 1, 0)
+
+
+def test_only_line_feeds_end_a_line_of_json(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Captions from web pages have U+2028 and U+0085, and not every program escapes them."""
+    source = make_folder(["1.jpg", "2.jpg"])
+    captions = ["one\u2028two\x85three", "four"]
+    rows = [json.dumps({"file_name": f"{i + 1}.jpg", "text": captions[i]}, ensure_ascii=False) for i in range(2)]
+    (source / "captions.jsonl").write_bytes("\r\n".join(rows).encode())
+    made = shard(source, tmp_path / "out")
+    assert {name: s.text for name, s in samples(tmp_path / "out").items()} == dict(
+        zip(["1.jpg", "2.jpg"], captions, strict=True)
+    )
+    assert (made.members, made.fields, made.rejects) == (3, 1, 0)
+
+
+# Tars by other names
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("pictures", bytes),
+        ("a.tar.part", bytes),
+        ("plain.tar.gz", bytes),
+        ("a.tbz2", bz2.compress),
+        ("a.txz", lzma.compress),
+        ("packed", gzip.compress),
+    ],
+)
+def test_a_tar_is_told_by_its_content_whatever_its_name(
+    name: str, pack: Callable[[bytes], bytes], members: Members, make_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain = make_tar(tmp_path / "x.tar", members).read_bytes()
+    (tmp_path / name).write_bytes(pack(plain))
+    made = shard(tmp_path / name, tmp_path / "out")
+    check_members(samples(tmp_path / "out"), f"{name}/")
+    assert made.members == len(members)
+
+
+def test_what_is_no_tar_inside_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for name, content in (
+        ("empty.tar.gz", b""),
+        ("page.tgz", b"<html>" * 200),
+        ("text.tar.gz", gzip.compress(b"x" * 2000)),
+    ):
+        (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(FlextokError, match="empty corpus"):
+        shard(tmp_path / "s", tmp_path / "out")
+    assert rejects(tmp_path / "out") == dict.fromkeys(["empty.tar.gz", "page.tgz", "text.tar.gz"], "bad_container")

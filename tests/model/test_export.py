@@ -13,7 +13,7 @@ from flextok.model.checkpoint import save_checkpoint
 from flextok.model.priors.base import Prior
 from flextok.provenance import lineage
 from flextok.runtime import torchvision_compat  # noqa: F401  (transformers imports torchvision)
-from pipelines.cli import app
+from pipelines.app import app
 
 IDS = torch.randint(11, (3, 12), generator=torch.Generator().manual_seed(3))
 

@@ -232,10 +232,11 @@ def test_several_sources_have_names_and_weights(capsys, tmp_path):
         (["--name", "a", "--name", "a"], "sources need different names"),
         (["--name", "a b", "--name", "c"], "'name': String should match pattern"),
         (["--name", "a", "--name", "b", "--weight", "1", "--weight", "-1"], "'sources.1.weight': Input should be"),
-        (["--name", "a", "--name", "b", "--duplicates", "some"], "'duplicates': Input should be 'keep' or 'drop'"),
-        (["--name", "a", "--name", "b", "--val-fraction", "1"], "'val_fraction': Input should be less than 1"),
+        (["--name", "a", "--name", "b", "--duplicates", "some"], "--duplicates: Input should be 'keep' or 'drop'"),
+        (["--name", "a", "--name", "b", "--resize", "4"], "--resize: Input should be"),
+        (["--name", "a", "--name", "b", "--val-fraction", "1"], "--val-fraction: Input should be less than 1"),
         (["--name", "a", "--name", "b", "--labels", "no.csv"], "expected no.csv beside the pictures"),
-        (["--name", "a", "--name", "b", "--labels", "./no.csv"], "label_csv: expected a UTF-8 CSV file"),
+        (["--name", "a", "--name", "b", "--labels", "./no.csv"], "--labels: expected a UTF-8 CSV file"),
     ],
 )
 def test_wrong_options_of_shard_are_one_line(options: list[str], expected: str, capsys, tmp_path):

@@ -136,9 +136,7 @@ def read_captions(url: str, captions_file: str, below: str, config: CorpusConfig
         content = storage.read_bytes(storage.join(url, captions_file))
         text = "" if ending == "parquet" else content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"corpus.captions_file: expected UTF-8 text in {captions_file} of {url}, found: {error}"
-        ) from None
+        raise UsageError(f"expected UTF-8 text in the captions file {captions_file} of {url}, found: {error}") from None
     captions = Captions()
     folder = posixpath.dirname(captions_file)
     if ending == "json":
@@ -169,7 +167,8 @@ def _take(captions: Captions, place: str, folder: str, name: str, texts: list[st
 def _jsonl_entries(
     text: str, place: str, config: CorpusConfig, captions: Captions
 ) -> Iterator[tuple[str, str, list[str]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # At line feeds alone: a caption may have other characters that end a line, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -92,7 +92,7 @@ def _read_label_csv(config: CorpusConfig, url: str) -> Labels:
     if not rows or any(column not in rows[0] for column in wanted):
         raise UsageError(
             f"corpus.label_csv: expected columns {', '.join(wanted)} in {url}, found {', '.join(rows[0]) if rows else 'no rows'}; "
-            "rename them, or set corpus.label_key, label_name and label_id"
+            "rename them, or name others in a profile (label_key, label_name, label_id of corpus)"
         )
     names = [row[config.label_name] or "" for row in rows]
     if config.label_id is None:

@@ -9,7 +9,9 @@ import gzip
 import lzma
 import shutil
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import IO
 
 from flextok import storage
 from flextok.data.sources.containers import Container
@@ -18,7 +20,12 @@ from flextok.digests import digest_of
 LARGEST_EXPANSION = 100
 SLACK_BYTES = 64 * 2**20
 BLOCK = 1 << 16
-OPENERS = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+OPENERS: Mapping[bytes, Callable[..., IO[bytes]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+"""By the first bytes of a file; its name may tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,14 @@ def readable_at_random(container: Container, staging: Staging) -> str:
     return goal
 
 
-def decompressed(container: Container, goal: str) -> str:
+def opener_of(url: str) -> Callable[..., IO[bytes]] | None:
+    """What opens a compressed file, told by its first bytes; None for any other. Raises OSError."""
+    with storage.open_read(url) as file:
+        start = file.read(max(map(len, OPENERS)))
+    return next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
+
+
+def decompressed(container: Container, opener: Callable[..., IO[bytes]], goal: str) -> str:
     """A decompressed copy of `container` at `goal`, written in a stream and once.
 
     Of a damaged file everything before the damage is kept. Raises OSError, or ValueError when nothing could be
@@ -59,7 +73,7 @@ def decompressed(container: Container, goal: str) -> str:
     most = container.size * LARGEST_EXPANSION + SLACK_BYTES
     with storage.open_read(container.url) as packed, storage.atomic_write(goal) as file:
         written = 0
-        plain = OPENERS[container.name.rpartition(".")[2].lower()](packed, "rb")
+        plain = opener(packed, "rb")
         try:
             while chunk := plain.read(BLOCK):
                 written += len(chunk)

@@ -118,7 +118,7 @@ def _judge(stem: str, copies: list[dict[str, _Entry]], content: TarContent) -> N
         _refuse(stem, copy, ("duplicate_key", f"key {stem!r} occurs before in this tar"), content)
     pictures = sorted(_pictures(members))
     if not pictures:
-        endings = ", ".join(sorted(path[len(stem) + 1 :].lower() for path in members))
+        endings = ", ".join(sorted(path[len(stem) + 1 :].lower() or "a name without ending" for path in members))
         _refuse(stem, members, ("missing_image", f"has only {endings}"), content)
         return
     several = len(pictures) > 1

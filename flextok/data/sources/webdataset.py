@@ -16,7 +16,7 @@ from flextok.data.sources.img2dataset import compare_records, records_by_shard
 from flextok.data.sources.listing import VIEWS_SCHEMA, Listing
 from flextok.data.sources.look import Look
 from flextok.data.sources.registry import SOURCES, SourceFormat
-from flextok.data.sources.staging import Staging, decompressed, readable_at_random
+from flextok.data.sources.staging import OPENERS, Staging, decompressed, opener_of, readable_at_random
 from flextok.data.sources.tarreader import TarError, TarMember, tar_members
 from flextok.data.sources.tarsamples import TarContent, TarInput, sort_members
 from flextok.data.sources.texts import check_text_sizes, with_texts
@@ -24,7 +24,6 @@ from flextok.digests import canonical_json, digest_of
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTED_AT_ONCE = 8
-COMPRESSED_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,11 @@ def _plain(container: Container, staging: Staging, rejects: list[Reject]) -> Con
         rejects.append(Reject(container.name, "unreadable", "not found"))
         return None
     try:
-        if container.name.lower().endswith(".tar"):
+        # What is called `.tar` is one: a store with thousands is not asked about each.
+        opener = None if container.name.lower().endswith(".tar") else opener_of(container.url)
+        if opener is None:
             return replace(container, url=readable_at_random(container, staging))
-        copy = decompressed(container, staging.file(container))
+        copy = decompressed(container, opener, staging.file(container))
         return replace(container, url=copy, size=storage.size(copy))
     except (OSError, ValueError) as error:
         rejects.append(Reject(container.name, "bad_container", storage.redact(str(error))))
@@ -147,7 +148,7 @@ class WebDatasetFormat(SourceFormat):
 
     def detects(self, look: Look) -> bool:
         if look.file is not None:
-            is_tar = look.start[257:262] == b"ustar" or look.start.startswith(COMPRESSED_MAGICS)
+            is_tar = look.start[257:262] == b"ustar" or look.start.startswith(tuple(OPENERS))
             return is_tar or look.file_ends(ENDINGS)
         return look.count(ENDINGS) > look.pictures
 
