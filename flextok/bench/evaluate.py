@@ -70,9 +70,7 @@ def measure_gathering(image_px: int, input_px: int, pictures: int, rounds: int, 
             if turn:
                 through.append(seconds[0])
                 bare.append(seconds[1])
-    return GatheringSpeed(
-        image_px, input_px, pictures / statistics.median(through), pictures / statistics.median(bare)
-    )
+    return GatheringSpeed(image_px, input_px, pictures / statistics.median(through), pictures / statistics.median(bare))
 
 
 def _look(extractor: Extractor, ready: list[ImageBatch]) -> None:

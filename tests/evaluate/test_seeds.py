@@ -8,6 +8,7 @@ from tiny_pipeline import EVALUATION, TinyPipeline
 
 from flextok.config import parse_config
 from flextok.errors import UsageError
+from flextok.evaluate import images
 from flextok.evaluate.config import EvaluationConfig, ReconstructionConfig, SweepConfig
 from flextok.evaluate.reconstruction import evaluate_reconstruction
 from flextok.evaluate.results import EvaluationResult
@@ -27,9 +28,19 @@ def test_spread_is_that_of_evaluations_with_these_seeds(
     encoded = []
     encode = Tokenizer.encode_latents
     monkeypatch.setattr(Tokenizer, "encode_latents", lambda self, z: encoded.append(len(z)) or encode(self, z))
+    read = []
+    crops_of = images.crops_of
+
+    def counted(*given):
+        for picture, crop in crops_of(*given):
+            read.append(picture.key)
+            yield picture, crop
+
+    monkeypatch.setattr(images, "crops_of", counted)
     sweep = SweepConfig(guidance=(1.0,), keep=(4,))
     together = made(seed=7, seeds=3, sweep=sweep)
     assert encoded == [16, 16, 16]
+    assert len(read) == len(set(read)) == 48  # each picture once, for all K, seeds and points
     for name in NUMBERS:
         for keep in (1, 4):
             values = [each.value(name, keep) for each in alone]
