@@ -33,6 +33,8 @@ type: $(INSTALLED)
 bench: $(INSTALLED)  ## measure on this machine; PICTURES=folder adds sharding and tokenization
 	echo '# Benchmarks' > docs/benchmarks.new; echo >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.model $(addprefix --tokenizer ,$(firstword $(TRAINED))) >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.evaluate --threads 1 >> docs/benchmarks.new
+	$(BIN)/python -m flextok.bench.evaluate >> docs/benchmarks.new
 	$(BIN)/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m flextok.bench.prior --threads 1 >> docs/benchmarks.new
 	$(BIN)/python -m flextok.bench.prior >> docs/benchmarks.new

@@ -37,7 +37,7 @@ for command in (pipeline.run, pipeline.status, pipeline.refresh, serving.ui, ser
     app.command()(command)
 for command in (corpus.shard, train.train, tokens.tokenize, tokens.encode, tokens.decode, tokens.generate):
     app.command()(command)
-for command in (evaluation.evaluate, evaluation.compare, evaluation.report):
+for command in (evaluation.evaluate, evaluation.compare, evaluation.speed, evaluation.report):
     app.command()(command)
 app.command("coordinate-check")(coordinates.coordinate_check)
 app.command("encode-text")(captions.encode_text)

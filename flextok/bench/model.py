@@ -88,6 +88,11 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def best_seconds(run: Callable[[], object], repeats: int) -> float:
     """Shortest time of `repeats` runs after a first one."""
+    return min(timed(run, repeats))
+
+
+def timed(run: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each of `repeats` runs after a first one."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -95,7 +100,7 @@ def best_seconds(run: Callable[[], object], repeats: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return times[1:]
 
 
 def measure(tokenizer: Tokenizer, dtype: torch.dtype, batch: int, steps: int, repeats: int) -> list[Speed]:

@@ -22,6 +22,8 @@ PICTURES = "arr_0"
 ENDING = ".npy"
 WIDEST = 16_384
 """Features of the largest covariance that is read: 2 GB in float64."""
+ASYMMETRY = 1e-3
+"""Of a covariance, at most, in parts of its largest variance: some are stored in float16."""
 BATCH_BYTES = 2**28
 """Of pictures that are in memory at once."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
@@ -67,7 +69,7 @@ class NpzFile:
     def statistics(self, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Mean [D] and covariance [D, D] in float64 by their names, None where the file has neither.
 
-        Raises UsageError where only one of them is there, or they are no finite statistics of one width.
+        Raises UsageError where only one of them is there, or they are no finite statistics of one width, or no covariance.
         """
         if not {mean, covariance} & self.arrays.keys():
             return None
@@ -81,6 +83,11 @@ class NpzFile:
         found = self._whole(mean), self._whole(covariance)
         if not all(np.isfinite(each).all() for each in found):
             raise UsageError(f"expected finite {mean} and {covariance} in {self.url}, found others; take another file")
+        if not _may_be_covariance(found[1]):
+            raise UsageError(
+                f"expected {covariance} in {self.url} as a covariance, symmetric and with no negative variance, found another "
+                "matrix; take another file"
+            )
         return found
 
     def _names(self) -> list[str]:
@@ -153,6 +160,12 @@ class NpzFile:
         return UsageError(
             f"expected an .npz file in {self.url}, found it damaged or cut off ({what}); copy or make it again"
         )
+
+
+def _may_be_covariance(matrix_DD: np.ndarray) -> bool:
+    variances_D = np.diagonal(matrix_DD)
+    asymmetry = np.abs(matrix_DD - matrix_DD.T).max(initial=0.0)
+    return bool((variances_D >= 0).all()) and asymmetry <= ASYMMETRY * variances_D.max(initial=0.0)
 
 
 def write_pictures(url: str, shape: tuple[int, int, int, int], batches: Iterable[np.ndarray]) -> None:

@@ -220,6 +220,11 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig, SweptConf
     perturbation: Added[PerturbationConfig | None] = Field(
         default=None, description="Tokens to exchange before decoding, for pfd_<share>_<rank>_<extractor>; null: none."
     )
+    seeds: Added[int] = Field(
+        default=1,
+        ge=1,
+        description="Seeds of the decoder's noise, from evaluation.seed on, for the spread of numbers; 1: no spread.",
+    )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."

@@ -209,13 +209,17 @@ class ImageSets:
             **protocol,
             "distance": metric.protocol(self._record_of(metric, k), self._gathered[k].images, reference),
         }
-        value = metric.compute(self._reference_of(metric, metric.needs), self._of(metric, k, metric.needs))
+        value = self.value(metric, k)
         name, keep = metric.called(self.extractor) + suffix, protocol.get("keep")
         if not self._resamples:
             return Metric(name, value, record, keep)
         rows = self._reference_of(metric, "features"), self._of(metric, k, "features")
         interval = bootstrap(metric, *rows, value, self._resamples, in_pairs)
         return Metric(name, value, record, keep, interval.standard_error, interval.to_json())
+
+    def value(self, metric: SetMetric, k: int) -> float:
+        """The number alone, of the set `k` against the reference."""
+        return metric.compute(self._reference_of(metric, metric.needs), self._of(metric, k, metric.needs))
 
     def of(self, metric: SetMetric, gathered: Gathered) -> Any:
         """What `metric` works on, of a set that was gathered elsewhere."""

@@ -28,6 +28,7 @@ from flextok.evaluate.rate import Rates, token_bytes
 from flextok.evaluate.reconstructor import Reconstructed, Reconstructor
 from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import IMAGES, OF_LATENTS, EvaluationResult, Metric, write_evaluation
+from flextok.evaluate.seeds import other_seeds, seed_spreads
 from flextok.evaluate.sweep import FIRST_SET, Sweep, grid_points
 from flextok.metrics.pixel import MAE_REDUCTION
 from flextok.model.load import tokenizer_outline
@@ -56,7 +57,8 @@ def evaluate_reconstruction(
     does better. `mae_reduction` is the fall of the mean MAE from the smallest to the largest K, as a fraction. With
     `config.codecs`: `<codec>_<metric>` from as many bytes, and the curves of both over bytes (`flextok.evaluate.rate`). With
     `config.perturbation`: `pfd_<share>_<rank>_<extractor>` (`flextok.evaluate.perturbation`). With `config.sweep`: the curves of
-    all metrics over a grid of settings (`flextok.evaluate.sweep`). Files:
+    all metrics over a grid of settings (`flextok.evaluate.sweep`). With `config.seeds`: `<number>_seed_spread` by K
+    (`flextok.evaluate.seeds`). Files:
     `images.parquet` (the metrics of each image), `grid.parquet` (PNG of some images; k 0 is the original, -1 the latents),
     `extremes.parquet` (PNG of the best and worst by each metric, at the most tokens), `figures/reconstructions.png`.
     """
@@ -83,7 +85,8 @@ def evaluate_reconstruction(
     if reference is not None:
         sets.take(ORIGINAL, reference)
     points = grid_points(config.sweep, config, keeps, tokenizer.num_tokens, False) if config.sweep else []
-    swept = ImageTable(config.metrics, config.weights) if config.sweep else table
+    seeded = other_seeds(config.seeds, config, keeps)
+    swept = ImageTable(config.metrics, config.weights) if points or seeded else table
     sweep = Sweep(config.sweep, points, sets, swept) if config.sweep else None
     held_out = held_out_record(tokenizer_url, corpus, keys, config.allow_training_images)
 
@@ -101,9 +104,10 @@ def evaluate_reconstruction(
     parts = Parts(parent_url, made_by, len(batches), Reconstructed.to_plain, Reconstructed.from_plain)
     to_do = [key for index in parts.missing for key in batches[index]]
     in_sets = frozenset(set_keys), reference is None
-    arguments = (tokenizer_url, config, keeps, points, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
+    decoded_too = [*points, *seeded]
+    arguments = (tokenizer_url, config, keeps, decoded_too, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
     with (
-        track("reconstruct", len(keys) * (len(keeps) + len(points)), "images") as task,
+        track("reconstruct", len(keys) * (len(keeps) + len(decoded_too)), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
         images = stream_images(corpus, to_do, size_px, config.batch_size)
@@ -136,6 +140,7 @@ def evaluate_reconstruction(
         metrics += [
             sets.compare(metric, keep, {**decoded, "keep": keep}, reference_record, in_pairs=True) for keep in keeps
         ]
+    metrics += seed_spreads(seeded, metrics, sets, swept, config.seed)
     perturbed, series = Perturbed(sets, exchanged, config.seed).numbers(keeps[-1], metrics, decoded, reference_record)
     metrics += perturbed
     if rates is not None:

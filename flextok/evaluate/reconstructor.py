@@ -16,6 +16,7 @@ from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, P
 from flextok.evaluate.perturbation import FIRST_SET as FIRST_EXCHANGED
 from flextok.evaluate.perturbation import Perturber, grid_of
 from flextok.evaluate.rate import Rated, Rates
+from flextok.evaluate.seeds import Seeded
 from flextok.evaluate.sweep import Point
 from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
@@ -50,14 +51,15 @@ class Reconstructed(NamedTuple):
 
 
 class Reconstructor:
-    """What a worker holds to measure batches of originals at each of `keeps` tokens and of `points`."""
+    """What a worker holds to measure batches of originals at each of `keeps` tokens and of `points`, those of a sweep and
+    those of other seeds."""
 
     def __init__(
         self,
         tokenizer_url: str,
         config: ReconstructionConfig,
         keeps: Sequence[int],
-        points: Sequence[Point],
+        points: Sequence[Point | Seeded],
         set_keys: frozenset[str],
         with_originals: bool,
         grid_keys: frozenset[str],
@@ -76,7 +78,7 @@ class Reconstructor:
 
     def __call__(self, batch: ImageBatch) -> Reconstructed:
         """The sets are the originals, their way through the latents alone, the pictures at each K, those of exchanged tokens,
-        and those at the points of the sweep: all from one encoding."""
+        and those at the points: all from one encoding."""
         sets, extremes = [], []
         for made in self._reconstructions(batch):
             measured = self._measure(made)

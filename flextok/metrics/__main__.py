@@ -30,7 +30,8 @@ of samples and of their baseline. `evaluation.perturbation: {shares: [0.5, 0.9],
 `pfid_<share>_<rank>` or `pfd_<share>_<rank>_<extractor>`, the Fréchet distance of reconstructions from the most tokens, each
 exchanged with that probability for one of so many nearest codes, their mean `pfid_mean` or `pfd_mean_<extractor>`, and
 curves over the share. With `evaluation.bootstrap: N` each has a standard error and a 95 % interval by N
-resamples of its images, beside its value."""
+resamples of its images, beside its value. With `evaluation.seeds: N` reconstructions have `<number>_seed_spread` by K, also of
+metrics of images: the standard deviation over N seeds of the decoder's noise, whose values and mean stand in the protocol."""
 
 
 def document() -> str:

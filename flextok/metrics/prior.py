@@ -26,3 +26,12 @@ STATISTICS.register(
         name="prior_gain", definition="1 - loss / smaller of the two mean entropies", unit="fraction", better="higher"
     )
 )
+STATISTICS.register(
+    Quantity(
+        name="prior_bytes_per_image",
+        definition="sum of -log2 p(id | ids before it, condition) over kept positions / 8, mean over held-out images: what they "
+        "take in one arithmetic code by the prior, the condition known to the reader",
+        unit="bytes",
+        better="lower",
+    )
+)

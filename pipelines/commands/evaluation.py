@@ -14,6 +14,7 @@ from pipelines.commands.options import (
     PIPE_WIDTH,
     AsJson,
     Debug,
+    PriorPath,
     Profile,
     Sets,
     TokenizerPath,
@@ -119,6 +120,43 @@ def export_samples(
     count = export.export_samples(samples, dest, keep)
     logger.info("%d pictures", count)
     print(dest)
+
+
+def speed(
+    tokenizer: TokenizerPath,
+    prior: PriorPath = "",
+    keep: Annotated[int | None, typer.Option("--keep", help="Tokens that are decoded and drawn; default: all.")] = None,
+    largest_batch: Annotated[
+        int, typer.Option("--largest-batch", min=1, help="Images of the largest batch tried.")
+    ] = 256,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, whose median counts.")] = 5,
+    profile: Profile = DEFAULT_PROFILE,
+    sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Images a second that a tokenizer encodes and decodes here, and ids that a prior draws: one at a time, and saturated.
+
+    By the profile's evaluation settings: steps, guidance and precision of the decoder, the law of the prior.
+    """
+    from flextok.bench.speed import measure_checkpoints
+
+    recipe = load_recipe(profile, sets)
+    found = measure_checkpoints(tokenizer, prior or None, recipe.evaluation, keep, largest_batch, repeats)
+    if as_json:
+        print_json(found.to_json())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "batch", "ms a call", "a second", "", box=None, pad_edge=False)
+    for each in found.speeds:
+        ending = "saturated" if each.saturated else ""
+        cells = (f"{1000 * each.seconds:,.1f}", f"{each.per_second:,.1f} {each.unit}", ending)
+        table.add_row(each.task, str(each.batch), *cells)
+    Console(width=PIPE_WIDTH).print(table)
+    for name, value in found.protocol.items():
+        logger.info("%s: %s", name, value)
 
 
 def report(

@@ -167,6 +167,8 @@ def test_any_truncation_and_flipped_bytes_are_refused(save_arrays, tmp_path: Pat
         ({"mu": np.zeros(32)}, "found (32,) and None"),
         ({"mu": np.zeros(32), "sigma": np.eye(31)}, "found (32,) and (31, 31)"),
         ({"mu": np.full(32, np.nan), "sigma": np.eye(32)}, "expected finite mu and sigma"),
+        ({"mu": np.zeros(32), "sigma": -np.eye(32)}, "expected sigma in"),
+        ({"mu": np.zeros(32), "sigma": np.triu(np.ones((32, 32)))}, "symmetric and with no negative variance"),
         ({"mu": np.zeros(32), "sigma": np.eye(32, dtype=int)}, "floating point numbers as sigma"),
         ({"labels": np.zeros(3)}, "expected arr_0 or mu and sigma"),
     ],

@@ -69,7 +69,7 @@ def test_report_draws_them(pipeline: TinyPipeline, made: EvaluationResult) -> No
     )
     assert "<title>webp, bytes of an image 512:" in html
     without = write_report(inputs, pipeline.evaluations, ReportConfig())
-    assert "by bytes" not in Path(without.html_path).read_text()
+    assert "by bytes</span>" not in Path(without.html_path).read_text()
 
 
 def test_bytes_of_tokens(pipeline: TinyPipeline) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines import cli
 
 COMMANDS = [
-    "run", "status", "refresh", "ui", "daemon", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate",
+    "run", "status", "refresh", "ui", "daemon", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate", "speed",
     "report", "coordinate-check", "encode-text", "export-samples", "import-checkpoint", "inspect", "verify", "lineage",
 ]  # fmt: skip
 

@@ -31,7 +31,7 @@ def run(*commands: list[str]) -> subprocess.CompletedProcess:
 
 def test_help_of_every_command():
     commands = [
-        "run", "status", "refresh", "ui", "daemon", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate",
+        "run", "status", "refresh", "ui", "daemon", "shard", "train", "tokenize", "encode", "decode", "generate", "evaluate", "speed",
         "report", "coordinate-check", "encode-text", "export-samples", "import-checkpoint", "inspect", "verify", "lineage",
     ]  # fmt: skip
     done = run(["--help"], *([command, "--help"] for command in commands))

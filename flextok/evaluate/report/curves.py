@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from flextok.data.codecs import CODECS
+from flextok.evaluate.coded import ENTROPY, PRIOR
 from flextok.evaluate.comparison import ComparedNumber
 from flextok.evaluate.rate import BY_BYTES, TOKENS
 from flextok.evaluate.report.charts import COLOURS, Chart, Level, Line
@@ -10,6 +11,7 @@ from flextok.evaluate.report.numbers import RANDOM_TOKENS, Numbers
 from flextok.evaluate.results import EvaluationResult
 
 K_AXIS = "tokens kept, K"
+CODED = {ENTROPY: "tokens, by entropy", PRIOR: "tokens, by the prior"}
 
 
 def quality_charts(numbers: Numbers) -> list[Chart]:
@@ -69,15 +71,22 @@ def _line_of(label: str, by_k: Sequence[ComparedNumber], index: int) -> Line:
 
 
 def rate_charts(numbers: Numbers) -> list[Chart]:
-    """Each metric over the bytes of an image, of tokens and of the codecs that were measured; none without any."""
+    """Each metric over the bytes of an image, of tokens as they are and coded, and of the codecs that were measured; none
+    without codecs."""
     series = {item["name"]: item for item in numbers.stored.series}
     charts = []
     for metric in filter(lambda metric: metric.in_summary, numbers.image_metrics()):
-        named = ((name, series.get(f"{name}_{metric.name}{BY_BYTES}")) for name in (TOKENS, *CODECS.names()))
-        lines = [Line(name, item["at"], item["values"], colour) for colour, (name, item) in enumerate(named, 1) if item]
-        if lines:
-            note = f"{metric.better} is better; files of codecs with their headers"
-            charts.append(Chart(f"{metric.title}, by bytes", "bytes of an image", lines, note=note, log2_x=True))
+        if f"{TOKENS}_{metric.name}{BY_BYTES}" not in series:
+            continue
+        names = (TOKENS, *CODECS.names(), ENTROPY, PRIOR)
+        named = ((name, series.get(f"{name}_{metric.name}{BY_BYTES}")) for name in names)
+        lines = [
+            Line(CODED.get(name, name), item["at"], item["values"], colour)
+            for colour, (name, item) in enumerate(named, 1)
+            if item
+        ]
+        note = f"{metric.better} is better; files of codecs with their headers"
+        charts.append(Chart(f"{metric.title}, by bytes", "bytes of an image", lines, note=note, log2_x=True))
     return charts
 
 
@@ -103,6 +112,8 @@ def token_charts(numbers: EvaluationResult) -> list[Chart]:
         )
         for curve in [numbers.curve(name)]
     ]
+    coded = numbers.curve("prior_bytes_per_image")
+    rates.append(Line("code by the prior, held out", list(coded), [8 * size for size in coded.values()], 2))
     return [
         Chart("Bits a token", axis, entropies, note="the gap is what the prior has learned", from_zero=True),
         Chart("Codebook usage", axis, usage, note="on train tokens", from_zero=True),

@@ -8,6 +8,7 @@ from typing import Any
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
+from flextok.evaluate.coded import coded_curves
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.lengths import length_statistics
 from flextok.evaluate.prior_statistics import prior_statistics
@@ -76,7 +77,9 @@ def write_report(
     stored = [Metric.from_json(item) for each in (reconstruction, generation) for item in each.metrics]
     metrics = [*stored, *tokens.metrics(), *ids, *lengths, *prior.metrics]
     curves = [Series.from_json(item) for item in reconstruction.series]
-    series = [*curves, *tokens.series(), *curves_of_ids, *curves_of_lengths, *prior.series, *_histories(inputs)]
+    coded = coded_curves(reconstruction, tokens, prior.code)
+    of_tokens = [*tokens.series(), *curves_of_ids, *curves_of_lengths]
+    series = [*curves, *of_tokens, *prior.series, *coded, *_histories(inputs)]
 
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
