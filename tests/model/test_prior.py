@@ -226,7 +226,7 @@ def test_hashed_words_tell_captions_apart() -> None:
 
 @pytest.mark.parametrize("name", ["wordz", "t5:no/such-model"])
 def test_a_text_encoder_that_is_not_there_is_one_line(name: str, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it has read the environment by now
     with pytest.raises(UsageError, match="expected"):
         text_encoder(name, torch.device("cpu"))
 
