@@ -108,28 +108,3 @@ def token_charts(numbers: EvaluationResult) -> list[Chart]:
         Chart("Codebook usage", axis, usage, note="on train tokens", from_zero=True),
         Chart("Bits an image", "tokens kept, K", rates, note="each position coded alone", log2_x=True, from_zero=True),
     ]
-
-
-def training_charts(numbers: EvaluationResult) -> list[Chart]:
-    """The losses of each training."""
-    titles = {
-        "latents": "Stage 0 (latents)",
-        "tokenizer": "Tokenizer, flow loss",
-        "prior": "Prior, nats a token",
-    }
-    charts = []
-    for what, title in titles.items():
-        losses = {item["name"].split("/")[1]: item for item in numbers.series if item["name"].startswith(f"{what}/")}
-        lines = [
-            Line(
-                {"train": "training", "val": "held out"}[split],
-                item["at"],
-                item["values"],
-                colour,
-                markers=split == "val",
-            )
-            for split, colour, item in ((split, 1 + (split == "val"), item) for split, item in losses.items())
-        ]
-        if lines:
-            charts.append(Chart(title, "step", lines))
-    return charts
