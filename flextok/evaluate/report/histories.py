@@ -46,10 +46,11 @@ class TrainingHistory:
 
 def read_history(what: str, url: str) -> TrainingHistory:
     """What the checkpoint `url` recorded."""
+    if not storage.exists(storage.join(url, HISTORY)):
+        return TrainingHistory(what, "", {})
+    with storage.open_read(storage.join(url, HISTORY)) as file:
+        table = pq.read_table(file, columns=["step", "name", "value"])
     curves: dict[str, list[tuple[int, float]]] = {}
-    if storage.exists(storage.join(url, HISTORY)):
-        with storage.open_read(storage.join(url, HISTORY)) as file:
-            table = pq.read_table(file, columns=["step", "name", "value"])
-        for step, name, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            curves.setdefault(name, []).append((step, value))
+    for step, name, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        curves.setdefault(name, []).append((step, value))
     return TrainingHistory(what, read_provenance(url)["digest"], curves)
