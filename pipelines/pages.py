@@ -49,17 +49,16 @@ def image_shards(run: StageRun, made: Made) -> Page:
 
 def training(stage: str, run: StageRun, made: Made) -> Page:
     """The losses over the steps of the training `stage`, as the report draws them; nothing of a model taken over."""
-    from flextok.evaluate.report.curves import training_charts
-    from flextok.evaluate.report.histories import loss_series
-    from flextok.evaluate.results import EvaluationResult
+    from flextok.evaluate.report.histories import read_history
+    from flextok.evaluate.report.training import loss_chart
 
     url = _url(made)
-    losses = [series.to_json() for series in loss_series(stage, url)]
-    charts = training_charts(EvaluationResult(url, made.digest, [], losses))
+    history = read_history(stage, url)
+    losses, chart = history.losses(), loss_chart(history)
     return Page(
-        curve=charts[0].file() if charts else None,
-        texts={f"{each['name'].split('/')[1]}/curve": sparkline(each["values"]) for each in losses},
-        numbers={"steps": losses[0]["at"][-1], **_training_numbers(url)} if losses else {},
+        curve=chart.file() if chart is not None else None,
+        texts={f"{each.name.split('/')[1]}/curve": sparkline(each.values) for each in losses},
+        numbers={"steps": losses[0].at[-1], **_training_numbers(url)} if losses else {},
         size_bytes=storage.total_bytes(url),
         workers=max(run.recipe.compute.train_workers, 1),
     )

@@ -222,5 +222,5 @@ def compare(
         table.add_row(number.name, *cells(number))
     console = Console()
     Console(width=None if console.is_terminal else PIPE_WIDTH).print(table)
-    for fields, names in reasons(numbers):
-        logger.info("not subtracted: %s: protocols differ in %s", ", ".join(names), fields)
+    for label, fields, names in reasons(numbers, labels):
+        logger.info("%s, not subtracted: %s: protocols differ in %s", label, ", ".join(names), fields)

@@ -32,13 +32,14 @@ def _change(difference: Difference | None) -> str:
     return f"{difference.value:+.4g}{interval}"
 
 
-def reasons(numbers: Sequence[ComparedNumber]) -> list[tuple[str, list[str]]]:
-    """Fields in which protocols differ, with the names of the numbers that were not subtracted for that."""
-    found: dict[str, dict[str, None]] = {}
+def reasons(numbers: Sequence[ComparedNumber], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Evaluation, fields in which its protocols differ from the first one's, and the numbers not subtracted for that."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for number in numbers:
-        for fields in filter(None, number.differing):
-            found.setdefault(", ".join(fields), {})[number.name] = None
-    return [(fields, list(names)) for fields, names in found.items()]
+        for label, fields in zip(labels[1:], number.differing, strict=True):
+            if fields:
+                found.setdefault((label, ", ".join(fields)), {})[number.name] = None
+    return [(label, fields, list(names)) for (label, fields), names in found.items()]
 
 
 def write_comparison(url: str, numbers: Sequence[ComparedNumber], labels: Sequence[str], urls: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def write_comparison(url: str, numbers: Sequence[ComparedNumber], labels: Sequen
         ],
         "charts": comparison_charts(numbers, labels),
         "rows": [{"name": number.name, "cells": cells(number), "beyond": _beyond(number)} for number in numbers],
-        "reasons": reasons(numbers),
+        "reasons": reasons(numbers, labels),
     }
     storage.write_bytes(url, render("comparison.html.j2", page).encode())
 

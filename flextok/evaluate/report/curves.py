@@ -9,6 +9,7 @@ from flextok.evaluate.rate import BY_BYTES, TOKENS
 from flextok.evaluate.report.charts import COLOURS, Chart, Level, Line
 from flextok.evaluate.report.numbers import RANDOM_TOKENS, Numbers
 from flextok.evaluate.results import EvaluationResult
+from flextok.metrics.base import IMAGE_METRICS, INCEPTION, SET_METRICS
 
 K_AXIS = "tokens kept, K"
 CODED = {ENTROPY: "tokens, by entropy", PRIOR: "tokens, by the prior"}
@@ -56,8 +57,21 @@ def comparison_charts(numbers: Sequence[ComparedNumber], labels: Sequence[str]) 
     for name in dict.fromkeys(number.name for number in numbers if number.k is not None):
         by_k = [number for number in numbers if number.name == name and number.k is not None]
         lines = (_line_of(label, by_k, index) for index, label in enumerate(labels))
-        charts.append(Chart(name, K_AXIS, [line for line in lines if line.x], log2_x=True))
+        better = _better(name)
+        note = f"{better} is better" if better else ""
+        charts.append(Chart(name, K_AXIS, [line for line in lines if line.x], note=note, log2_x=True))
     return charts
+
+
+def _better(name: str) -> str:
+    """Which numbers of that name are better, as its metric says; "" where there is none."""
+    if name in IMAGE_METRICS.names():
+        return IMAGE_METRICS[name].better
+    number = name.removesuffix("_samples")
+    parts = number.split("_")
+    extractors = [INCEPTION, *("_".join(parts[place:]) for place in range(1, len(parts)))]
+    named = (metric.better for metric in SET_METRICS if any(metric.number_name(each) == number for each in extractors))
+    return next(named, "")
 
 
 def _line_of(label: str, by_k: Sequence[ComparedNumber], index: int) -> Line:
@@ -119,28 +133,3 @@ def token_charts(numbers: EvaluationResult) -> list[Chart]:
         Chart("Codebook usage", axis, usage, note="on train tokens", from_zero=True),
         Chart("Bits an image", "tokens kept, K", rates, note="each position coded alone", log2_x=True, from_zero=True),
     ]
-
-
-def training_charts(numbers: EvaluationResult) -> list[Chart]:
-    """The losses of each training."""
-    titles = {
-        "latents": "Stage 0 (latents)",
-        "tokenizer": "Tokenizer, flow loss",
-        "prior": "Prior, nats a token",
-    }
-    charts = []
-    for what, title in titles.items():
-        losses = {item["name"].split("/")[1]: item for item in numbers.series if item["name"].startswith(f"{what}/")}
-        lines = [
-            Line(
-                {"train": "training", "val": "held out"}[split],
-                item["at"],
-                item["values"],
-                colour,
-                markers=split == "val",
-            )
-            for split, colour, item in ((split, 1 + (split == "val"), item) for split, item in losses.items())
-        ]
-        if lines:
-            charts.append(Chart(title, "step", lines))
-    return charts

@@ -16,11 +16,13 @@ from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.extremes import read_extremes
 from flextok.evaluate.generation import RANDOM_PICTURES
 from flextok.evaluate.grid import read_grid
-from flextok.evaluate.report.curves import quality_charts, rate_charts, token_charts, training_charts
+from flextok.evaluate.report.curves import quality_charts, rate_charts, token_charts
 from flextok.evaluate.report.heatmaps import HeatMap, legend_uri
+from flextok.evaluate.report.histories import TrainingHistory
 from flextok.evaluate.report.numbers import Numbers
 from flextok.evaluate.report.pictures import Album, extreme_rows, reconstruction_rows, sample_rows
 from flextok.evaluate.report.summary import cards
+from flextok.evaluate.report.training import told_alarms, training_groups
 from flextok.evaluate.results import EvaluationResult
 from flextok.evaluate.sampling import SamplesResult
 from flextok.provenance import lineage, read_provenance
@@ -37,6 +39,7 @@ def build_page(
     generation_url: str,
     tokens: TokenStore,
     heat_maps: Sequence[HeatMap],
+    histories: Sequence[TrainingHistory],
     samples: SamplesResult,
     sample_store: TokenStore,
     corpus: Corpus,
@@ -68,7 +71,8 @@ def build_page(
         "heat_maps": heat_maps,
         "heat_values": [each.to_json() for each in heat_maps],
         "heat_legend": legend_uri(),
-        "training_charts": training_charts(numbers),
+        "training_groups": training_groups(histories),
+        "alarms": told_alarms(histories),
         "uris": uris,
         "encoding": str(encoding),
         "is_lossless": encoding.quality is None,

@@ -9,8 +9,7 @@ FEWEST = 3
 def nice_ticks(low: float, high: float) -> list[float]:
     """About TICKS round numbers which span low..high, equally far from one another."""
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
-        spread = abs(low) or 1.0
-        low, high = low - spread / 2, high + spread / 2
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
     raw = (high - low) / TICKS
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw)

@@ -13,7 +13,7 @@ from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.lengths import length_statistics
 from flextok.evaluate.prior_statistics import prior_statistics
 from flextok.evaluate.report.heatmaps import heat_maps
-from flextok.evaluate.report.histories import loss_series
+from flextok.evaluate.report.histories import TrainingHistory, read_history
 from flextok.evaluate.report.page import build_page, render
 from flextok.evaluate.results import EvaluationResult, Metric, Series, read_evaluation, write_evaluation
 from flextok.evaluate.sampling import open_samples
@@ -67,7 +67,8 @@ def write_report(
 
     Token and prior statistics are computed, the latter on a cluster where `compute` has its address; everything else is
     read. The page makes no request of any kind and shows no number that is not in metrics.json, or is the value of one
-    picture (`extremes.parquet`) or one cell of a heat map.
+    picture (`extremes.parquet`), one cell of a heat map, or one row of a training's history. Of histories only losses are in
+    metrics.json: how fast a machine was is no part of what the digest is of.
     """
     reconstruction, generation = read_evaluation(inputs.reconstruction_url), read_evaluation(inputs.generation_url)
     tokens = token_statistics(inputs.train_tokens_url)
@@ -79,7 +80,9 @@ def write_report(
     curves = [Series.from_json(item) for item in reconstruction.series]
     coded = coded_curves(reconstruction, tokens, prior.code)
     of_tokens = [*tokens.series(), *curves_of_ids, *curves_of_lengths]
-    series = [*curves, *of_tokens, *prior.series, *coded, *_histories(inputs)]
+    histories = _histories(inputs)
+    losses = [series for history in histories for series in history.losses()]
+    series = [*curves, *of_tokens, *prior.series, *coded, *losses]
 
     content = EvaluationResult("", "", [each.to_json() for each in metrics], [each.to_json() for each in series])
     samples, _ = open_samples(inputs.samples_url)
@@ -92,6 +95,7 @@ def write_report(
         generation_url=inputs.generation_url,
         tokens=tokens.store,
         heat_maps=maps,
+        histories=histories,
         samples=samples,
         sample_store=TokenStore.open(inputs.samples_url),
         corpus=corpus,
@@ -114,10 +118,10 @@ def _lengths(inputs: ReportInputs, config: ReportConfig) -> tuple[list[Metric], 
     return length_statistics(config.oracle, inputs.reconstruction_url, inputs.val_tokens_url, inputs.val_url, image_px)
 
 
-def _histories(inputs: ReportInputs) -> list[Series]:
-    """The losses of each training."""
+def _histories(inputs: ReportInputs) -> list[TrainingHistory]:
+    """Of each training, in their order."""
     trained = (("latents", inputs.latents_url), ("tokenizer", inputs.tokenizer_url), ("prior", inputs.prior_url))
-    return [series for what, url in trained if url is not None for series in loss_series(what, url)]
+    return [read_history(what, url) for what, url in trained if url is not None]
 
 
 def _settings(inputs: ReportInputs) -> Sequence[tuple[str, Any]]:

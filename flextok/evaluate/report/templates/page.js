@@ -183,15 +183,20 @@ function readable(plot, title, count, nearest, told, mark) {
 const numbersIn = (text) => text.split(" ").map(Number);
 const short = (number) => String(Number(Number(number).toPrecision(4)));
 
+// A line has its own x where they are others than those of the line before.
 function linesOf(svg) {
-  return all("polyline", svg).map((line) => ({
-    label: line.dataset.label,
-    colour: line.classList[1],
-    x: numbersIn(line.dataset.x),
-    y: line.dataset.y.split(" ").map(short),
-    ends: (line.dataset.ends || "").split(" "),
-    px: line.getAttribute("points").split(" ").map((point) => Number(point.split(",")[0])),
-  }));
+  let x = [];
+  return all("polyline", svg).map((line) => {
+    if (line.dataset.x) x = numbersIn(line.dataset.x);
+    return {
+      label: line.dataset.label,
+      colour: [...line.classList].slice(1).join(" "),
+      x,
+      y: line.dataset.y.split(" ").map(short),
+      ends: (line.dataset.ends || "").split(" "),
+      px: line.getAttribute("points").split(" ").map((point) => Number(point.split(",")[0])),
+    };
+  });
 }
 
 function charts() {
@@ -206,6 +211,11 @@ function charts() {
     if (!xs.length) continue;
     const levels = all(".level", svgs[0]).map(({ dataset, classList }) => ({
       label: dataset.label, value: short(dataset.y), colour: `dashed ${classList[1]}`,
+    }));
+    const marks = all(".mark", svgs[0]).map((mark) => ({
+      label: mark.dataset.label,
+      x: numbersIn(mark.dataset.x),
+      px: mark.getAttribute("d").match(/(?<=M)[\d.]+/g).map(Number),
     }));
     const cursors = svgs.map((svg) => {
       const cursor = document.createElementNS(svg.namespaceURI, "line");
@@ -228,7 +238,11 @@ function charts() {
         const interval = ends[at] ? ` [${ends[at].replace(",", ", ")}]` : "";
         return far[at] <= 4 ? [{ label, value: y[at] + interval, colour }] : [];
       });
-      return { head: `${svgs[0].dataset.axis}: ${xs[place]}`, rows: [...rows, ...levels], x: px / width };
+      const marked = marks.flatMap(({ label, x, px: own }) => {
+        const near = x.filter((_, at) => Math.abs(own[at] - px) <= 4);
+        return near.length ? [{ label, value: `at ${near.slice(0, 3).join(", ")}`, colour: "upright" }] : [];
+      });
+      return { head: `${svgs[0].dataset.axis}: ${xs[place]}`, rows: [...rows, ...levels, ...marked], x: px / width };
     };
     const mark = (place) => {
       for (const cursor of cursors) {
