@@ -32,6 +32,7 @@ from flextok.evaluate.sweep import FIRST_SET, Sweep, grid_points
 from flextok.metrics.pixel import MAE_REDUCTION
 from flextok.model.load import tokenizer_outline
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.lock import locked
 from flextok.runtime.progress import track
 from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
@@ -103,6 +104,7 @@ def evaluate_reconstruction(
     in_sets = frozenset(set_keys), reference is None
     arguments = (tokenizer_url, config, keeps, points, *in_sets, frozenset(grid.keys), bytes_at, device, dtype)
     with (
+        locked(parts.url),
         track("reconstruct", len(keys) * (len(keeps) + len(points)), "images") as task,
         spread("a reconstructing worker", Reconstructor, arguments, compute) as reconstruct,
     ):
