@@ -40,8 +40,8 @@ class _Member(NamedTuple):
 
     @classmethod
     def of(cls, config: RecogniserConfig) -> "_Member":
-        metrics = {f"{each.name}_{config.called}": each for each in CONTENT_METRICS if each.content == config.content}
-        return cls(config.called, config.content, config.build(), metrics)
+        metrics = {f"{each.name}_{config.called}": each for each in CONTENT_METRICS if each.content == config.looks_for}
+        return cls(config.called, config.looks_for, config.build(), metrics)
 
     def boxes(self, regions: Regions) -> list[Box]:
         """What it looks at."""

@@ -107,7 +107,6 @@ def test_words_are_read_from_their_boxes(made: EvaluationResult, pictures) -> No
     assert np.mean(of_originals) == 1 == made.value("text_accuracy_template_originals")
     assert made.value("text_accuracy_template", 4) == pytest.approx(np.mean(right))
     number = item(made, "text_similarity_template", 4)
-    assert 0 < number["value"] < 1  # two minutes of training lack
     assert number["protocol"]["images"] == 8 and number["protocol"]["data"]["images"] == 16
     assert number["protocol"]["recogniser"]["recogniser"] == "template"
     table = pl.read_parquet(f"{made.url}/contents.parquet").filter(name="text_similarity_template", k=4)

@@ -3,7 +3,7 @@
     @RECOGNISERS.register
     class MyReaderConfig(RecogniserConfig):
         kind: Literal["mine"] = "mine"
-        content: ClassVar[Content] = "text"
+        looks_for: ClassVar[Content] = "text"
 
         def build(self) -> Recogniser: ...
 

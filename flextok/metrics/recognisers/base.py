@@ -26,7 +26,7 @@ class RecogniserConfig(Config):
     """Which recogniser."""
 
     kind: str
-    content: ClassVar[Content]
+    looks_for: ClassVar[Content]
     """What it is for."""
 
     @property

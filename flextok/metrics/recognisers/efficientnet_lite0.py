@@ -30,7 +30,7 @@ class EfficientNetFacesConfig(RecogniserConfig):
     """Faces by EfficientNet-Lite0."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    content: ClassVar[Content] = "faces"
+    looks_for: ClassVar[Content] = "faces"
 
     def build(self) -> Recogniser:
         return EfficientNetFaces()

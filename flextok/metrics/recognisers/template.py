@@ -110,7 +110,7 @@ class TemplateReaderConfig(RecogniserConfig):
     """The reader of drawn words."""
 
     kind: Literal["template"] = "template"
-    content: ClassVar[Content] = "text"
+    looks_for: ClassVar[Content] = "text"
 
     def build(self) -> Recogniser:
         return TemplateReader()

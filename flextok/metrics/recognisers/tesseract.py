@@ -23,7 +23,7 @@ class TesseractConfig(RecogniserConfig):
     """Words by tesseract, each as a picture of its own."""
 
     kind: Literal["tesseract"] = "tesseract"
-    content: ClassVar[Content] = "text"
+    looks_for: ClassVar[Content] = "text"
     language: str = Field(
         default="eng", pattern=r"^[A-Za-z_+]+$", description="Of its trained data, such as eng or deu+eng."
     )

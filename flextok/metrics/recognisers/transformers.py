@@ -20,7 +20,7 @@ class FolderFacesConfig(RecogniserConfig):
     """Faces by the network in a folder that transformers wrote: `pooler_output` of its AutoModel."""
 
     kind: Literal["transformers"] = "transformers"
-    content: ClassVar[Content] = "faces"
+    looks_for: ClassVar[Content] = "faces"
     name: str = Field(
         pattern="^[a-z][a-z0-9_]*$", description="Ends the names of its numbers, as in face_similarity_NAME."
     )
