@@ -103,6 +103,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield ["jpeg"]
         yield from ([{"metric": name, "path": "x", "sha256": "0" * 64}] for name in ("lpips_vgg", "clip_score"))
         yield ["class_accuracy"]
+        yield [{"kind": "template"}]
         yield [0.5]
         yield ["tensorboard"]
     else:

@@ -1,6 +1,7 @@
 """A reader of drawn words that needs no download: letters of the font that they are drawn with, laid over the picture.
 
-It knows that one font, in one line of letters and digits. What it says of other texts is nothing.
+It knows that one font, in one line of letters and digits, and reads it best at the size that it was drawn at: pictures that a
+crop has made larger or smaller it reads worse. What it says of other texts is nothing.
 """
 
 from collections import defaultdict
