@@ -39,6 +39,8 @@ def slice_charts(numbers: Numbers) -> list[Chart]:
         for column in _columns(numbers, name):
             over_values = _over_values(numbers, name, column)
             lines, axis = (over_values, column) if over_values else (_over_k(numbers, name, column), K_AXIS)
+            if not over_values and len(lines) < 2:
+                continue  # all that have the number are of one slice
             note = f"{metric.better} is better"
             from_zero = metric.better == "lower" or name not in metrics
             title = f"{_title(metric, name)}, by {column}"
