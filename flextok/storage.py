@@ -5,6 +5,7 @@ file is uploaded in one put, which is atomic there. Readers and writers elsewher
 """
 
 import contextlib
+import datetime
 import glob
 import hashlib
 import json
@@ -89,6 +90,14 @@ def size(url: str) -> int:
     if found is None:
         raise FlextokError(f"expected the server of {url} to tell its size, found that it does not; copy it first")
     return int(found)
+
+
+def modified(url: str) -> datetime.datetime:
+    """When a file was last written, in UTC; raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    with _named(url):
+        return cast(datetime.datetime, fs.modified(path)).astimezone(datetime.UTC)
 
 
 def list_names(url: str) -> list[str]:

@@ -194,8 +194,11 @@ def spent(page: Page, compute: ComputeConfig, duration_s: float) -> dict[str, fl
 
 
 def over_k(result: "EvaluationResult") -> list[TableRow]:
-    """A row for each number of tokens, ascending, with every number that was measured there."""
-    names = dict.fromkeys(item["name"] for item in result.metrics if item["k"] is not None)
+    """A row for each number of tokens, ascending, with every number that was measured there, but for those of slices."""
+    from flextok.evaluate.slices import SLICE
+
+    whole = (item for item in result.metrics if SLICE not in item["protocol"])
+    names = dict.fromkeys(item["name"] for item in whole if item["k"] is not None)
     curves = {name: result.curve(name) for name in names}
     keeps = sorted(set(itertools.chain.from_iterable(curves.values())))
     return [{"K": keep, **{name: curve.get(keep) for name, curve in curves.items()}} for keep in keeps]

@@ -1,7 +1,8 @@
 """Which artifacts of a workspace nothing stands on any more, and their removal.
 
 Kept are the current ones (the latest that Dagster records of each asset and partition, of every profile), what an alias
-stands for, the newest of each folder, those not older than asked for, and whatever any of these was made of.
+stands for, the newest of each folder, those not older than asked for, and whatever any of these was made of. Partial results
+of evaluations are kept for one that is at work, and for one that was ended and no other was stored since.
 """
 
 import datetime
@@ -13,12 +14,15 @@ from flextok import storage
 from flextok.aliases import alias_names, promotions
 from flextok.errors import FlextokError, UsageError
 from flextok.provenance import DOCUMENTS, artifacts_in, read_provenance
+from flextok.runtime.lock import is_held
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     import dagster as dg
 
 CURRENT, NEWEST, YOUNG = "current", "newest of its folder", "not old enough"
+AT_WORK, UNFINISHED = "an evaluation is at work on it", "the same evaluation resumes with it"
+PARTS_KIND = "parts of an evaluation"
 FOLDERS = ("corpora/*", "checkpoints/*", "tokens/*/*", "text_features/*/*", "samples", "reference", "evaluation")
 """Where artifacts lie."""
 
@@ -55,9 +59,41 @@ def judge(
         kept = dict.fromkeys(young, YOUNG) | kept
     kept |= dict.fromkeys(current & found.keys(), CURRENT)
     _keep_what_they_need(found, kept)
-    return [
+    artifacts = [
         Judged(url, block["kind"], block["digest"], storage.total_bytes(url), kept.get(url, ""))
         for url, block in found.items()
+    ]
+    return artifacts + _judged_parts(workspace, found, keep_last, older_than)
+
+
+def _judged_parts(
+    workspace: Workspace, found: Mapping[str, dict[str, Any]], keep_last: int, older_than: datetime.timedelta | None
+) -> list[Judged]:
+    """Partial results of evaluations. Those that nobody works on are left by one that was ended: it resumes with them, unless
+    a later one took its place."""
+    from flextok.evaluate.parts import folders_of_parts, last_written
+
+    parent = workspace.url("evaluation")
+    stored = [
+        datetime.datetime.fromisoformat(block["created"])
+        for url, block in found.items()
+        if url.startswith(f"{parent}/")
+    ]
+    limit = None if older_than is None else datetime.datetime.now(datetime.UTC) - older_than
+
+    def why_kept(url: str) -> str:
+        written = last_written(url)
+        if is_held(url):
+            return AT_WORK
+        if written is None:
+            return ""
+        if limit is not None and written > limit:
+            return YOUNG
+        return UNFINISHED if keep_last and all(written > each for each in stored) else ""
+
+    return [
+        Judged(url, PARTS_KIND, url.rpartition("/")[2], storage.total_bytes(url), why_kept(url))
+        for url in folders_of_parts(parent)
     ]
 
 

@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flextok.config import Config, Operational
+from flextok.config import Added, Config, Operational
 from flextok.data.scenes import ScenesConfig
 from flextok.data.sources.registry import AUTO, SOURCES
+from flextok.data.words import WordsConfig
 
-SCENES = "scenes"
+SCENES, DRAWN_WORDS = "scenes", "drawn_words"
 
 
 def _known_format(name: str) -> str:
@@ -24,7 +25,9 @@ FormatName = Annotated[str, AfterValidator(_known_format)]
 class SourceConfig(Config):
     """One of several sources of a corpus."""
 
-    url: str = Field(description='Path or fsspec URL of a folder or file, or "scenes" for the built-in drawn corpus.')
+    url: str = Field(
+        description='Path or fsspec URL of a folder or file, or "scenes" or "drawn_words" for those that are built in.'
+    )
     name: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9_-]*$",
@@ -59,13 +62,17 @@ class InputsConfig(Config):
     """Which pictures. What they lead to is a listing, and shards are made of that: moved pictures give the same shards."""
 
     source: str = Field(
-        default=SCENES, description='"scenes" (the built-in drawn corpus), or path or fsspec URL of a folder or file.'
+        default=SCENES,
+        description='"scenes" or "drawn_words" (drawn, built in), or path or fsspec URL of a folder or file.',
     )
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Several sources at once; takes the place of `source`."
     )
     scenes: ScenesConfig = Field(
         default_factory=lambda: ScenesConfig.model_validate({}), description="The built-in drawn corpus."
+    )
+    words: Added[WordsConfig] = Field(
+        default_factory=lambda: WordsConfig.model_validate({}), description="The built-in corpus of drawn words."
     )
 
 

@@ -12,6 +12,7 @@ from flextok.config import Added, Config, Operational
 from flextok.data.codecs import CODECS
 from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, SAMPLE_METRICS, SET_METRICS
+from flextok.metrics.recognisers.base import AnyRecogniser
 from flextok.metrics.weights import WeightsConfig
 from flextok.model.decoders.config import SamplerConfig
 from flextok.model.sampling.config import DrawConfig
@@ -225,6 +226,14 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig, SweptConf
         ge=1,
         description="Seeds of the decoder's noise, from evaluation.seed on, for the spread of numbers; 1: no spread.",
     )
+    recognisers: Added[tuple[AnyRecogniser, ...]] = Field(
+        default=(),
+        description="What reads the words, or knows the faces, that the images' metadata says where they are.",
+    )
+    slices: Added[tuple[str, ...]] = Field(
+        default=(),
+        description="Metrics of images also by these: source (of a corpus of several), or fields of the images' metadata.",
+    )
     max_images: int | None = Field(default=None, gt=1, description="Images of the split to reconstruct; null: all.")
     allow_training_images: Operational[bool] = Field(
         default=False, description="Also evaluate on images that the tokenizer was trained on; the protocol says so."
@@ -235,6 +244,13 @@ class ReconstructionConfig(DecodingConfig, KeepConfig, PicturesConfig, SweptConf
     def _perturbed_distance_is_measured(self) -> "ReconstructionConfig":
         if self.perturbation is not None and "frechet" not in self.set_metrics:
             raise ValueError("perturbation: expected frechet among set_metrics, found it is not; add it")
+        return self
+
+    @model_validator(mode="after")
+    def _different_names(self) -> "ReconstructionConfig":
+        for field, names in (("recognisers", [each.called for each in self.recognisers]), ("slices", [*self.slices])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{field}: expected each once, found {', '.join(names)}")
         return self
 
 

@@ -28,6 +28,7 @@ from flextok.model.load import load_tokenizer, tokenizer_outline
 from flextok.model.rng import uniform_for
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
+from flextok.runtime.lock import locked
 from flextok.runtime.progress import track
 from flextok.runtime.spread import spread
 from flextok.runtime.storage_errors import storage_errors
@@ -115,6 +116,7 @@ def evaluate_generation(
     )
     arguments = (tokenizer_url, samples_url, config, widest, points, frozenset(grid.keys), device, dtype)
     with (
+        locked(parts.url),
         track("sample distances", total + len(keys) * len(points), "images") as task,
         spread("a comparing worker", SetMeasurer, arguments, compute) as measure,
     ):

@@ -108,6 +108,10 @@ class ImageTable:
         """The metric `name` of the images in the set `k`, float64 [N]."""
         return np.array(self._values[name])[np.array(self._k) == k]
 
+    def keys(self, k: int) -> list[str]:
+        """The images of the set `k`, in the order of `values`."""
+        return [key for key, of_set in zip(self._keys, self._k, strict=True) if of_set == k]
+
     def mean(self, metric: ImageMetric, k: int, protocol: dict[str, Any], prefix: str = "") -> Metric:
         """The mean over the images of the set `k`; `protocol` says how they were made."""
         values = self.values(metric.name, k)

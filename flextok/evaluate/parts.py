@@ -1,9 +1,11 @@
 """Partial results of an evaluation, kept beside where it will be, so that one that was killed resumes with them.
 
 They lie in `<parent>/.parts/<fingerprint>/`, a safetensors file for each item of its work, and go when it is stored. The
-fingerprint is that of all which decides the results and of how the work is cut into items.
+fingerprint is that of all which decides the results and of how the work is cut into items. While it is at work, the
+evaluation holds their folder.
 """
 
+import datetime
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -20,6 +22,7 @@ from flextok.version import __version__
 PARTS = ".parts"
 KEEPS = "what was measured is kept, and the same command resumes"
 ARRAY = "array"
+ENDING = ".safetensors"
 R = TypeVar("R")
 
 
@@ -56,6 +59,18 @@ class Parts(Generic[R]):
     def remove(self) -> None:
         """Forget them: what they are parts of is stored."""
         storage.remove(self.url)
+
+
+def folders_of_parts(parent_url: str) -> list[str]:
+    """URLs of the folders of parts below `parent_url`, each of one evaluation that is at work or was ended."""
+    folder = storage.join(parent_url, PARTS)
+    return [storage.join(folder, name) for name in storage.list_names(folder)]
+
+
+def last_written(url: str) -> datetime.datetime | None:
+    """When the last of the parts in the folder `url` was written, which is in the order of their names; None: there is none."""
+    names = [name for name in storage.list_names(url) if name.endswith(ENDING)]
+    return storage.modified(storage.join(url, names[-1])) if names else None
 
 
 def cut(keys: Sequence[str], size: int, wanted: Collection[str] | None = None) -> list[Sequence[str]]:
@@ -101,4 +116,4 @@ def unpack(url: str) -> Any:
 
 
 def _name(index: int) -> str:
-    return f"{index:06d}.safetensors"
+    return f"{index:06d}{ENDING}"

@@ -1,6 +1,6 @@
 """What a worker makes of originals: their reconstructions at each number of tokens, measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from flextok.data.images import to_model
 from flextok.evaluate.config import ReconstructionConfig
+from flextok.evaluate.contents import Contents, Recognised
 from flextok.evaluate.decoding import decode_ids, pixels
 from flextok.evaluate.extremes import Ranked, ends_of
 from flextok.evaluate.grid import LATENTS, ORIGINAL, Shown, shown
@@ -16,6 +17,7 @@ from flextok.evaluate.measure import ImageSets, ImageTable, Measure, Measured, P
 from flextok.evaluate.perturbation import FIRST_SET as FIRST_EXCHANGED
 from flextok.evaluate.perturbation import Perturber, grid_of
 from flextok.evaluate.rate import Rated, Rates
+from flextok.evaluate.regions import Regions
 from flextok.evaluate.seeds import Seeded
 from flextok.evaluate.sweep import Point
 from flextok.model.load import load_tokenizer
@@ -24,11 +26,12 @@ from flextok.model.tokenizer import Tokenizer
 
 class Reconstructed(NamedTuple):
     """What a batch of originals gives: of each set what it gives to the numbers, and pictures for the grid; then the best and
-    worst at the most tokens, and what codecs make of the originals."""
+    worst at the most tokens, what codecs make of the originals, and what recognisers make of all."""
 
     sets: list[tuple[Measured, list[Shown]]]
     extremes: list[Ranked]
     rated: Rated
+    recognised: list[Recognised]
 
     def to_plain(self) -> Any:
         """As a part of an evaluation has it."""
@@ -37,16 +40,18 @@ class Reconstructed(NamedTuple):
             sets,
             [vars(each) for each in self.extremes],
             [[*place, values] for place, values in self.rated.items()],
+            [list(each) for each in self.recognised],
         ]
 
     @classmethod
     def from_plain(cls, plain: Any) -> "Reconstructed":
         """What `to_plain` gave."""
-        sets, extremes, rated = plain
+        sets, extremes, rated, *recognised = plain  # of an earlier version without the last
         return cls(
             [(Measured(**measured), pictures) for measured, pictures in sets],
             [Ranked(**each) for each in extremes],
             {(codec, size, metric): values for codec, size, metric, values in rated},
+            [Recognised(*each) for found in recognised for each in found],
         )
 
 
@@ -64,6 +69,7 @@ class Reconstructor:
         with_originals: bool,
         grid_keys: frozenset[str],
         bytes_at: dict[int, int],
+        regions: Mapping[str, Regions],
         device: str,
         dtype: torch.dtype,
     ):
@@ -71,6 +77,7 @@ class Reconstructor:
         self._table = ImageTable(config.metrics, config.weights)
         self._measure = Measure(ImageSets(config, device), self._table)
         self._rates = Rates(config.codecs, self._table.metrics, bytes_at) if config.codecs else None
+        self._contents = Contents(config.recognisers, regions)
         exchanged = grid_of(config.perturbation)
         self._perturb = Perturber(self._tokenizer, exchanged, config.seed) if exchanged else None
         self._config, self._keeps, self._set_keys, self._grid_keys = config, keeps, set_keys, grid_keys
@@ -79,14 +86,17 @@ class Reconstructor:
     def __call__(self, batch: ImageBatch) -> Reconstructed:
         """The sets are the originals, their way through the latents alone, the pictures at each K, those of exchanged tokens,
         and those at the points: all from one encoding."""
-        sets, extremes = [], []
+        sets, extremes, recognised = [], [], []
+        recognise = self._contents.of(batch)
         for made in self._reconstructions(batch):
             measured = self._measure(made)
             sets.append((measured, self._shown(made, batch)))
+            if made.k in (ORIGINAL, LATENTS, *self._keeps):
+                recognised += recognise(made.k, made.images_BHWC)
             if made.k == self._keeps[-1] and self._grid_keys:
                 extremes = ends_of(self._table.metrics, measured, batch.images_BHWC, made.images_BHWC)
         rated = self._rates.measure(batch.images_BHWC) if self._rates is not None else {}
-        return Reconstructed(sets, extremes, rated)
+        return Reconstructed(sets, extremes, rated, recognised)
 
     def _shown(self, made: Pictures, batch: ImageBatch) -> list[Shown]:
         wanted = self._grid_keys if made.k > FIRST_EXCHANGED else ()  # nor those of a sweep, which are below these

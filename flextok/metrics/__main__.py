@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from flextok.metrics.base import IMAGE_METRICS, SAMPLE_METRICS, SET_METRICS, STATISTICS, Quantity
+from flextok.metrics.base import CONTENT_METRICS, IMAGE_METRICS, SAMPLE_METRICS, SET_METRICS, STATISTICS, Quantity
 
 OF_IMAGES = """\
 Named in `evaluation.metrics`; a length policy with a threshold may use them too. Reconstructions have each by K and, as
@@ -21,6 +21,26 @@ Named in `evaluation.sample_metrics`: of each sample by what it was to show, as 
 are to their condition after so many tokens, and as `<name>_originals` of held-out images, the ceiling. Results are means
 over images. `clip_score` needs `evaluation.sample_weights`, as metrics of images need `evaluation.weights`: the folder of a
 CLIP of transformers, and the hash of its model.safetensors."""
+OF_CONTENT = """\
+Of reconstructions by K, and as `latents_<name>`, by each of `evaluation.recognisers`, whose name ends theirs; of words also as
+`<name>_originals`, the ceiling. Where the words and faces are, the samples' metadata says: `texts`, a list of `{text, box}`, and
+`faces`, a list of boxes (left, top, right and bottom in pixels of the picture), as the JSON beside a picture or a WebDataset
+sample brings them, and the corpus `drawn_words` has them. Words are read by `template`, which knows the font of `drawn_words`
+alone and needs no download, or by `tesseract`, where that program and the package pytesseract are installed; faces are known by
+`efficientnet_lite0`, a stand-in which was never taught faces, or by any vision network of transformers in a folder:
+
+```yaml
+evaluation:
+  recognisers:
+    - {kind: template}                 # text_accuracy_template, text_similarity_template
+    - {kind: tesseract, language: eng}
+    - {kind: transformers, name: my_faces, path: /models/faces, sha256: ...}  # face_similarity_my_faces
+  slices: [source, glyph_px]
+```
+
+With `evaluation.slices` every metric of images and of contents has also `<name>_<column>_<value>` for the images of each source
+of a corpus of several (`source`), or by what a field of the metadata says; where that is a number also the curve
+`<name>_by_<column>` at each K."""
 OF_SETS = """\
 Named in `evaluation.set_metrics`. The number is called by the features it compares: `frechet` is `fid` for
 torch-fidelity's Inception network only, else `fd_<extractor>`; `kernel_<n>` is
@@ -40,6 +60,7 @@ def document() -> str:
         ("Of each image against its original", OF_IMAGES, IMAGE_METRICS),
         ("Of a set of images against a reference set", OF_SETS, SET_METRICS),
         ("Of each sample by its condition", OF_SAMPLES, SAMPLE_METRICS),
+        ("Of the words and faces of an image", OF_CONTENT, CONTENT_METRICS),
         ("Of token stores, priors and curves", "In every report.", STATISTICS),
     )
     parts = [

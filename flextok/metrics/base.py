@@ -96,6 +96,22 @@ class SampleMetric(Quantity):
     """What else decides its numbers (weights), for the protocol."""
 
 
+Content = Literal["text", "faces"]
+"""What recognisers look for: words, or faces."""
+
+
+@dataclass(frozen=True)
+class ContentMetric(Quantity):
+    """A number for each image by what a recogniser makes of its words or faces. Results are means over the images that have
+    any; they are called `<name>_<recogniser>`."""
+
+    compute: Callable[[Any, Any], np.ndarray]
+    """(what is made of regions of an image, what is true of them) -> float64, one for each region. Of words both are lists of
+    texts; of faces features [R, D], of the image and of its original."""
+    content: Content
+    """What it is about."""
+
+
 @dataclass(frozen=True)
 class SetMetric(Quantity):
     """A number for a set of images against a reference set, from features of both."""
@@ -181,5 +197,6 @@ HOME = "flextok.metrics"
 IMAGE_METRICS: QuantityRegister[ImageMetric] = QuantityRegister("metric of images", HOME)
 SET_METRICS: QuantityRegister[SetMetric] = QuantityRegister("metric of sets", HOME)
 SAMPLE_METRICS: QuantityRegister[SampleMetric] = QuantityRegister("metric of samples", HOME)
+CONTENT_METRICS: QuantityRegister[ContentMetric] = QuantityRegister("metric of content", HOME)
 STATISTICS: QuantityRegister[Quantity] = QuantityRegister("statistic", HOME)
 """Numbers that an evaluation computes in passing, of token stores, priors and curves: what is said of them."""

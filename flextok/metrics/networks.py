@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flextok.errors import UsageError
+
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
     from torch import Tensor
@@ -47,3 +49,22 @@ def efficientnet_record() -> dict[str, Any]:
     state = shared_efficientnet().state_dict()
     weights = digest_arrays({f"network.{key}": tensor.cpu().numpy() for key, tensor in state.items()}, {})
     return {"network": "efficientnet_lite0", "weights": weights, "input_px": FULL_INPUT_PX, "resize": RESIZE}
+
+
+def network_from_folder(path: str, model: str, kind: str, whose: str) -> tuple[Any, Any]:
+    """The preparation of pictures and the vision network that transformers reads from a local folder, as its class `model`.
+
+    Nothing is downloaded. Raises UsageError where transformers is not installed, or the folder holds no such `kind`; the
+    network is for `whose` numbers.
+    """
+    from flextok.model.transformers_package import import_transformers
+
+    transformers = import_transformers(whose)
+    from_folder = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        prepare = transformers.AutoImageProcessor.from_pretrained(path, **from_folder)
+        network = getattr(transformers, model).from_pretrained(path, use_safetensors=True, **from_folder)
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise UsageError(f"expected a {kind} of transformers in {path}, found: {told}") from None
+    return prepare, network.float().requires_grad_(False).eval().to(device())

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flextok.errors import UsageError
 from flextok.metrics.base import IMAGE_METRICS, ImageMetric
-from flextok.metrics.networks import device, efficientnet_record, of_pairs, shared_efficientnet
+from flextok.metrics.networks import device, efficientnet_record, network_from_folder, of_pairs, shared_efficientnet
 from flextok.metrics.weights import WeightsConfig, without_weights
 
 if TYPE_CHECKING:
@@ -50,18 +49,8 @@ class FolderNetwork:
 
     def __init__(self, kind: str, config: WeightsConfig):
         config.check(str(Path(config.path) / WEIGHTS_FILE))
-        from flextok.model.transformers_package import import_transformers
-
-        transformers = import_transformers(config.metric)
-        from_folder = {"local_files_only": True, "trust_remote_code": False}
-        model: Any = transformers.CLIPVisionModelWithProjection if kind == "clip" else transformers.Dinov2Model
-        try:
-            self._prepare: Any = transformers.AutoImageProcessor.from_pretrained(config.path, **from_folder)
-            network = model.from_pretrained(config.path, use_safetensors=True, **from_folder)
-        except (OSError, ValueError) as error:
-            told = " ".join(str(error).split())
-            raise UsageError(f"expected a {kind} of transformers in {config.path}, found: {told}") from None
-        self._network = network.float().requires_grad_(False).eval().to(device())
+        model = "CLIPVisionModelWithProjection" if kind == "clip" else "Dinov2Model"
+        self._prepare, self._network = network_from_folder(config.path, model, kind, config.metric)
         self._output = "image_embeds" if kind == "clip" else "pooler_output"
 
     def features(self, images_BCHW: "Tensor") -> "Tensor":

@@ -178,9 +178,11 @@ def _is_better(metric: Quantity, value: float, other: float) -> bool:
 
 
 def ends_of_curves(metrics: list[dict]) -> dict[str, float]:
-    """Each number at the fewest and at the most tokens, as `name@K`; numbers without K by their name."""
+    """Each number at the fewest and at the most tokens, as `name@K`; numbers without K by their name. None of slices."""
+    from flextok.evaluate.slices import SLICE
+
     numbers: dict[str, float] = {}
-    names = dict.fromkeys(item["name"] for item in metrics)
+    names = dict.fromkeys(item["name"] for item in metrics if SLICE not in item["protocol"])
     for name in names:
         items = [item for item in metrics if item["name"] == name]
         counts = sorted(item["k"] for item in items if item["k"] is not None)

@@ -143,8 +143,8 @@ def test_a_format_without_files_needs_no_place(tmp_path: Path) -> None:
 
 def test_formats_are_asked_in_one_order_and_an_unknown_one_names_the_nearest() -> None:
     names = [format.name for format in all_formats()]
-    assert set(names[:3]) == {"npy", "greys", "scenes"}
-    assert names[3:] == ["webdataset", "parquet", "captions", "folder", "imagenet"]
+    assert set(names[:4]) == {"npy", "greys", "scenes", "drawn_words"}
+    assert names[4:] == ["webdataset", "parquet", "captions", "folder", "imagenet"]
     with pytest.raises(
         UsageError, match=r"'format': expected a source format among .*, found 'npz'; the nearest is 'npy'"
     ):

@@ -2,7 +2,9 @@
 
 import datetime
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +15,7 @@ from flextok import load_tokenizer, storage
 from flextok.aliases import promote
 from flextok.provenance import make_provenance
 from flextok.runtime.lock import locked
+from flextok.runtime.lock.holder import Holder
 from pipelines import cli, prune
 from pipelines.workspace import Workspace
 
@@ -120,6 +123,35 @@ def test_an_interrupted_removal_is_found_by_the_next(workspace: Workspace, monke
     assert Path(judged.url, "provenance.json").exists()
     prune.remove(judged)
     assert not Path(judged.url).exists()
+
+
+def test_parts_are_kept_for_an_evaluation_that_is_at_work_or_may_resume(workspace: Workspace) -> None:
+    """The stored evaluations are 33 hours old at the least; of the parts one is older, and one is of an evaluation at work."""
+    parts = workspace.url("evaluation/.parts")
+    old = (datetime.datetime.now(datetime.UTC) - 3 * DAY).timestamp()
+    for name, age in (("passed", old), ("working", old), ("ended", None)):
+        storage.write_bytes(f"{parts}/{name}/000000.safetensors", bytes(7))
+        if age is not None:
+            os.utime(f"{parts}/{name}/000000.safetensors", (age, age))
+    Path(f"{parts}/begun").mkdir()
+    gone = Holder("", 2**22 + 1, socket.gethostname(), 0.0)  # no process has so large a number
+    Path(f"{parts}/begun/.lock").write_bytes(gone.to_json())
+
+    def why(**options) -> dict[str, str]:
+        found = prune.judge(workspace, set(), **{"keep_last": 1, "older_than": None, **options})
+        return {item.digest: item.kept for item in found if item.kind == prune.PARTS_KIND}
+
+    with locked(f"{parts}/working"):
+        expected = {"passed": "", "working": prune.AT_WORK, "ended": prune.UNFINISHED, "begun": ""}
+        assert why() == expected
+        assert why(keep_last=0) == expected | {"ended": ""}
+        assert why(keep_last=0, older_than=DAY) == expected | {"ended": prune.YOUNG}
+        assert why(keep_last=0, older_than=4 * DAY) == expected | {"ended": prune.YOUNG, "passed": prune.YOUNG}
+    assert why()["working"] == ""
+    for item in prune.judge(workspace, set(), 1, None):
+        if not item.kept:
+            prune.remove(item)
+    assert storage.list_names(parts) == ["ended"]
 
 
 pytestmark = pytest.mark.slow

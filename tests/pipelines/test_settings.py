@@ -89,7 +89,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, int | float):
         yield from (value + 1, value + 100, value * 2, value / 2, value + 0.01, value - 0.01)
         if isinstance(value, int):
-            yield value // 2
+            yield from (value // 2, value - 1)
     elif isinstance(value, str):
         yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m", "f" * 64)
     elif isinstance(value, dict):
@@ -103,6 +103,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield ["jpeg"]
         yield from ([{"metric": name, "path": "x", "sha256": "0" * 64}] for name in ("lpips_vgg", "clip_score"))
         yield ["class_accuracy"]
+        yield [{"kind": "template"}]
         yield [0.5]
         yield ["tensorboard"]
     else:

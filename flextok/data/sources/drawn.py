@@ -9,7 +9,7 @@ from flextok.data.scenes import ScenesConfig, draw_scene, scene_classes, scenes_
 from flextok.data.sources.base import RawInput
 from flextok.data.sources.listing import LISTING_SCHEMA, Listing
 from flextok.data.sources.look import Look
-from flextok.data.sources.registry import SOURCES, SourceFormat
+from flextok.data.sources.registry import SOURCES, SourceFormat, splits_of
 from flextok.data.sources.staging import Staging
 from flextok.digests import digest_of
 
@@ -30,7 +30,7 @@ class SceneReader:
 
 def list_scenes(config: ScenesConfig, split: str) -> Listing:
     """The scenes of a split, or of both."""
-    splits = _parts(split)
+    splits = splits_of(split)
     rows = [
         (f"{s}/{i:07d}", f"{s}_{i:07d}", 0, scenes_digest(config, s), None)
         for s in splits
@@ -38,10 +38,6 @@ def list_scenes(config: ScenesConfig, split: str) -> Listing:
     ]
     frame = pl.DataFrame(rows, schema=LISTING_SCHEMA, orient="row")
     return Listing(frame, SceneReader(config), [], scene_classes(), has_splits=True)
-
-
-def _parts(split: str) -> tuple[str, ...]:
-    return ("train", "val") if split == "all" else (split,)
 
 
 class ScenesFormat(SourceFormat):
@@ -57,7 +53,7 @@ class ScenesFormat(SourceFormat):
         return list_scenes(config.scenes, split)
 
     def digest(self, source: SourceConfig, split: str, config: CorpusConfig) -> str:
-        return digest_of([scenes_digest(config.scenes, part) for part in _parts(split)])
+        return digest_of([scenes_digest(config.scenes, part) for part in splits_of(split)])
 
 
 SOURCES.add("scenes", ScenesFormat())

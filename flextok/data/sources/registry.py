@@ -71,6 +71,7 @@ SOURCES: Register[SourceFormat] = Register(
     "source format",
     home={
         "scenes": "flextok.data.sources.drawn",
+        "drawn_words": "flextok.data.sources.drawn_words",
         "webdataset": "flextok.data.sources.webdataset",
         "parquet": "flextok.data.sources.parquet",
         "captions": "flextok.data.sources.captions",
@@ -78,6 +79,11 @@ SOURCES: Register[SourceFormat] = Register(
         "imagenet": "flextok.data.sources.folder",
     },
 )
+
+
+def splits_of(split: str) -> tuple[str, ...]:
+    """The splits that `split` ("train", "val", "all") stands for, of a source that has them."""
+    return ("train", "val") if split == "all" else (split,)
 
 
 def all_formats() -> list[SourceFormat]:

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from flextok.evaluate.results import EvaluationResult, Metric
-from flextok.metrics.base import IMAGE_METRICS, SET_METRICS, STATISTICS, ImageMetric, SetMetric
+from flextok.evaluate.slices import SLICE
+from flextok.metrics.base import CONTENT_METRICS, IMAGE_METRICS, SET_METRICS, STATISTICS, ImageMetric, SetMetric
 
 RANDOM_TOKENS = "_random_tokens"
 
@@ -89,7 +90,7 @@ def _row(index: int, item: dict[str, Any]) -> dict[str, Any]:
         "name": item["name"],
         "k": item["k"],
         "value": item["value"],
-        "text": _shown(item["name"], item["value"]),
+        "text": _shown(item),
         "error": item.get("standard_error"),
         "interval": item.get("interval"),
         "protocol": json.dumps(item["protocol"], indent=2, sort_keys=True),
@@ -98,9 +99,12 @@ def _row(index: int, item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(item: dict[str, Any]) -> str:
     """A number for reading; metrics.json and the table's `value` attribute have all its digits."""
+    value, name = item["value"], item["protocol"].get(SLICE, {}).get("of", item["name"])
+    metric = item["protocol"].get("metric")
     units = [register[name].unit for register in (STATISTICS, IMAGE_METRICS) if name in register.names()]
+    units += [CONTENT_METRICS[metric].unit] if metric in CONTENT_METRICS.names() else []
     if "fraction" in units:
         return f"{value:.1%}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

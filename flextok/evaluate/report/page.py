@@ -16,6 +16,7 @@ from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.extremes import read_extremes
 from flextok.evaluate.generation import RANDOM_PICTURES
 from flextok.evaluate.grid import read_grid
+from flextok.evaluate.report.contents import content_charts, slice_charts
 from flextok.evaluate.report.curves import quality_charts, rate_charts, token_charts
 from flextok.evaluate.report.heatmaps import HeatMap, legend_uri
 from flextok.evaluate.report.histories import TrainingHistory
@@ -67,6 +68,8 @@ def build_page(
         "keeps": keeps,
         "cards": cards(shown, keeps, samples.keep[-1]),
         "quality_charts": [*quality_charts(shown), *rate_charts(shown)],
+        "content_charts": content_charts(shown),
+        "slice_charts": slice_charts(shown),
         "token_charts": token_charts(numbers),
         "heat_maps": heat_maps,
         "heat_values": [each.to_json() for each in heat_maps],

@@ -11,7 +11,7 @@ from flextok.runtime.lock.holder import LOCK_FILE, Holder, LockedError
 from flextok.runtime.lock.local import locally_locked
 from flextok.runtime.lock.remote import remotely_locked
 
-__all__ = ["LOCK_FILE", "LockedError", "holder_token", "locked"]
+__all__ = ["LOCK_FILE", "LockedError", "holder_token", "is_held", "locked"]
 
 
 @contextlib.contextmanager
@@ -28,6 +28,15 @@ def locked(dest: str) -> Iterator[None]:
 
 def holder_token(dest: str) -> str:
     """What tells the run that holds `dest` from all others; "" where none does, or not yet."""
-    url = storage.join(dest, LOCK_FILE)
-    holder = Holder.from_json(storage.read_bytes(url)) if storage.exists(url) else None
+    holder = _holder(dest)
     return holder.token if holder is not None else ""
+
+
+def is_held(dest: str) -> bool:
+    """Whether a run that may still be at work holds `dest`; one of this host whose process has ended does not."""
+    return storage.exists(storage.join(dest, LOCK_FILE)) and not ((holder := _holder(dest)) and holder.has_ended())
+
+
+def _holder(dest: str) -> Holder | None:
+    url = storage.join(dest, LOCK_FILE)
+    return Holder.from_json(storage.read_bytes(url)) if storage.exists(url) else None
