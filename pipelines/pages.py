@@ -262,7 +262,7 @@ def _reconstructed_pictures(url: str) -> Pictures | None:
 
 def _sampled_pictures(url: str, keeps: Sequence[int], store: "TokenStore") -> Pictures | None:
     from flextok.evaluate.images import contact_sheet
-    from flextok.evaluate.sampling import image_url
+    from flextok.evaluate.samples.layout import image_url
 
     chosen = [store[row] for row in range(min(GRID_ROWS, len(store)))]
     if not chosen:

@@ -21,7 +21,8 @@ from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
 from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import EvaluationResult, Series, write_evaluation
-from flextok.evaluate.sampling import batch_ranges, open_samples, read_images
+from flextok.evaluate.samples.drawing import batch_ranges
+from flextok.evaluate.sampling import open_samples, read_images
 from flextok.evaluate.sweep import Point, Sweep, grid_points
 from flextok.evaluate.swept_samples import Drawn, SweptSamples
 from flextok.model.load import load_tokenizer, tokenizer_outline
@@ -94,7 +95,7 @@ def evaluate_generation(
     originals = cut(available, config.batch_size, to_look_at)
     others: list[Item] = [(k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in cut(keys, config.batch_size)]
     for temperature in dict.fromkeys(point.temperature for point in points):
-        others += [Drawn(temperature, rows) for rows in batch_ranges(len(keys), config.batch_size)]
+        others += [Drawn(temperature, rows) for rows in batch_ranges(range(len(keys)), config.batch_size)]
     made_by = [
         config.content(),
         samples.digest,

@@ -14,7 +14,8 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.grid import LATENTS, ORIGINAL, StoredPictures
-from flextok.evaluate.sampling import SamplesResult, image_url
+from flextok.evaluate.samples.layout import image_url
+from flextok.evaluate.sampling import SamplesResult
 from flextok.metrics.base import IMAGE_METRICS
 
 MOST_BYTES = 2_900_000
