@@ -1,14 +1,19 @@
-"""Images drawn from a prior, as PNG files: for a person who wants to see some."""
+"""Images drawn from a prior: a few as PNG files, for a person who wants to see some; or many, as a store of samples."""
 
 import torch
 
 from flextok import storage
 from flextok.data.images import ImageError, center_crop, decode, to_model, to_png, to_uint8
 from flextok.errors import UsageError
+from flextok.evaluate.config import SamplingConfig, SetComparisonConfig
+from flextok.evaluate.samples.condition import Condition
+from flextok.evaluate.samples.job import plan_samples
+from flextok.evaluate.sampling import SamplesResult, sample_into
 from flextok.model.load import load_prior, load_tokenizer
 from flextok.model.priors.config import PriorConfig
 from flextok.model.sampling.config import DrawConfig
 from flextok.model.tokenizer import Tokenizer
+from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.storage_errors import storage_errors
 
 
@@ -55,6 +60,33 @@ def generate_images(
         urls.append(storage.join(dest, f"{stem}.png"))
         storage.write_bytes(urls[-1], to_png(image))
     return urls
+
+
+def generate_samples(
+    prior_url: str,
+    tokenizer_url: str,
+    dest: str,
+    config: SamplingConfig,
+    label: int | None = None,
+    text: str | None = None,
+    keep: int | None = None,
+    compute: ComputeConfig | None = None,
+    sets: SetComparisonConfig | None = None,
+) -> SamplesResult:
+    """Draw `config.samples.num` images as a store of samples in the folder `dest`, of any number in bounded memory.
+
+    Conditions and `keep` are those of `generate_images`, and so are the ids: image i depends on the seed and i. The work is
+    a sharded job like a tokenization, by actors as `compute` says; one that ended early is resumed by the same call. Of the
+    first `config.samples.pictures` there are pictures, and of all features for the metrics of `sets`, if any are given.
+    """
+
+    def steer(prior: PriorConfig) -> Condition:
+        _check(prior, label, text, keep, None, None)
+        if label is not None:
+            return Condition(f"class {label}", [label], [None])
+        return Condition.of(prior, None, None if text is None else [text])
+
+    return sample_into(plan_samples(prior_url, tokenizer_url, config, steer, compute, sets, keep), dest)
 
 
 def _tokens_of(picture: str, tokenizer: Tokenizer) -> torch.Tensor:

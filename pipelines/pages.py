@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flextok.data.corpus.reader import Corpus
     from flextok.data.tokens import TokenRow, TokenStore
     from flextok.evaluate.results import EvaluationResult
+    from flextok.evaluate.sampling import SamplesResult
 
 SHARD_PICTURES = 16
 GRID_COLUMNS = 4
@@ -136,7 +137,7 @@ def samples(run: StageRun, made: Made) -> Page:
     url = _url(made)
     stored, _ = open_samples(url)
     return Page(
-        pictures=_sampled_pictures(url, stored.keep, TokenStore.open(url)),
+        pictures=_sampled_pictures(url, stored, TokenStore.open(url)),
         size_bytes=storage.total_bytes(url) if storage.is_local(url) else None,
         images=stored.num * len(stored.keep),
         workers=_decoding_workers(run.recipe.compute),
@@ -262,11 +263,11 @@ def _reconstructed_pictures(url: str) -> Pictures | None:
     return Pictures(small_file(sheet), title, tuple(_short(stored.key) for stored in grid))
 
 
-def _sampled_pictures(url: str, keeps: Sequence[int], store: "TokenStore") -> Pictures | None:
+def _sampled_pictures(url: str, stored: "SamplesResult", store: "TokenStore") -> Pictures | None:
     from flextok.evaluate.images import contact_sheet
-    from flextok.evaluate.sampling import image_url
+    from flextok.evaluate.samples.layout import image_url
 
-    chosen = [store[row] for row in range(min(GRID_ROWS, len(store)))]
+    keeps, chosen = stored.keep, [store[row] for row in range(min(GRID_ROWS, stored.pictures))]
     if not chosen:
         return None
     sheet = contact_sheet(

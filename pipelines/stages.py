@@ -12,6 +12,7 @@ from flextok.evaluate.config import (  # noqa: TID253
     ReconstructionConfig,
     ReferenceConfig,
     SamplingConfig,
+    SetComparisonConfig,
 )
 from pipelines import pages
 from pipelines.defs import data, evaluation, prior, tokenizer
@@ -27,6 +28,12 @@ NOT_WORSE = "The first metric is not worse than the last promoted evaluation's b
 def _evaluation(recipe: Recipe, part: type[Config]) -> dict[str, Any]:
     """The part of the evaluation's settings that one evaluation takes."""
     return {f"evaluation.{name}": value for name, value in recipe.evaluation.part(part).content().items()}
+
+
+def _sampling(recipe: Recipe) -> dict[str, Any]:
+    """What decides the samples; where not all pictures are kept, features are, of which the metrics of sets say which."""
+    all_pictures = recipe.evaluation.samples.pictures is None
+    return _evaluation(recipe, SamplingConfig) | ({} if all_pictures else _evaluation(recipe, SetComparisonConfig))
 
 
 register(
@@ -184,7 +191,7 @@ register(
         "evaluation",
         ("pytorch",),
         version=1,
-        settings=lambda recipe: _evaluation(recipe, SamplingConfig),
+        settings=_sampling,
         deps=(Dep("prior"), Dep("tokenizer"), Dep("image_shards", evaluation.partition_of_conditions)),
         run=evaluation.draw_samples,
         folder="samples/<digest>/",

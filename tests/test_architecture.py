@@ -20,7 +20,7 @@ ROOMS = {
     "metrics": GROUND | {"model"},  # the networks that some look through
     "train": GROUND | {"data", "model", "metrics"},
     "tokenize": GROUND | {"data", "model", "metrics"},
-    "evaluate": GROUND | {"data", "model", "metrics"},
+    "evaluate": GROUND | {"data", "model", "metrics", "tokenize"},  # samples are made by the job of tokens
     "serve": GROUND | {"data", "model"},
     "generate": GROUND | {"data", "model", "evaluate"},
     "bench": GROUND | {"data", "model", "metrics", "train", "tokenize", "evaluate", "serve"},

@@ -62,6 +62,16 @@ class SamplesConfig(DrawConfig):
     keep: tuple[int, ...] | None = Field(
         default=None, description="Token counts to decode each sample at; null: as reconstructions."
     )
+    shard_samples: Added[int] = Field(
+        default=1000,
+        gt=0,
+        description="Samples in a shard: what an actor makes at a time, and a run that resumes keeps.",
+    )
+    pictures: Added[int | None] = Field(
+        default=None,
+        ge=0,
+        description="How many samples, the first ones, keep their pictures; null: all. Of the others there are features.",
+    )
 
 
 class DecodingConfig(SamplerConfig):

@@ -22,6 +22,7 @@ def export_samples(samples_url: str, dest: str, keep: int | None = None) -> int:
     if not dest.endswith(".npz"):
         raise UsageError(f"expected a name ending in .npz for the samples, found {dest}")
     keys = TokenStore.open(samples_url).keys()
+    samples.require_pictures(len(keys), "the export")
     height, width, _ = read_images(samples_url, keep, keys[:1])[0].shape
     with track("export", len(keys), "images") as task:
 

@@ -21,7 +21,9 @@ from flextok.evaluate.parts import KEEPS, Parts, cut
 from flextok.evaluate.protocol import IN_MEMORY, corpus_record, decoder_record, environment_record, evaluation_device
 from flextok.evaluate.reference import read_reference
 from flextok.evaluate.results import EvaluationResult, Series, write_evaluation
-from flextok.evaluate.sampling import batch_ranges, open_samples, read_images
+from flextok.evaluate.samples.drawing import batch_ranges
+from flextok.evaluate.samples.features import gathered_features
+from flextok.evaluate.sampling import open_samples, read_images
 from flextok.evaluate.sweep import Point, Sweep, grid_points
 from flextok.evaluate.swept_samples import Drawn, SweptSamples
 from flextok.model.load import load_tokenizer, tokenizer_outline
@@ -53,7 +55,8 @@ def evaluate_generation(
     """Compare sets of samples with the images of a corpus split; stored in `parent_url/<digest>/`.
 
     Here or, where `compute` has the address of a cluster, by workers on its nodes. Features of the images are read from the
-    reference set at `reference_url` where it is of those that are chosen here.
+    reference set at `reference_url` where it is of those that are chosen here; those of samples without pictures are read
+    as they were gathered when the samples were made.
 
     For each of `config.set_metrics`: `<number>_samples` by K, and `<number>_random_tokens` at the largest K: as many
     images decoded with the same settings from ids drawn uniformly from the vocabulary. A prior that learned nothing would
@@ -79,23 +82,30 @@ def evaluate_generation(
     if min(len(reference_keys), len(keys)) < 2:
         raise UsageError(f"expected at least 2 samples and 2 images, found {len(keys)} and {len(reference_keys)}")
     sets.require(len(keys), samples_url)
+    if config.sample_metrics:
+        samples.require_pictures(len(keys), "evaluation.sample_metrics")
     sets.require(len(reference_keys), corpus_url)
 
     size_px = tokenizer.config.image_size
     reference = read_reference(reference_url, sets, corpus, reference_keys, size_px) if reference_url else None
     if reference is not None:
         sets.take(ORIGINAL, reference)
+    measured_before = samples.pictures < len(keys)
+    if measured_before:
+        for keep, gathered in gathered_features(samples_url, recipe, sets, len(keys)).items():
+            sets.take(keep, gathered)
+    to_measure = [RANDOM_TOKENS] if measured_before else [*samples.keep, RANDOM_TOKENS]
     grid, widest = PictureGrid(keys[:RANDOM_PICTURES]), samples.keep[-1]
     to_look_at = reference_keys if reference is None else []
-    total = len(to_look_at) + len(keys) * (len(samples.keep) + 1)
+    total = len(to_look_at) + len(keys) * len(to_measure)
     points, sweep = [], None
     if config.sweep is not None:
         points = grid_points(config.sweep, config, samples.keep, store.num_tokens, True)
         sweep = Sweep(config.sweep, points, sets, None)
     originals = cut(available, config.batch_size, to_look_at)
-    others: list[Item] = [(k, part) for k in [*samples.keep, RANDOM_TOKENS] for part in cut(keys, config.batch_size)]
+    others: list[Item] = [(k, part) for k in to_measure for part in cut(keys, config.batch_size)]
     for temperature in dict.fromkeys(point.temperature for point in points):
-        others += [Drawn(temperature, rows) for rows in batch_ranges(len(keys), config.batch_size)]
+        others += [Drawn(temperature, rows) for rows in batch_ranges(range(len(keys)), config.batch_size)]
     made_by = [
         config.content(),
         samples.digest,
@@ -135,7 +145,7 @@ def evaluate_generation(
     }
     drawn_protocol = {
         **protocol,
-        "file_format": "PNG",
+        "file_format": IN_MEMORY if measured_before else "PNG",
         "prior": next(item["digest"] for item in read_provenance(samples_url)["inputs"] if item["kind"] == "prior"),
         "samples": samples.digest,
         "sampler": recipe["sampler"],

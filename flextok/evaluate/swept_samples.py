@@ -10,7 +10,9 @@ from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import GenerationConfig, SamplesConfig, SamplingConfig
 from flextok.evaluate.decoding import decode_ids
 from flextok.evaluate.measure import Pictures
-from flextok.evaluate.sampling import Condition, Sampler, open_samples
+from flextok.evaluate.samples.condition import Condition
+from flextok.evaluate.samples.drawing import Sampler
+from flextok.evaluate.sampling import open_samples
 from flextok.evaluate.sweep import Point
 from flextok.model.sampling.config import DrawConfig
 from flextok.model.tokenizer import Tokenizer

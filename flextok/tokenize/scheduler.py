@@ -62,16 +62,18 @@ class Workers:
         return "cuda" if self.gpus else "cpu"
 
 
-def choose_workers(shard_images: Sequence[int], compute: ComputeConfig, nodes: ClusterNodes) -> Workers:
+def choose_workers(
+    shard_images: Sequence[int], compute: ComputeConfig, nodes: ClusterNodes, for_an_actor: int = IMAGES_FOR_AN_ACTOR
+) -> Workers:
     """The actors for shards of so many images, on `nodes`.
 
-    An actor costs seconds to start, so that a second one is asked for only when there is work for it. More may be asked
-    for than there is room now: Ray Data starts them when resources come. Raises UsageError where no node, there or to
+    An actor costs seconds to start, so that a second one is asked for only when there is work for it, `for_an_actor`
+    images. More may be asked for than there is room now: Ray Data starts them when resources come. Raises UsageError where no node, there or to
     come, has room for one.
     """
     fewest, most = compute.tokenize_actors
     fewest = max(1, min(fewest, len(shard_images)))
-    most = max(fewest, min(most, len(shard_images), 1 + sum(shard_images) // IMAGES_FOR_AN_ACTOR))
+    most = max(fewest, min(most, len(shard_images), 1 + sum(shard_images) // for_an_actor))
     gpus = compute.gpus_per_worker
     if gpus:
         # Ray reserves one CPU for each actor only; its decoders share the others of a node with those of its neighbours.

@@ -17,6 +17,7 @@ from flextok.runtime.progress import track
 from flextok.tokenize.outcome import ShardOutcome
 from flextok.tokenize.scheduler import Workers, run_tasks
 from flextok.tokenize.tasks import CHECK_THREADS, Finished, Task, TaskT, finished_records
+from flextok.tokenize.worker import ShardWorker
 
 LISTED_FAULTS = 10
 
@@ -84,6 +85,28 @@ def run_shown(
 
         show(0, 0)
         return run_tasks(tasks, actor, arguments, workers, show)
+
+
+def run_here(
+    title: str, total: int, tasks: Sequence[TaskT], actor: type[ShardWorker[TaskT, Any]], arguments: dict[str, Any]
+) -> list[ShardOutcome]:
+    """What `run_shown` gives, made one after another in this process: for a job that is too small for actors to pay.
+
+    Raises what the making of a shard raises; those before it are finished.
+    """
+    outcomes: list[ShardOutcome] = []
+    done = total - sum(task.source.samples for task in tasks)
+    worker = actor(**arguments)
+    with track(title, total, "images") as shown:
+        for task in tasks:
+
+            def show(images: int, before: int = done) -> None:
+                shown.update(before + images)
+
+            outcomes.append(worker.make_here(task, show))
+            done += task.source.samples
+            shown.update(done)
+    return outcomes
 
 
 def clear_leftovers(dest: str) -> None:

@@ -38,10 +38,10 @@ CHECK_THREADS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One image shard of a sharded job: where it is, and where what is made of it goes."""
+    """One shard of a sharded job: what it is made of, and where it goes."""
 
     corpus: str
-    """Folder of the corpus split."""
+    """Folder of the corpus split, or of what else the shards are made of."""
     source: Shard
     dest: str
     """The file to make."""
@@ -57,18 +57,24 @@ Finished = tuple[ShardRecord, list[Reject]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardTask(Task):
-    """One shard to tokenize, and what its file must hold."""
+class TokenTask(Task):
+    """One shard of tokens to make, and what its file must hold."""
 
     meta: TokenMeta
     has_views: bool
-    index_sha256: str | None
-    """Hash of the index beside the shard, as the corpus' manifest has it."""
 
     @property
     def schema(self) -> pa.Schema:
         """Schema of the token shard."""
         return token_schema(self.meta, views=self.has_views)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask(TokenTask):
+    """One shard of images to tokenize."""
+
+    index_sha256: str | None
+    """Hash of the index beside the shard, as the corpus' manifest has it."""
 
 
 def shard_tasks(corpus: Corpus, spec: "TokenizerSpec", dest: str, config: TokenizeConfig) -> list[ShardTask]:
@@ -157,7 +163,7 @@ def finished_records(
         return {task.name: record for task, record in zip(tasks, records, strict=True) if record is not None}
 
 
-def finished_record(task: ShardTask) -> Finished | None:
+def finished_record(task: TokenTask) -> Finished | None:
     """The record and rejects of a task's shard when it is finished; None when it must be (re)made.
 
     All rows are read and hashed: a file damaged since it was written does not pass.

@@ -39,6 +39,7 @@ class ShardWorker(Generic[TaskT, ModelT]):
         keep_freed_memory(large=True)
         unpack_members(members)
         self._team = Team(monitor, self.parse) if monitor is not None else None
+        self._show: Callable[[int], None] | None = None
         self._model: ModelT | None = None
         try:
             if proof is not None:
@@ -65,6 +66,15 @@ class ShardWorker(Generic[TaskT, ModelT]):
         """What was loaded for the work."""
         assert self._model is not None, "an actor that is not fit was given work"
         return self._model
+
+    def make_here(self, task: TaskT, show: Callable[[int], None]) -> ShardOutcome:
+        """Make one shard where nobody else works for the job; `show` gets the images done by now.
+
+        Raises what the making raises.
+        """
+        self._show, started = show, time.time()
+        record, rejects, warning = self._attempts(task)
+        return ShardOutcome(task.name, record, rejects, "", warning, started, time.time(), peak_memory())
 
     def _finished(self, task: TaskT) -> Finished | None:
         """What is there of a task, where that is whole."""
@@ -103,6 +113,8 @@ class ShardWorker(Generic[TaskT, ModelT]):
 
     def _tell(self, task: TaskT, images: int, told: float) -> float:
         """Tell once a second how many images of a shard are done; `told` is when that was last, and what comes back."""
+        if self._show is not None:
+            self._show(images)
         if self._team is None or time.monotonic() - told <= TELL_EVERY_S:
             return told
         self._team.advance(task, images)

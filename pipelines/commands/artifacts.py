@@ -182,6 +182,10 @@ def _problems(path: str, kind: str, against: str | None) -> list[str]:
         from flextok.data.corpus.verify import verify_corpus
 
         return verify_corpus(path)
+    if kind == "samples" and against is None:
+        from flextok.evaluate.samples.verify import verify_samples
+
+        return verify_samples(path)
     if kind in TOKENS:
         from flextok.data.tokens import verify_tokens
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flextok.config import parse_config
+from flextok.errors import UsageError
 from flextok.runtime.cluster import ray_ended
 from pipelines.commands.options import (
     COMPUTE_FLAGS,
@@ -17,12 +18,13 @@ from pipelines.commands.options import (
     TokenizerPath,
     flags_in_hints,
 )
-from pipelines.recipe import assign
+from pipelines.recipe import assign, load_recipe
 
 logger = logging.getLogger(__name__)
 
 # Ray starts as many as the cluster has room for, also when nodes join later.
 MOST_ACTORS = 64
+FEW_IMAGES = 1000
 TOKENIZE_FLAGS = {
     **COMPUTE_FLAGS,
     **{f"tokens.{field}": f"--{field.replace('_', '-')}" for field in (
@@ -140,7 +142,7 @@ def generate(
     label: Annotated[int | None, typer.Option("--label", min=0, help="Class to draw; default all in turn.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Caption to draw.")] = None,
     keep: Annotated[int | None, typer.Option("--keep", min=1, help="Tokens of each image; default all.")] = None,
-    num: Annotated[int, typer.Option("--num", min=1, help="Number of images.")] = 8,
+    num: Annotated[int, typer.Option("--num", min=1, help="Number of images; more than 1,000 are a job.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives other images.")] = 0,
     sets: Annotated[
         list[str],
@@ -156,9 +158,32 @@ def generate(
     keep_from: Annotated[
         int | None, typer.Option("--keep-from", help="How many of its tokens stay; the others are drawn.")
     ] = None,
+    job: Annotated[
+        bool | None,
+        typer.Option(
+            "--job/--no-job", help="Token shards by a job that resumes, or PNG files at once; default: by --num."
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Of a job: images to keep, the first ones, in images/.")
+    ] = 0,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            "--features",
+            metavar="NAME|FILE.yaml",
+            help="Of a job: decode all images as this profile's evaluation, and keep features for `evaluate --samples`.",
+        ),
+    ] = None,
+    shard_samples: Annotated[int, typer.Option("--shard-samples", min=1, help="Of a job: images of a shard.")] = 1000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Of a job: images drawn at once.")] = 64,
+    actors: Annotated[int, typer.Option("--actors", min=1, help="Of a job: most actors.")] = MOST_ACTORS,
+    address: RayAddress = "local",
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="Of a job: GPUs for each actor.")] = 0,
+    resource: Resources = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Images drawn from a prior, as PNG files."""
+    """Images drawn from a prior: a few as PNG files; many as token shards, by a job that resumes."""
     from flextok.generate import generate_images
     from flextok.model.sampling.config import DrawConfig
 
@@ -166,5 +191,32 @@ def generate(
     for item in sets:
         assign(values, item)
     law = parse_config(DrawConfig, values, "flextok generate")
-    generate_images(prior, tokenizer, out, label, text, keep, num, seed, law, picture, keep_from)
-    print(out)
+    if not (num > FEW_IMAGES if job is None else job):
+        if pictures or features or address != "local":
+            raise UsageError(
+                "expected --pictures, --features and --address with many images or --job, found few without"
+            )
+        generate_images(prior, tokenizer, out, label, text, keep, num, seed, law, picture, keep_from)
+        print(out)
+        return
+    if picture is not None or keep_from is not None:
+        raise UsageError("expected --from for few images only, found a job; leave it out, or give --no-job")
+    from flextok.evaluate.config import DecodingConfig, SamplingConfig, SetComparisonConfig, keep_counts
+    from flextok.generate import generate_samples
+    from flextok.model.load import prior_outline
+    from flextok.runtime.compute import ComputeConfig, parse_resources
+
+    measured = None if features is None else load_recipe(features).evaluation
+    tokens = prior_outline(prior)[0].num_tokens if keep is None else keep
+    counts = (measured.samples.keep or measured.keep) if measured is not None and keep is None else (tokens,)
+    samples = {"num": num, "keep": keep_counts(counts, tokens), "pictures": pictures, "shard_samples": shard_samples}
+    decoding = {} if measured is None else dict(measured.part(DecodingConfig))
+    decoding |= {"seed": seed, "batch_size": batch_size}
+    config = parse_config(SamplingConfig, {**decoding, "samples": {**dict(law), **samples}}, "flextok generate")
+    places = {"address": address, "gpus_per_worker": gpus, "resources": parse_resources(resource)}
+    compute = parse_config(ComputeConfig, {**places, "tokenize_actors": (1, actors)}, "flextok generate")
+    comparison = None if measured is None else measured.part(SetComparisonConfig)
+    with ray_ended():
+        made = generate_samples(prior, tokenizer, out, config, label, text, keep, compute, comparison)
+    logger.info(f"{made.num:,} samples, pictures of {made.pictures:,}, digest {made.digest[:12]}")
+    print(made.url)

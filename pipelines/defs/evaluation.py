@@ -57,18 +57,21 @@ def reconstruct(run: StageRun) -> Made:
 def draw_samples(run: StageRun) -> Made:
     """Images drawn from the prior, at several token counts."""
     from flextok.data.corpus.reader import Corpus
+    from flextok.evaluate.config import SetComparisonConfig
     from flextok.evaluate.sampling import sample_images
 
     corpus = Corpus.open(run.latest("image_shards", split_of_conditions(run.recipe)))
+    evaluation = run.recipe.evaluation
     by_text = run.recipe.prior.model.condition == "text"
     made = sample_images(
         run.latest("prior"),
         run.latest("tokenizer"),
         run.workspace.url("samples"),
-        run.recipe.evaluation,
+        evaluation,
         class_names=corpus.classes,
         texts=corpus.index("text")["text"].drop_nulls().to_list() if by_text else None,
         compute=run.recipe.compute,
+        sets=evaluation.part(SetComparisonConfig),
     )
     return Made(made.digest, made.url, {"dagster/row_count": made.num})
 

@@ -14,7 +14,8 @@ from flextok.data.corpus.reader import Corpus
 from flextok.data.tokens import TokenStore
 from flextok.evaluate.config import ReportConfig
 from flextok.evaluate.grid import LATENTS, ORIGINAL, StoredPictures
-from flextok.evaluate.sampling import SamplesResult, image_url
+from flextok.evaluate.samples.layout import image_url
+from flextok.evaluate.sampling import SamplesResult
 from flextok.metrics.base import IMAGE_METRICS
 
 MOST_BYTES = 2_900_000
@@ -126,9 +127,11 @@ def _caption(corpus: Corpus, label: int | None, key: str) -> str:
 
 
 def sample_rows(album: Album, samples: SamplesResult, store: TokenStore, config: ReportConfig) -> list[dict[str, Any]]:
-    """A row for each class or caption: its first sample at each K, then more samples at the largest."""
+    """A row for each class or caption: its first sample at each K, then more samples at the largest. Only of samples that
+    have pictures."""
     groups: dict[tuple[int, str], list[str]] = {}
-    for key, label, text in zip(store.keys(), store.labels().tolist(), store.texts(), strict=True):
+    rows_of_samples = zip(store.keys(), store.labels().tolist(), store.texts(), strict=True)
+    for key, label, text in itertools.islice(rows_of_samples, samples.pictures):
         caption = text or (f"class {label}" if label >= 0 else "no condition")
         groups.setdefault((label, caption), []).append(key)
 
