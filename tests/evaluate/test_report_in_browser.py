@@ -1,10 +1,14 @@
 """The report's page at work in headless Chromium: what moves, what filters, and that all can use it."""
 
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from browser import NAMED, PROGRAMS, Browser, Page, browser, find_chromium
 from tiny_pipeline import TinyPipeline
@@ -21,8 +25,14 @@ SEEN = "[...document.querySelectorAll(`{}`)].filter(each => each.checkVisibility
 
 
 @pytest.fixture(scope="module")
-def html(pipeline: TinyPipeline) -> Path:
-    return Path(write_report(pipeline.report_inputs(), pipeline.evaluations, ReportConfig()).html_path)
+def html(pipeline: TinyPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about a tokenizer in whose training a step was left out and an alarm was told."""
+    tokenizer = shutil.copytree(pipeline.tokenizer, tmp_path_factory.mktemp("alarmed") / "tokenizer")
+    history = pq.read_table(tokenizer / "history.parquet")
+    told = {"step": [3, 8], "name": ["alarm/skipped_step", "alarm/codebook_collapse"], "value": [7.0, 1.0]}
+    pq.write_table(pa.concat_tables([history, pa.table(told, schema=history.schema)]), tokenizer / "history.parquet")
+    inputs = replace(pipeline.report_inputs(), tokenizer_url=str(tokenizer))
+    return Path(write_report(inputs, pipeline.evaluations, ReportConfig()).html_path)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +141,31 @@ def test_values_are_told_by_pointer_and_by_keys(page: Page):
     words = tell(page, "Home", ".chart .reader")
     assert words.startswith(f"tokens kept, K: 1, reconstructions {first} [")
     assert seen(page, ".tip .head", "each.textContent") == ["tokens kept, K: 1"]
+
+
+def test_trainings_are_told_with_their_alarms(page: Page):
+    groups = seen(page, "#training ~ h3, #training ~ .group summary", "each.textContent")
+    assert groups[:3] == ["Loss", "Loss by tokens kept and by noise", "Codebook"]
+    assert seen(page, "ul.note li", "each.textContent") == [
+        "Tokenizer, step 3: skipped step",
+        "Tokenizer, step 8: codebook collapse",
+    ]
+    loss = "#training ~ .charts .chart:nth-child(2)"
+    page.js(f"document.querySelector('{loss} .reader').value = 6")
+    assert tell(page, "ArrowRight", f"{loss} .reader").endswith("codebook collapse at 8")
+    page.js("document.activeElement.blur()")
+
+
+def test_folded_charts_open_by_the_keyboard(page: Page):
+    folded = "[...document.querySelectorAll('.group')].find(each => each.textContent.includes('Optimizer'))"
+    assert not page.js(f"{folded}.querySelector('.chart').checkVisibility()")
+    page.js(f"{folded}.querySelector('summary').focus()")
+    page.press("Enter")
+    assert page.js(f"{folded}.querySelector('.chart').checkVisibility()")
+    assert serious_faults(page, ".group[open]") == []
+    # Modules differ by orders: their charts begin on the logarithmic scale, here those which end the group.
+    shown = f"[...{folded}.querySelectorAll('.chart:last-child svg')].filter(each => each.checkVisibility())"
+    assert page.js(f"{shown}.map(each => each.classList[0])") == ["log"]
 
 
 def test_cells_of_a_heat_map_are_told(page: Page):
