@@ -22,8 +22,8 @@ from flextok.train.config import AugmentationConfig, AutoencoderRecipe, Autoenco
 from flextok.train.data import CACHE_BYTES, CorpusImages, model_images
 from flextok.train.job import TrainResult, fingerprint_of
 from flextok.train.launch import run_training
-from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import DistContext
 from flextok.train.perceptual import PerceptualLoss
 

@@ -326,7 +326,7 @@ class TokenizerRecipe(Config):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TokenizerRecipe":
-        for trunk in (self.model.encoder, getattr(self.model.decoder, "trunk", None)):
+        for trunk in self.model.trunks().values():
             _check_heads(self.train.mup_base_width, trunk)
         return self
 
@@ -361,7 +361,7 @@ def _check_kind(section: str, kind: str, part: str, wanted: str) -> None:
         raise ValueError(f"expected train.{section}.kind '{wanted}', as {part} is, found '{kind}'; leave it out")
 
 
-def _check_heads(base_width: int | None, trunk: Config | None) -> None:
+def _check_heads(base_width: int | None, trunk: Config) -> None:
     """Heads of a trunk are the same at the base width, only fewer."""
     head_dim = getattr(trunk, "head_dim", 1)
     if base_width is not None and base_width % head_dim:

@@ -15,8 +15,9 @@ from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
 from flextok.train.history import History, headlines, history_table, open_sinks
-from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.loop import OnProgress, train
 from flextok.train.machine import DEVICE_HOURS
+from flextok.train.objective import Objective
 from flextok.train.parallel import DistContext
 from flextok.train.selection import best
 from flextok.train.sinks.base import HistoryRow, RunInfo

@@ -8,11 +8,10 @@ moments and step are stored, sample order and random draws follow from them (see
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from flextok.errors import FlextokError, UsageError
 from flextok.model.nn.flops import TRAINING
@@ -26,89 +25,27 @@ from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
 from flextok.train.history import BackgroundSink, History
 from flextok.train.machine import DEVICE_HOURS, Machine
+from flextok.train.objective import Batch, Objective
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
-from flextok.train.sample_order import Weights, Windows, sample_order
+from flextok.train.sample_order import sample_order
 from flextok.train.saver import StateSaver
 from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
 from flextok.train.state import newest_state
 from flextok.train.trained import Trained
+from flextok.train.validation import held_out_losses
 
 T = TypeVar("T")
-Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
 DEFAULT_COMPUTE = ComputeConfig()
-VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
 READ_AHEAD = 3  # batches
 
 
 class StopTraining(Exception):
     """Raised by a function that gets the progress, to end the training after a state is written."""
-
-
-class Source(Protocol):
-    """Training samples by index."""
-
-    in_memory: bool
-
-    @property
-    def weights(self) -> Weights | None:
-        """How often each sample is drawn, mean 1; None: all alike."""
-        ...
-
-    @property
-    def windows(self) -> Windows | None:
-        """The blocks in which samples are read, where they are more than memory holds; None: each is as near as any."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def fetch(self, indices: np.ndarray) -> Batch:
-        """The samples at `indices`, stacked, on the CPU. May be called from another thread."""
-        ...
-
-
-class Objective(nn.Module):
-    """A model and the samples it is trained on; `forward(batch, rng)` gives the loss of each sample, [B]."""
-
-    def __init__(self, model: nn.Module, source: Source):
-        super().__init__()
-        self.model = model
-        self.source = source
-        self.lr_factors: dict[str, float] = {}
-        """What the learning rate is multiplied by for trained parameters by name, 1 where none is given."""
-        self.further_averages: dict[float, dict[str, Tensor]] = {}
-        """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
-
-    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
-        """The samples at `indices` for a step of the training, as `Source.fetch`; what is drawn of them comes from `rng`."""
-        return self.source.fetch(indices)
-
-    def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """What else belongs in the history since the last call; called by all members alike."""
-        return {}
-
-    def loss_parts(self, world: DistContext) -> dict[str, float]:
-        """Mean losses of groups of samples since the last call, by name; called by all members alike."""
-        return {}
-
-    def flops(self) -> float | None:
-        """Operations of the matrix products of a forward pass for a sample, in all that is trained; None if not known."""
-        return None
-
-    def frozen(self, step: int) -> set[str]:
-        """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""
-        return set()
-
-    def freeze(self, world: DistContext) -> None:
-        """What can be computed once and for all now that those are frozen; called by all members alike."""
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer changes, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def train(
@@ -162,7 +99,7 @@ class _Run:
         prepare_blocks(objective.model, compute, world.device)
         # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
-        self.trained = Trained(objective.model, objective.trained(), config, world, objective.lr_factors)
+        self.trained = Trained(objective, config, world)
         self.saver = StateSaver(run_url, world, config.keep_states)
         self.has_frozen = False
         self.is_enough = False  # by held-out losses, before the last step
@@ -333,21 +270,11 @@ class _Run:
         )
 
     def _validate(self, done: int, validation: Objective) -> None:
-        """The averaged weights' mean loss on the same held-out samples with the same draws each time."""
-        count = min(len(validation.source), self.config.validation_samples)
-        part = self.world.part(count)
-        total = torch.zeros(1, dtype=torch.float64, device=self.world.device)
-        validation.eval()
-        with torch.no_grad(), self.trained.averaged(), gathered(self.objective), self._autocast():
-            for start in range(part.start, part.stop, self.config.batch_size):
-                places = range(start, min(start + self.config.batch_size, part.stop))
-                batch = validation.source.fetch(np.arange(places.start, places.stop))
-                on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
-                total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
+        """Held-out losses of the averaged weights, in the history."""
+        with self.trained.averaged(), gathered(self.objective), self._autocast():
+            values = held_out_losses(validation, self.config, self.world)
         self.objective.train()
-        parts = validation.loss_parts(self.world)
-        loss = self.world.sum(total).item() / count
-        self.history.add(done, {"val/loss": loss, **{f"val/{name}": value for name, value in parts.items()}})
+        self.history.add(done, values)
 
     def _judge(self) -> None:
         """After a validation: keep the weights that are the best so far, and see whether more are worth it."""

@@ -1,6 +1,7 @@
 """Training the tokenizer on an autoencoder's latents, with nested dropout of the tokens."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,10 @@ from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, compute
 from flextok.train.init_from import freeze, take_over
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
-from flextok.train.loop import Batch, Objective, Source
 from flextok.train.losses import NamedLosses
 from flextok.train.mup import scale_tokenizer
+from flextok.train.objective import Batch, Objective, Source
+from flextok.train.optimizer import ALIKE
 from flextok.train.origin import origin_of, pinned
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
@@ -113,8 +115,7 @@ class TokenizerJob:
         source = _latent_source(
             tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
         )
-        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment, frozen)
-        objective.lr_factors = lr_factors
+        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment, frozen, lr_factors)
         return objective, validation
 
     def _begin_from_another(self, tokenizer: Tokenizer) -> frozenset[str]:
@@ -149,8 +150,9 @@ class TokenizerObjective(Objective):
         config: TokenizerTrainConfig,
         alignment: Alignment | None = None,
         frozen: frozenset[str] = frozenset(),
+        lr_factors: Mapping[str, float] = ALIKE,
     ):
-        super().__init__(tokenizer, source)
+        super().__init__(tokenizer, source, lr_factors)
         self.config, self._alignment, self._frozen = config, alignment, frozen
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS

@@ -1,7 +1,7 @@
 """What a training changes: parameters, learned buffers, the average of both, and the optimizer's moments."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
-from flextok.train.optimizer import ALIKE, Optimizer, learning_rate
+from flextok.train.objective import Objective
+from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
 from flextok.train.probe import Probe
 from flextok.train.saver import StateSaver
@@ -19,19 +20,10 @@ from flextok.train.state import SavedState
 
 
 class Trained:
-    """The tensors of a training on one member of a group, whole or in shards.
+    """The tensors of a training on one member of a group, whole or in shards."""
 
-    `named` are the parameters of `model` that are trained, `lr_factors` as in `Optimizer`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        named: dict[str, nn.Parameter],
-        config: TrainConfig,
-        world: DistContext,
-        lr_factors: Mapping[str, float] = ALIKE,
-    ):
+    def __init__(self, objective: Objective, config: TrainConfig, world: DistContext):
+        model, named = objective.model, objective.trained()
         self._model, self._named, self._config, self._world = model, named, config, world
         self._guard = SpikeGuard(config.skip_spikes, world.device) if config.skip_spikes is not None else None
         self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps, self._guard is not None)
@@ -41,7 +33,7 @@ class Trained:
         )
         # Averaged weights of the best validation, where those are to be published.
         self._best = {name: tensor.clone() for name, tensor in self._average.items()} if config.keep_best else {}
-        self._optimizer = Optimizer(named, config.optimizer, lr_factors)
+        self._optimizer = Optimizer(named, config.optimizer, objective.lr_factors)
 
     @property
     def is_sharded(self) -> bool:

@@ -34,7 +34,8 @@ from flextok.train.config import (
     TokenizerTrainConfig,
 )
 from flextok.train.data import CachedLatents
-from flextok.train.loop import Batch, Objective, StopTraining, train
+from flextok.train.loop import StopTraining, train
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import CPU, DistContext
 from flextok.train.prior import PriorObjective, prior_config
 from flextok.train.state import HistoryRow, latest_step
