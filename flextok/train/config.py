@@ -174,11 +174,40 @@ class PerceptualConfig(Config):
     )
 
 
+class DiscriminatorConfig(Config):
+    """A patch discriminator that an autoencoder's reconstructions are to deceive: see train/adversarial.py."""
+
+    weight: float = Field(
+        default=0.5, gt=0, description="Of its loss, times the adaptive weight that makes it as strong as the others."
+    )
+    start_step: int = Field(
+        default=0,
+        ge=0,
+        description="The step from which it judges and learns: once reconstructions are good otherwise.",
+    )
+    channels: int = Field(
+        default=64, gt=0, description="Width of its first convolution; the widest has eight times it."
+    )
+    layers: int = Field(
+        default=3, ge=1, description="Convolutions that halve the picture; with 3 it judges patches of 70 pixels."
+    )
+    lr: float = Field(default=1e-4, gt=0, description="Its learning rate, which is constant.")
+    betas: tuple[float, float] = Field(default=(0.5, 0.9), description="Decay of the two moments of its AdamW.")
+
+    def optimizer(self) -> OptimizerConfig:
+        """What it is trained by; its weights do not decay."""
+        return OptimizerConfig(lr=self.lr, betas=self.betas, weight_decay=0.0)
+
+
 class AutoencoderTrainConfig(TrainConfig):
     """The training of an autoencoder."""
 
     perceptual: Added[PerceptualConfig | None] = Field(
         default=None, description="A perceptual term in the loss, recorded as `train/loss/perceptual`; null: none."
+    )
+
+    discriminator: Added[DiscriminatorConfig | None] = Field(
+        default=None, description="A patch discriminator and its adversarial loss (as VQGAN); null: none."
     )
 
     augmentation: Added[AugmentationConfig] = Field(
@@ -188,6 +217,15 @@ class AutoencoderTrainConfig(TrainConfig):
     autoencoder: AutoencoderTrainingConfig = Field(
         default=ConvTraining(), description="What the training of an autoencoder of its kind reads."
     )
+
+    @model_validator(mode="after")
+    def _discriminator_begins(self) -> "AutoencoderTrainConfig":
+        if self.discriminator is not None and self.discriminator.start_step >= self.steps:
+            raise ValueError(
+                f"discriminator.start_step: expected less than the {self.steps} steps, found "
+                f"{self.discriminator.start_step}"
+            )
+        return self
 
 
 class AutoencoderRecipe(Config):
@@ -200,6 +238,11 @@ class AutoencoderRecipe(Config):
     pretrained: str | None = Field(
         default=None,
         description="Folder or Hub id of diffusers weights to take instead of training (kind autoencoder_kl).",
+    )
+    pretrained_sha256: Added[str | None] = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hash of their diffusion_pytorch_model.safetensors, the only one that will do; null: whatever lies there.",
     )
 
     @model_validator(mode="before")
@@ -214,6 +257,8 @@ class AutoencoderRecipe(Config):
     def _one_origin(self) -> "AutoencoderRecipe":
         if (self.train is None) == (self.pretrained is None):
             raise ValueError("exactly one of 'train' and 'pretrained' must be given")
+        if self.pretrained_sha256 is not None and self.pretrained is None:
+            raise ValueError("pretrained_sha256: expected it with 'pretrained', found no 'pretrained'")
         if self.pretrained is not None and not self.model.has_pretrained:
             raise ValueError(f"'pretrained' needs model.kind autoencoder_kl, not {self.model.kind}")
         if self.train is not None:

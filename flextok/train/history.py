@@ -59,10 +59,10 @@ class History:
         """Steps and values recorded under `name`, in order."""
         return self._series.get(name, [])
 
-    def values(self, name: str, most: int | None = None) -> list[float]:
-        """What was recorded under `name`, in order; the last `most` of it."""
+    def values(self, name: str, most: int | None = None, after: int = 0) -> list[float]:
+        """What was recorded under `name` after step `after`, in order; the last `most` of it."""
         found = self.series(name)
-        return [value for _, value in (found if most is None else found[-most:])]
+        return [value for step, value in (found if most is None else found[-most:]) if step > after]
 
 
 def headlines(rows: list[HistoryRow]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.nn.dropout import BatchRows
 from flextok.model.nn.flops import TRAINING
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
@@ -107,7 +108,8 @@ class _Run:
         self.machine = Machine(world, self.dtype)
         self.probe: Probe | None = None  # of the step before a row of the history
         self.history = History(sinks)
-        self.alarms = Alarms(self.history, tells=world.is_first)
+        self.turns = objective.turns()
+        self.alarms = Alarms(self.history, self.turns, tells=world.is_first)
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
@@ -133,6 +135,8 @@ class _Run:
         with interrupts.held():  # between steps, where a state can be written
             for step, batch, rng in self._batches(first_step) if not self.is_enough else ():
                 self._freeze(step)
+                if step in self.turns:
+                    self.trained.turn()
                 self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
@@ -189,17 +193,21 @@ class _Run:
 
     def _step(self, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
-        # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
-        cuts = shares(len(rng), config.gradient_accumulation_steps)
+        # Dropout's masks: the same after a resume, and for any number of workers and slices.
+        seed = int(np.random.SeedSequence((config.seed, step, 0)).generate_state(1)[0])
+        slices = [
+            ({name: tensor[cut] for name, tensor in batch.items()}, SampleRng(rng.seed, rng.places[cut]))
+            for cut in shares(len(rng), config.gradient_accumulation_steps)
+        ]
         loss_sum = torch.zeros_like(self.sums[0])
-        for cut in cuts:
-            is_last = cut is cuts[-1]
-            part = {name: tensor[cut] for name, tensor in batch.items()}
-            places = rng.places[cut]
-            with adding_up(self.forward, is_last):
-                with self._autocast(), self.trained.buffers.slice(len(places) / config.batch_size, is_last):
-                    losses_B = self.forward(part, SampleRng(rng.seed, places))
+        with self._autocast():
+            self.objective.prepare(slices)
+        for number, (part, own_rng) in enumerate(slices, 1):
+            is_last = number == len(slices)
+            place = own_rng.places[0] % config.batch_size
+            with BatchRows.of_step(place, config.batch_size, seed), adding_up(self.forward, is_last):
+                with self._autocast(), self.trained.buffers.slice(len(own_rng) / config.batch_size, is_last):
+                    losses_B = self.forward(part, own_rng)
                 # The gradient is averaged over workers, which may hold unequal parts of the batch.
                 (losses_B.sum() * (world.size / config.batch_size)).backward()
             loss_sum += losses_B.detach().sum()

@@ -1,12 +1,13 @@
 """What a training is given: samples by index, and a model with the loss that makes it fit them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from flextok.model.rng import SampleRng
+from flextok.train.companion import Companion
 from flextok.train.optimizer import ALIKE
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import Weights, Windows
@@ -45,12 +46,17 @@ class Objective(nn.Module):
         self.source = source
         self.lr_factors = lr_factors
         """What the learning rate is multiplied by for trained parameters by name, 1 where none is given."""
+        self.companion: Companion | None = None
+        """A network in it that is trained beside the model."""
         self.further_averages: dict[float, dict[str, Tensor]] = {}
         """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
 
     def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
         """The samples at `indices` for a step of the training, as `Source.fetch`; what is drawn of them comes from `rng`."""
         return self.source.fetch(indices)
+
+    def prepare(self, slices: Sequence[tuple[Batch, SampleRng]]) -> None:
+        """Look at all that this member has of a step's batch, before `forward` gets one slice of it after the other."""
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
         """What else belongs in the history since the last call; called by all members alike."""
@@ -63,6 +69,10 @@ class Objective(nn.Module):
     def flops(self) -> float | None:
         """Operations of the matrix products of a forward pass for a sample, in all that is trained; None if not known."""
         return None
+
+    def turns(self) -> set[int]:
+        """Steps from which the loss is another one by design: what was before says nothing of what is too large there."""
+        return set()
 
     def frozen(self, step: int) -> set[str]:
         """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""

@@ -165,6 +165,11 @@ class TokenizerObjective(Objective):
         """Latents or images at `indices`, flipped and cropped as the settings say."""
         return augmented(self.source, indices, rng, self.config.augmentation)
 
+    def turns(self) -> set[int]:
+        """The decoder's, and where only that learns."""
+        end = self.config.decoder_only
+        return self.config.decoder.turns() | ({end.from_step} if end is not None else set())
+
     def frozen(self, step: int) -> set[str]:
         """Encoder and quantizer, where only the decoder learns."""
         if not self._tokens_stay(step):

@@ -34,6 +34,9 @@ class Trained:
         # Averaged weights of the best validation, where those are to be published.
         self._best = {name: tensor.clone() for name, tensor in self._average.items()} if config.keep_best else {}
         self._optimizer = Optimizer(named, config.optimizer, objective.lr_factors)
+        self._companion = objective.companion
+        if self._companion is not None:
+            self._companion.begin()
 
     @property
     def is_sharded(self) -> bool:
@@ -48,13 +51,19 @@ class Trained:
         if probe is not None:
             probe.before(self._named)
         norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
+        if self._companion is not None:
+            norm = torch.where(self._companion.is_sound(), norm, torch.nan)  # its next judgements would spoil the model
         if self._guard is not None and self._guard.refuses(norm):
             self.buffers.undo()
+            if self._companion is not None:
+                self._companion.drop()
             for parameter in self._named.values():
                 parameter.grad = None
             return norm, False
         self.buffers.synchronise()
         self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
+        if self._companion is not None:
+            self._companion.step(step)
         if probe is not None:
             probe.after(self._named)
         decays = (config.ema_decay, *config.further_ema_decays)
@@ -67,6 +76,11 @@ class Trained:
         averages, weights = ([local(tensor) for tensor in tensors.values()] for tensors in (average, self._weights()))
         # A long average forgets the random start of a short run only with a warm-up.
         get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, step)
+
+    def turn(self) -> None:
+        """From here on the loss is another one."""
+        if self._guard is not None:
+            self._guard.forget()
 
     @torch.no_grad()
     def freeze(self, names: set[str]) -> None:
@@ -114,6 +128,8 @@ class Trained:
     def take_over(self, state: SavedState, saver: StateSaver) -> None:
         """Take over a state; all members call it."""
         self._optimizer.begin_at(self._model, state.record.step)
+        if self._companion is not None:
+            self._companion.begin_at(state.record.step)
         stored = state.record.tensors
         saver.load(state, {name: t for name, t in self.tensors().items() if name in stored or not self._may_lack(name)})
         self.buffers.accept()
@@ -140,6 +156,7 @@ class Trained:
             },
             **self._optimizer.state(self._model),
             **{f"best.{name}": tensor for name, tensor in self._best.items()},
+            **(self._companion.tensors() if self._companion is not None else {}),
             **({"guard.norms": self._guard.state} if self._guard is not None else {}),
         }
 

@@ -43,6 +43,7 @@ TRAINING = (
     "tokenizer.train.optimizer.schedule={kind: wsd}",
     "latents.train.augmentation.crop=[0.5, 0.9]",
     "latents.train.perceptual={}",
+    "latents.train.discriminator={}",
     f"tokenizer.init_from={{checkpoint: x, digest: '{'0' * 64}', freeze: [encoder]}}",
 )
 CASES = [
@@ -80,9 +81,22 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
+        yield from (
+            1,
+            64,
+            0.5,
+            "x",
+            "0" * 64,
+            [2, 2],
+            [0.5, 1],
+            {"steps": 1},
+            {"from_step": 1},
+            ALIGNMENT,
+            "0 3 * * *",
+            "15m",
+        )
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
-        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2})
+        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2})
         yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64}, {"checkpoint": "x"})
     elif isinstance(value, bool):
         yield not value
@@ -194,7 +208,8 @@ def test_what_decides_moves_a_stage_and_what_does_not_moves_nothing(profile: str
         else:
             assert versions(other) != before, dotted
     # What goes with one choice of the rest only is tried in another profile.
-    assert all(name.endswith(".kind") or name in ("latents.train", "latents.pretrained") for name in untried), untried
+    elsewhere = ("latents.train", "latents.pretrained", "latents.pretrained_sha256")
+    assert all(name.endswith(".kind") or name in elsewhere for name in untried), untried
 
 
 @pytest.mark.parametrize("stage", ["reconstructions", "samples", "fid"])
