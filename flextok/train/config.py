@@ -13,7 +13,7 @@ from flextok.model.autoencoders.config import (
     ConvTraining,
 )
 from flextok.model.config import KeepMode, TokenizerModelConfig
-from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
+from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining, SamplerConfig
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 from flextok.train.schedule import CosineSchedule, ScheduleConfig
@@ -281,6 +281,36 @@ class DecoderOnlyConfig(Config):
     )
 
 
+class HeldOutDecodingConfig(SamplerConfig):
+    """Held-out images that are decoded while a tokenizer is trained, by its averaged weights."""
+
+    images: int = Field(gt=0, description="The first so many of the held-out split.")
+    keep: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="Numbers of tokens they are decoded from; empty: powers of four, and all."
+    )
+
+    def keeps(self, registers: int) -> list[int]:
+        """The numbers of tokens for a tokenizer with so many."""
+        powers = (4**power for power in range(registers.bit_length()))
+        return list(self.keep) or [*(power for power in powers if power < registers), registers]
+
+
+class PicturesConfig(HeldOutDecodingConfig):
+    """Pictures of held-out images, for sinks that take some and as files in `.logs/pictures` beside the checkpoints."""
+
+    every: int = Field(gt=0, description="Steps between them.")
+    images: int = Field(default=8, gt=0, le=64, description="The first so many of the held-out split.")
+
+
+class ValidateFdConfig(HeldOutDecodingConfig):
+    """`val/fd_efficientnet_lite0/<tokens>` at each validation: the Frechet distance of decoded images from the same originals."""
+
+    images: int = Field(default=256, ge=2, description="The first so many of the held-out split.")
+    input_px: int = Field(
+        default=128, ge=32, multiple_of=32, description="The network looks at images resized to this."
+    )
+
+
 class TokenizerTrainConfig(TrainConfig):
     """The training of a tokenizer: its draws, and what of its parts only their training reads."""
 
@@ -305,9 +335,22 @@ class TokenizerTrainConfig(TrainConfig):
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="Weights of losses by name, of decoder and quantizer; 1 where none is given."
     )
+    pictures: Operational[PicturesConfig | None] = Field(
+        default=None, description="Held-out images drawn while it is trained; null: none."
+    )
+    validate_fd: Operational[ValidateFdConfig | None] = Field(
+        default=None, description="A Frechet distance in each validation; null: none."
+    )
+
+    def content(self) -> dict[str, Any]:
+        """With how the distance is measured, where validations decide."""
+        decides = self.is_judged and self.validate_fd is not None
+        return {**super().content(), **({"validate_fd": self.validate_fd.content()} if decides else {})}
 
     @model_validator(mode="after")
     def _ends_within(self) -> "TokenizerTrainConfig":
+        if self.validate_fd is not None and self.validate_every is None:
+            raise ValueError("validate_fd: expected it with validate_every, found none")
         if self.decoder_only is not None and self.decoder_only.from_step >= self.steps:
             raise ValueError(
                 f"decoder_only.from_step: expected less than the {self.steps} steps, found {self.decoder_only.from_step}"
@@ -373,6 +416,16 @@ class TokenizerRecipe(Config):
     def _heads_fit(self) -> "TokenizerRecipe":
         for trunk in self.model.trunks().values():
             _check_heads(self.train.mup_base_width, trunk)
+        return self
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> "TokenizerRecipe":
+        for name in ("pictures", "validate_fd"):
+            most = max(getattr(getattr(self.train, name), "keep", ()), default=0)
+            if most > self.model.registers:
+                raise ValueError(
+                    f"train.{name}.keep: expected at most the {self.model.registers} registers, found {most}"
+                )
         return self
 
 

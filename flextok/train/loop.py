@@ -26,7 +26,7 @@ from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
 from flextok.train.history import BackgroundSink, History
 from flextok.train.machine import DEVICE_HOURS, Machine
-from flextok.train.objective import Batch, Objective
+from flextok.train.objective import Batch, Objective, Pictures
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
@@ -144,6 +144,9 @@ class _Run:
                 if self.validation is not None and self._is_due(done, self.config.validate_every):
                     self._validate(done, self.validation)
                     self._judge()
+                pictures = self.objective.pictures
+                if pictures is not None and self._is_due(done, pictures.every):
+                    self._show(done, pictures)
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
@@ -283,6 +286,19 @@ class _Run:
             values = held_out_losses(validation, self.config, self.world)
         self.objective.train()
         self.history.add(done, values)
+
+    def _show(self, done: int, pictures: Pictures) -> None:
+        """Have the averaged weights draw pictures for the sinks.
+
+        The first member does so alone where it holds all weights: the others wait for it in the exchange of gradients of
+        the step after.
+        """
+        if not (self.world.is_first or self.trained.is_sharded):
+            return
+        with torch.no_grad(), self.trained.averaged(), gathered(self.objective):
+            picture_HWC = pictures.drawn()
+        self.objective.train()
+        self.history.show(done, picture_HWC)
 
     def _judge(self) -> None:
         """After a validation: keep the weights that are the best so far, and see whether more are worth it."""

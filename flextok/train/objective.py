@@ -37,6 +37,17 @@ class Source(Protocol):
         ...
 
 
+class Pictures(Protocol):
+    """Pictures that a training draws now and then."""
+
+    every: int
+    """Steps between them."""
+
+    def drawn(self) -> np.ndarray:
+        """One picture, uint8 [H,W,3], by the weights that the model has now, which is left in evaluation mode."""
+        ...
+
+
 class Objective(nn.Module):
     """A model and the samples it is trained on; `forward(batch, rng)` gives the loss of each sample, [B]."""
 
@@ -48,6 +59,8 @@ class Objective(nn.Module):
         """What the learning rate is multiplied by for trained parameters by name, 1 where none is given."""
         self.companion: Companion | None = None
         """A network in it that is trained beside the model."""
+        self.pictures: Pictures | None = None
+        """What is to be drawn of held-out samples now and then."""
         self.further_averages: dict[float, dict[str, Tensor]] = {}
         """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
 
@@ -64,6 +77,10 @@ class Objective(nn.Module):
 
     def loss_parts(self, world: DistContext) -> dict[str, float]:
         """Mean losses of groups of samples since the last call, by name; called by all members alike."""
+        return {}
+
+    def held_out_numbers(self) -> dict[str, float]:
+        """What else a validation is to record, by the weights that the model has now; called by all members alike."""
         return {}
 
     def flops(self) -> float | None:

@@ -27,4 +27,8 @@ def held_out_losses(validation: Objective, config: TrainConfig, world: DistConte
         on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
         total += validation(on_device, SampleRng(config.seed + VALIDATION_SEED_OFFSET, places)).sum()
     parts = validation.loss_parts(world)
-    return {"val/loss": world.sum(total).item() / count, **{f"val/{name}": value for name, value in parts.items()}}
+    return {
+        "val/loss": world.sum(total).item() / count,
+        **{f"val/{name}": value for name, value in parts.items()},
+        **validation.held_out_numbers(),
+    }
