@@ -344,8 +344,8 @@ class TokenizerTrainConfig(TrainConfig):
 
     def content(self) -> dict[str, Any]:
         """With how the distance is measured, where validations decide."""
-        decides = self.is_judged and self.validate_fd is not None
-        return {**super().content(), **({"validate_fd": self.validate_fd.content()} if decides else {})}
+        distance = self.validate_fd if self.is_judged else None
+        return {**super().content(), **({"validate_fd": distance.content()} if distance is not None else {})}
 
     @model_validator(mode="after")
     def _ends_within(self) -> "TokenizerTrainConfig":

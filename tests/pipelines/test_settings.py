@@ -59,6 +59,7 @@ OPERATIONAL = {
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "keep_states", "validate_every", "validation_samples",
                    "gradient_accumulation_steps", "sinks")),
+    "tokenizer.train.pictures", "tokenizer.train.validate_fd",
 }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
             "15m",
         )
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
-        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2})
+        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2}, {"every": 1})
         yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64}, {"checkpoint": "x"})
     elif isinstance(value, bool):
         yield not value
