@@ -44,6 +44,7 @@ TRAINING = (
     "latents.train.augmentation.crop=[0.5, 0.9]",
     "latents.train.perceptual={}",
     "latents.train.discriminator={}",
+    "tokenizer.train.validate_every=5",
     f"tokenizer.init_from={{checkpoint: x, digest: '{'0' * 64}', freeze: [encoder]}}",
 )
 CASES = [
@@ -97,7 +98,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
             "15m",
         )
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
-        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2}, {"every": 1})
+        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2}, {"every": 1}, {"images": 2})
         yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64}, {"checkpoint": "x"})
     elif isinstance(value, bool):
         yield not value
@@ -209,7 +210,7 @@ def test_what_decides_moves_a_stage_and_what_does_not_moves_nothing(profile: str
         else:
             assert versions(other) != before, dotted
     # What goes with one choice of the rest only is tried in another profile.
-    elsewhere = ("latents.train", "latents.pretrained", "latents.pretrained_sha256")
+    elsewhere = ("latents.train", "latents.pretrained", "latents.pretrained_sha256", "tokenizer.train.validate_fd")
     assert all(name.endswith(".kind") or name in elsewhere for name in untried), untried
 
 
