@@ -1,6 +1,6 @@
 """Configuration of a tokenizer: what decides the shape of every weight and the meaning of every token id."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,19 @@ class TokenizerModelConfig(Config):
     posemb_scaling: Literal["absolute", "interpolate"] = Field(
         default="absolute", description="Other grids crop the table of positions (absolute) or resize it (interpolate)."
     )
+
+    def trunks(self) -> dict[str, TrunkConfig]:
+        """The transformers in it by the part they belong to; a decoder may be without one."""
+        trunk = getattr(self.decoder, "trunk", None)
+        return {"encoder": self.encoder, **({"decoder": trunk} if trunk is not None else {})}
+
+    def with_width(self, width: int) -> Self:
+        """The same with trunks of that width."""
+        trunks = {part: trunk.model_copy(update={"width": width}) for part, trunk in self.trunks().items()}
+        changed: dict[str, Config] = {"encoder": trunks["encoder"]}
+        if "decoder" in trunks:
+            changed["decoder"] = self.decoder.model_copy(update={"trunk": trunks["decoder"]})
+        return self.model_copy(update=changed)
 
 
 class TokenizerConfig(TokenizerModelConfig):

@@ -1,12 +1,14 @@
 """What a person should look at while a training goes on: told in one line with what to do, and recorded in its history.
 
 Each alarm is a function of the history, asked after a row. It is told when it begins, and again when it comes back.
+What is compared with earlier rows is so with those since the loss last became another one by design.
 """
 
 import logging
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from flextok.train.history import History
 
@@ -19,20 +21,34 @@ LARGEST_FALL = 5.0
 SAME_TOKENS, SAME_ROWS = 1.5, 3
 WAITING_SHARE, WAITING_S = 0.5, 10.0
 
-Alarm = Callable[[History, float], str | None]
+
+@dataclass(frozen=True)
+class Look:
+    """What an alarm is asked about: a history after its last row."""
+
+    history: History
+    seconds: float
+    """Since the row before."""
+    turned: int
+    """Steps after which the loss became another one by design, the last time; 0 where it never has."""
+
+
+Alarm = Callable[[Look], str | None]
 
 
 class Alarms:
-    """Those of one training; only its first member tells them."""
+    """Those of one training, whose loss changes by design after `turns` steps; only its first member tells them."""
 
-    def __init__(self, history: History, tells: bool):
-        self._history, self._tells = history, tells
+    def __init__(self, history: History, turns: Collection[int], tells: bool):
+        self._history, self._turns, self._tells = history, turns, tells
         self._on: set[str] = set()
 
     def look(self, step: int, seconds: float) -> None:
         """After the row of `step`, `seconds` after the one before."""
+        turned = max((turn for turn in self._turns if turn < step), default=0)
+        look = Look(self._history, seconds, turned)
         for name, alarm in ALARMS.items():
-            line = alarm(self._history, seconds)
+            line = alarm(look)
             if line is not None and name not in self._on:
                 self.tell(step, name, line)
             (self._on.add if line is not None else self._on.discard)(name)
@@ -53,19 +69,19 @@ class Alarms:
         self.tell(step, "skipped_step", line, norm if is_finite else -1.0)
 
 
-def loss_spike(history: History, seconds: float) -> str | None:
+def loss_spike(look: Look) -> str | None:
     """The mean loss since the last row is far above those before."""
-    return _spike(history, "train/loss", 1.2)
+    return _spike(look, "train/loss", 1.2)
 
 
-def gradient_spike(history: History, seconds: float) -> str | None:
+def gradient_spike(look: Look) -> str | None:
     """The mean gradient norm since the last row is far above those before."""
-    return _spike(history, "train/grad_norm", 3.0)
+    return _spike(look, "train/grad_norm", 3.0)
 
 
-def codebook_collapse(history: History, seconds: float) -> str | None:
+def codebook_collapse(look: Look) -> str | None:
     """Far fewer ids are in use than there were, or for some rows all images have had the same."""
-    found = history.values("train/codebook_perplexity")
+    found = look.history.values("train/codebook_perplexity")
     remedy = "lower train.optimizer.lr, warm up longer, or give train.decoder.pure_noise_steps"
     if found and found[-1] * LARGEST_FALL < max(found):
         return f"the codebook collapses: its perplexity fell from {max(found):.4g} to {found[-1]:.4g}; {remedy}"
@@ -74,13 +90,13 @@ def codebook_collapse(history: History, seconds: float) -> str | None:
     return None
 
 
-def data_stalled(history: History, seconds: float) -> str | None:
+def data_stalled(look: Look) -> str | None:
     """More time went by waiting for samples than with them."""
-    (share,) = history.values("machine/data_wait", most=1) or [0.0]
-    if share < WAITING_SHARE or share * seconds < WAITING_S:
+    (share,) = look.history.values("machine/data_wait", most=1) or [0.0]
+    if share < WAITING_SHARE or share * look.seconds < WAITING_S:
         return None
     return (
-        f"{share:.0%} of {seconds:.0f} s went by waiting for data; give each worker more CPUs to decode with, a nearer "
+        f"{share:.0%} of {look.seconds:.0f} s went by waiting for data; give each worker more CPUs to decode with, a nearer "
         "store, or smaller pictures (corpus.resize_short_side)"
     )
 
@@ -90,8 +106,8 @@ ALARMS: dict[str, Alarm] = {
 }
 
 
-def _spike(history: History, name: str, factor: float) -> str | None:
-    *before, last = history.values(name, most=WINDOW + 1) or [0.0]
+def _spike(look: Look, name: str, factor: float) -> str | None:
+    *before, last = look.history.values(name, most=WINDOW + 1, after=look.turned) or [0.0]
     if len(before) < FEWEST:
         return None
     median = statistics.median(before)

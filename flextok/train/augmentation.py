@@ -11,7 +11,7 @@ from flextok.data.corpus.crops import Window
 from flextok.model.rng import SampleRng
 from flextok.train.config import AugmentationConfig
 from flextok.train.data import CachedLatents, CorpusImages
-from flextok.train.loop import Batch, Source
+from flextok.train.objective import Batch, Source
 
 
 def augmented(source: Source, indices: np.ndarray, rng: SampleRng, config: AugmentationConfig) -> Batch:

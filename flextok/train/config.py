@@ -13,7 +13,7 @@ from flextok.model.autoencoders.config import (
     ConvTraining,
 )
 from flextok.model.config import KeepMode, TokenizerModelConfig
-from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining
+from flextok.model.decoders.config import DECODER_TRAINING, DecoderTrainingConfig, FlowTraining, SamplerConfig
 from flextok.model.priors.config import PriorModel
 from flextok.model.quantizers.config import QUANTIZER_TRAINING, QuantizerTraining, QuantizerTrainingConfig
 from flextok.train.schedule import CosineSchedule, ScheduleConfig
@@ -174,11 +174,40 @@ class PerceptualConfig(Config):
     )
 
 
+class DiscriminatorConfig(Config):
+    """A patch discriminator that an autoencoder's reconstructions are to deceive: see train/adversarial.py."""
+
+    weight: float = Field(
+        default=0.5, gt=0, description="Of its loss, times the adaptive weight that makes it as strong as the others."
+    )
+    start_step: int = Field(
+        default=0,
+        ge=0,
+        description="The step from which it judges and learns: once reconstructions are good otherwise.",
+    )
+    channels: int = Field(
+        default=64, gt=0, description="Width of its first convolution; the widest has eight times it."
+    )
+    layers: int = Field(
+        default=3, ge=1, description="Convolutions that halve the picture; with 3 it judges patches of 70 pixels."
+    )
+    lr: float = Field(default=1e-4, gt=0, description="Its learning rate, which is constant.")
+    betas: tuple[float, float] = Field(default=(0.5, 0.9), description="Decay of the two moments of its AdamW.")
+
+    def optimizer(self) -> OptimizerConfig:
+        """What it is trained by; its weights do not decay."""
+        return OptimizerConfig(lr=self.lr, betas=self.betas, weight_decay=0.0)
+
+
 class AutoencoderTrainConfig(TrainConfig):
     """The training of an autoencoder."""
 
     perceptual: Added[PerceptualConfig | None] = Field(
         default=None, description="A perceptual term in the loss, recorded as `train/loss/perceptual`; null: none."
+    )
+
+    discriminator: Added[DiscriminatorConfig | None] = Field(
+        default=None, description="A patch discriminator and its adversarial loss (as VQGAN); null: none."
     )
 
     augmentation: Added[AugmentationConfig] = Field(
@@ -188,6 +217,15 @@ class AutoencoderTrainConfig(TrainConfig):
     autoencoder: AutoencoderTrainingConfig = Field(
         default=ConvTraining(), description="What the training of an autoencoder of its kind reads."
     )
+
+    @model_validator(mode="after")
+    def _discriminator_begins(self) -> "AutoencoderTrainConfig":
+        if self.discriminator is not None and self.discriminator.start_step >= self.steps:
+            raise ValueError(
+                f"discriminator.start_step: expected less than the {self.steps} steps, found "
+                f"{self.discriminator.start_step}"
+            )
+        return self
 
 
 class AutoencoderRecipe(Config):
@@ -200,6 +238,11 @@ class AutoencoderRecipe(Config):
     pretrained: str | None = Field(
         default=None,
         description="Folder or Hub id of diffusers weights to take instead of training (kind autoencoder_kl).",
+    )
+    pretrained_sha256: Added[str | None] = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hash of their diffusion_pytorch_model.safetensors, the only one that will do; null: whatever lies there.",
     )
 
     @model_validator(mode="before")
@@ -214,6 +257,8 @@ class AutoencoderRecipe(Config):
     def _one_origin(self) -> "AutoencoderRecipe":
         if (self.train is None) == (self.pretrained is None):
             raise ValueError("exactly one of 'train' and 'pretrained' must be given")
+        if self.pretrained_sha256 is not None and self.pretrained is None:
+            raise ValueError("pretrained_sha256: expected it with 'pretrained', found no 'pretrained'")
         if self.pretrained is not None and not self.model.has_pretrained:
             raise ValueError(f"'pretrained' needs model.kind autoencoder_kl, not {self.model.kind}")
         if self.train is not None:
@@ -233,6 +278,36 @@ class DecoderOnlyConfig(Config):
     )
     keep_mode: KeepMode | None = Field(
         default=None, description="How many tokens nested dropout keeps there; null: as before."
+    )
+
+
+class HeldOutDecodingConfig(SamplerConfig):
+    """Held-out images that are decoded while a tokenizer is trained, by its averaged weights."""
+
+    images: int = Field(gt=0, description="The first so many of the held-out split.")
+    keep: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="Numbers of tokens they are decoded from; empty: powers of four, and all."
+    )
+
+    def keeps(self, registers: int) -> list[int]:
+        """The numbers of tokens for a tokenizer with so many."""
+        powers = (4**power for power in range(registers.bit_length()))
+        return list(self.keep) or [*(power for power in powers if power < registers), registers]
+
+
+class PicturesConfig(HeldOutDecodingConfig):
+    """Pictures of held-out images, for sinks that take some and as files in `.logs/pictures` beside the checkpoints."""
+
+    every: int = Field(gt=0, description="Steps between them.")
+    images: int = Field(default=8, gt=0, le=64, description="The first so many of the held-out split.")
+
+
+class ValidateFdConfig(HeldOutDecodingConfig):
+    """`val/fd_efficientnet_lite0/<tokens>` at each validation: the Frechet distance of decoded images from the same originals."""
+
+    images: int = Field(default=256, ge=2, description="The first so many of the held-out split.")
+    input_px: int = Field(
+        default=128, ge=32, multiple_of=32, description="The network looks at images resized to this."
     )
 
 
@@ -260,9 +335,22 @@ class TokenizerTrainConfig(TrainConfig):
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="Weights of losses by name, of decoder and quantizer; 1 where none is given."
     )
+    pictures: Operational[PicturesConfig | None] = Field(
+        default=None, description="Held-out images drawn while it is trained; null: none."
+    )
+    validate_fd: Operational[ValidateFdConfig | None] = Field(
+        default=None, description="A Frechet distance in each validation; null: none."
+    )
+
+    def content(self) -> dict[str, Any]:
+        """With how the distance is measured, where validations decide."""
+        distance = self.validate_fd if self.is_judged else None
+        return {**super().content(), **({"validate_fd": distance.content()} if distance is not None else {})}
 
     @model_validator(mode="after")
     def _ends_within(self) -> "TokenizerTrainConfig":
+        if self.validate_fd is not None and self.validate_every is None:
+            raise ValueError("validate_fd: expected it with validate_every, found none")
         if self.decoder_only is not None and self.decoder_only.from_step >= self.steps:
             raise ValueError(
                 f"decoder_only.from_step: expected less than the {self.steps} steps, found {self.decoder_only.from_step}; "
@@ -327,8 +415,18 @@ class TokenizerRecipe(Config):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TokenizerRecipe":
-        for trunk in (self.model.encoder, getattr(self.model.decoder, "trunk", None)):
+        for trunk in self.model.trunks().values():
             _check_heads(self.train.mup_base_width, trunk)
+        return self
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> "TokenizerRecipe":
+        for name in ("pictures", "validate_fd"):
+            most = max(getattr(getattr(self.train, name), "keep", ()), default=0)
+            if most > self.model.registers:
+                raise ValueError(
+                    f"train.{name}.keep: expected at most the {self.model.registers} registers, found {most}"
+                )
         return self
 
 
@@ -362,7 +460,7 @@ def _check_kind(section: str, kind: str, part: str, wanted: str) -> None:
         raise ValueError(f"expected train.{section}.kind '{wanted}', as {part} is, found '{kind}'; leave it out")
 
 
-def _check_heads(base_width: int | None, trunk: Config | None) -> None:
+def _check_heads(base_width: int | None, trunk: Config) -> None:
     """Heads of a trunk are the same at the base width, only fewer."""
     head_dim = getattr(trunk, "head_dim", 1)
     if base_width is not None and base_width % head_dim:

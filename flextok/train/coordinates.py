@@ -21,8 +21,8 @@ from flextok.model.rng import SampleRng
 from flextok.model.text import TextFeatures
 from flextok.model.tokenizer import Tokenizer
 from flextok.train.config import OptimizerConfig, PriorTrainConfig, TokenizerTrainConfig, TrainConfig
-from flextok.train.loop import Batch, Objective
-from flextok.train.mup import prior_at, scale_prior, scale_tokenizer, tokenizer_at
+from flextok.train.mup import prior_at, scale_prior, scale_tokenizer
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import DistContext
 from flextok.train.schedule import ConstantSchedule
 from flextok.train.tokenizer import TokenizerObjective
@@ -98,7 +98,7 @@ def _moved(
 ) -> dict[str, tuple[float, float]]:
     """By module: mean |y| at first, and mean |change of y| after the steps."""
     config = TrainConfig(steps=steps, optimizer=optimizer)
-    trained = Trained(objective.model, objective.trained(), config, DistContext(), objective.lr_factors)
+    trained = Trained(objective, config, DistContext())
     rng = SampleRng(config.seed, range(IMAGES))
     before = _outputs(objective, batch, rng)
     objective.train()
@@ -152,10 +152,9 @@ def tokenizers(config: TokenizerConfig, train: TokenizerTrainConfig) -> Begin:
 
     def begin(width: int, seed: int) -> tuple[Objective, Batch]:
         own = train.model_copy(update={"seed": seed})
-        tokenizer = Tokenizer.create(tokenizer_at(config, width), seed)
+        tokenizer = Tokenizer.create(config.with_width(width), seed)
         lr_factors = scale_tokenizer(tokenizer, own)
-        objective = TokenizerObjective(tokenizer, _NoSamples(), own)
-        objective.lr_factors = lr_factors
+        objective = TokenizerObjective(tokenizer, _NoSamples(), own, lr_factors=lr_factors)
         latents = torch.randn(IMAGES, *tokenizer.latent_shape, generator=torch.Generator().manual_seed(seed))
         return objective, {"latents": latents}
 
@@ -168,8 +167,7 @@ def priors(config: PriorConfig, train: PriorTrainConfig) -> Begin:
     def begin(width: int, seed: int) -> tuple[Objective, Batch]:
         prior = Prior.create(prior_at(config, width), seed)
         lr_factors = scale_prior(prior, train.model_copy(update={"seed": seed}))
-        objective = _OnIds(prior, _NoSamples())
-        objective.lr_factors = lr_factors
+        objective = _OnIds(prior, _NoSamples(), lr_factors)
         generator = torch.Generator().manual_seed(seed)
         shape = (IMAGES, config.num_tokens, *((config.codebooks,) if config.codebooks > 1 else ()))
         batch = {"ids": torch.randint(config.vocab_size, shape, generator=generator)}

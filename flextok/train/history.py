@@ -9,19 +9,22 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from flextok import storage
 from flextok.model.checkpoint import TRAINING_FACTS
 from flextok.runtime import interrupts
-from flextok.train.sinks.base import HistoryRow, RunInfo, Sink, SinkSettings
+from flextok.train.sinks.base import HistoryRow, PictureSink, RunInfo, Sink, SinkSettings
 
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 30.0
 """Longest wait for a sink at the end of a training; INTERRUPTED_CLOSE_S where a signal ends it."""
 INTERRUPTED_CLOSE_S = 2.0
-DETAIL = re.compile(r"(machine|alarm)/|(train|val)/(grad_norm|update_ratio|loss_by_\w+)/")
+DETAIL = re.compile(r"(machine|alarm)/|(train|val)/(grad_norm|update_ratio|entropy_by_position|loss_by_\w+)/")
+Picture = tuple[int, np.ndarray]
+"""Steps done, and what was drawn then."""
 SCHEMA = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
 
 
@@ -39,6 +42,11 @@ class History:
         self._keep(new)
         for sink in self._sinks:
             sink.write(new)
+
+    def show(self, step: int, picture_HWC: np.ndarray) -> None:
+        """Hand a picture to the sinks that take some; it is none of the rows."""
+        for sink in self._sinks:
+            sink.show(step, picture_HWC)
 
     def take_over(self, rows: Iterable[HistoryRow]) -> None:
         """Go on after `rows`, which the sinks have had."""
@@ -59,10 +67,10 @@ class History:
         """Steps and values recorded under `name`, in order."""
         return self._series.get(name, [])
 
-    def values(self, name: str, most: int | None = None) -> list[float]:
-        """What was recorded under `name`, in order; the last `most` of it."""
+    def values(self, name: str, most: int | None = None, after: int = 0) -> list[float]:
+        """What was recorded under `name` after step `after`, in order; the last `most` of it."""
         found = self.series(name)
-        return [value for _, value in (found if most is None else found[-most:])]
+        return [value for step, value in (found if most is None else found[-most:]) if step > after]
 
 
 def headlines(rows: list[HistoryRow]) -> dict[str, float]:
@@ -84,7 +92,7 @@ class BackgroundSink:
 
     def __init__(self, settings: SinkSettings, run: RunInfo):
         self._settings, self._run = settings, run
-        self._queue: queue.SimpleQueue[list[HistoryRow] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[HistoryRow] | Picture | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"sink {settings.kind}", daemon=True)
         self._is_finished = False
         self._thread.start()
@@ -92,6 +100,10 @@ class BackgroundSink:
     def write(self, rows: list[HistoryRow]) -> None:
         """Hand over rows; returns at once."""
         self._queue.put(rows)
+
+    def show(self, step: int, picture_HWC: np.ndarray) -> None:
+        """Hand over a picture; returns at once."""
+        self._queue.put((step, picture_HWC))
 
     def close(self, is_finished: bool) -> None:
         """Wait a while for what was handed over."""
@@ -104,11 +116,15 @@ class BackgroundSink:
     def _work(self) -> None:
         sink: Sink | None = None
         try:
-            while (rows := self._queue.get()) is not None:
-                if rows and sink is None:
-                    sink = self._settings.open(self._run, rows[0][0])
-                if sink is not None:
-                    sink.write(rows)
+            while (given := self._queue.get()) is not None:
+                if not given:
+                    continue
+                if sink is None:
+                    sink = self._settings.open(self._run, given[0] if isinstance(given, tuple) else given[0][0])
+                if isinstance(given, list):
+                    sink.write(given)
+                elif isinstance(sink, PictureSink):
+                    sink.show(*given)
             if sink is not None:
                 sink.close(self._is_finished)
         except Exception as error:  # noqa: BLE001 - whatever another's package raises

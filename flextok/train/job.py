@@ -15,11 +15,13 @@ from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
 from flextok.train.history import History, headlines, history_table, open_sinks
-from flextok.train.loop import Objective, OnProgress, train
+from flextok.train.loop import OnProgress, train
 from flextok.train.machine import DEVICE_HOURS
+from flextok.train.objective import Objective
 from flextok.train.parallel import DistContext
 from flextok.train.selection import best
 from flextok.train.sinks.base import HistoryRow, RunInfo
+from flextok.train.sinks.files import PictureFilesConfig
 from flextok.version import __version__
 
 RUNS = ".runs"
@@ -73,7 +75,8 @@ def run_member(
     objective, validation = job.build(world)
     config = job.train_config
     info = RunInfo(job.label, job.fingerprint(), job.parent_url, config.model_dump(mode="json"))
-    with open_sinks(config.sinks if world.is_first else (), info) as sinks:
+    chosen = (*config.sinks, *((PictureFilesConfig(),) if objective.pictures is not None else ()))
+    with open_sinks(chosen if world.is_first else (), info) as sinks:
         history = train(objective, config, world, run_url(job), validation, on_progress, compute, sinks)
     if not world.is_first:
         return None

@@ -8,13 +8,13 @@ moments and step are stored, sample order and random draws follow from them (see
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from flextok.errors import FlextokError, UsageError
+from flextok.model.nn.dropout import BatchRows
 from flextok.model.nn.flops import TRAINING
 from flextok.model.nn.precision import autocast_dtype
 from flextok.model.rng import SampleRng
@@ -26,89 +26,27 @@ from flextok.train.blocks import prepare_blocks
 from flextok.train.config import TrainConfig
 from flextok.train.history import BackgroundSink, History
 from flextok.train.machine import DEVICE_HOURS, Machine
+from flextok.train.objective import Batch, Objective, Pictures
 from flextok.train.optimizer import learning_rate
 from flextok.train.parallel import DistContext, shares
 from flextok.train.probe import Probe
-from flextok.train.sample_order import Weights, Windows, sample_order
+from flextok.train.sample_order import sample_order
 from flextok.train.saver import StateSaver
 from flextok.train.selection import check_metric, is_newest_best, since_best
 from flextok.train.sharding import adding_up, chosen_parallel, gathered, wrap, wrapped_again
 from flextok.train.sinks.base import HistoryRow
 from flextok.train.state import newest_state
 from flextok.train.trained import Trained
+from flextok.train.validation import held_out_losses
 
 T = TypeVar("T")
-Batch = dict[str, Tensor]
 OnProgress = Callable[[int, str], None]
 DEFAULT_COMPUTE = ComputeConfig()
-VALIDATION_SEED_OFFSET = 1 << 31  # held-out samples draw from streams of their own
 READ_AHEAD = 3  # batches
 
 
 class StopTraining(Exception):
     """Raised by a function that gets the progress, to end the training after a state is written."""
-
-
-class Source(Protocol):
-    """Training samples by index."""
-
-    in_memory: bool
-
-    @property
-    def weights(self) -> Weights | None:
-        """How often each sample is drawn, mean 1; None: all alike."""
-        ...
-
-    @property
-    def windows(self) -> Windows | None:
-        """The blocks in which samples are read, where they are more than memory holds; None: each is as near as any."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def fetch(self, indices: np.ndarray) -> Batch:
-        """The samples at `indices`, stacked, on the CPU. May be called from another thread."""
-        ...
-
-
-class Objective(nn.Module):
-    """A model and the samples it is trained on; `forward(batch, rng)` gives the loss of each sample, [B]."""
-
-    def __init__(self, model: nn.Module, source: Source):
-        super().__init__()
-        self.model = model
-        self.source = source
-        self.lr_factors: dict[str, float] = {}
-        """What the learning rate is multiplied by for trained parameters by name, 1 where none is given."""
-        self.further_averages: dict[float, dict[str, Tensor]] = {}
-        """Of a finished training, in its first member: averaged weights by each of `further_ema_decays`."""
-
-    def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
-        """The samples at `indices` for a step of the training, as `Source.fetch`; what is drawn of them comes from `rng`."""
-        return self.source.fetch(indices)
-
-    def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """What else belongs in the history since the last call; called by all members alike."""
-        return {}
-
-    def loss_parts(self, world: DistContext) -> dict[str, float]:
-        """Mean losses of groups of samples since the last call, by name; called by all members alike."""
-        return {}
-
-    def flops(self) -> float | None:
-        """Operations of the matrix products of a forward pass for a sample, in all that is trained; None if not known."""
-        return None
-
-    def frozen(self, step: int) -> set[str]:
-        """Names of trained parameters and learned buffers that stay as they are from `step` on; the same ones ever after."""
-        return set()
-
-    def freeze(self, world: DistContext) -> None:
-        """What can be computed once and for all now that those are frozen; called by all members alike."""
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer changes, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def train(
@@ -162,7 +100,7 @@ class _Run:
         prepare_blocks(objective.model, compute, world.device)
         # Sharding puts other parameters in the place of those that are there: what is made of them comes after it.
         self.forward = wrap(objective, world, chosen_parallel(compute, objective.trained().values(), world))
-        self.trained = Trained(objective.model, objective.trained(), config, world, objective.lr_factors)
+        self.trained = Trained(objective, config, world)
         self.saver = StateSaver(run_url, world, config.keep_states)
         self.has_frozen = False
         self.is_enough = False  # by held-out losses, before the last step
@@ -170,7 +108,8 @@ class _Run:
         self.machine = Machine(world, self.dtype)
         self.probe: Probe | None = None  # of the step before a row of the history
         self.history = History(sinks)
-        self.alarms = Alarms(self.history, tells=world.is_first)
+        self.turns = objective.turns()
+        self.alarms = Alarms(self.history, self.turns, tells=world.is_first)
         # Sums since the last row of the history: loss, gradient norm.
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self.summed_steps = 0
@@ -196,6 +135,8 @@ class _Run:
         with interrupts.held():  # between steps, where a state can be written
             for step, batch, rng in self._batches(first_step) if not self.is_enough else ():
                 self._freeze(step)
+                if step in self.turns:
+                    self.trained.turn()
                 self._step(step, batch, rng)
                 done = step + 1
                 if self._is_due(done, self.config.log_every):
@@ -203,6 +144,9 @@ class _Run:
                 if self.validation is not None and self._is_due(done, self.config.validate_every):
                     self._validate(done, self.validation)
                     self._judge()
+                pictures = self.objective.pictures
+                if pictures is not None and self._is_due(done, pictures.every):
+                    self._show(done, pictures)
                 if done % self.config.checkpoint_every == 0 and done < self.config.steps:
                     self._save(done)
                 self._tell(on_progress, done, note)
@@ -252,17 +196,21 @@ class _Run:
 
     def _step(self, step: int, batch: Batch, rng: SampleRng) -> None:
         config, world = self.config, self.world
-        # Dropout's masks: the same after a resume, different for each worker, and drawn on from slice to slice.
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, world.rank)).generate_state(1)[0]))
-        cuts = shares(len(rng), config.gradient_accumulation_steps)
+        # Dropout's masks: the same after a resume, and for any number of workers and slices.
+        seed = int(np.random.SeedSequence((config.seed, step, 0)).generate_state(1)[0])
+        slices = [
+            ({name: tensor[cut] for name, tensor in batch.items()}, SampleRng(rng.seed, rng.places[cut]))
+            for cut in shares(len(rng), config.gradient_accumulation_steps)
+        ]
         loss_sum = torch.zeros_like(self.sums[0])
-        for cut in cuts:
-            is_last = cut is cuts[-1]
-            part = {name: tensor[cut] for name, tensor in batch.items()}
-            places = rng.places[cut]
-            with adding_up(self.forward, is_last):
-                with self._autocast(), self.trained.buffers.slice(len(places) / config.batch_size, is_last):
-                    losses_B = self.forward(part, SampleRng(rng.seed, places))
+        with self._autocast():
+            self.objective.prepare(slices)
+        for number, (part, own_rng) in enumerate(slices, 1):
+            is_last = number == len(slices)
+            place = own_rng.places[0] % config.batch_size
+            with BatchRows.of_step(place, config.batch_size, seed), adding_up(self.forward, is_last):
+                with self._autocast(), self.trained.buffers.slice(len(own_rng) / config.batch_size, is_last):
+                    losses_B = self.forward(part, own_rng)
                 # The gradient is averaged over workers, which may hold unequal parts of the batch.
                 (losses_B.sum() * (world.size / config.batch_size)).backward()
             loss_sum += losses_B.detach().sum()
@@ -333,21 +281,24 @@ class _Run:
         )
 
     def _validate(self, done: int, validation: Objective) -> None:
-        """The averaged weights' mean loss on the same held-out samples with the same draws each time."""
-        count = min(len(validation.source), self.config.validation_samples)
-        part = self.world.part(count)
-        total = torch.zeros(1, dtype=torch.float64, device=self.world.device)
-        validation.eval()
-        with torch.no_grad(), self.trained.averaged(), gathered(self.objective), self._autocast():
-            for start in range(part.start, part.stop, self.config.batch_size):
-                places = range(start, min(start + self.config.batch_size, part.stop))
-                batch = validation.source.fetch(np.arange(places.start, places.stop))
-                on_device = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
-                total += validation(on_device, SampleRng(self.config.seed + VALIDATION_SEED_OFFSET, places)).sum()
+        """Held-out losses of the averaged weights, in the history."""
+        with self.trained.averaged(), gathered(self.objective), self._autocast():
+            values = held_out_losses(validation, self.config, self.world)
         self.objective.train()
-        parts = validation.loss_parts(self.world)
-        loss = self.world.sum(total).item() / count
-        self.history.add(done, {"val/loss": loss, **{f"val/{name}": value for name, value in parts.items()}})
+        self.history.add(done, values)
+
+    def _show(self, done: int, pictures: Pictures) -> None:
+        """Have the averaged weights draw pictures for the sinks.
+
+        The first member does so alone where it holds all weights: the others wait for it in the exchange of gradients of
+        the step after.
+        """
+        if not (self.world.is_first or self.trained.is_sharded):
+            return
+        with torch.no_grad(), self.trained.averaged(), gathered(self.objective):
+            picture_HWC = pictures.drawn()
+        self.objective.train()
+        self.history.show(done, picture_HWC)
 
     def _judge(self) -> None:
         """After a validation: keep the weights that are the best so far, and see whether more are worth it."""

@@ -20,8 +20,6 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from flextok.config import ConfigT
-from flextok.model.config import TokenizerConfig
 from flextok.model.decoders.flow import FlowDecoder
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import PriorConfig
@@ -37,7 +35,7 @@ def scale_tokenizer(
     """Scale a new tokenizer as `train.mup_base_width` asks; gives back factors on the learning rate by parameter."""
     if train.mup_base_width is None:
         return {}
-    base = Tokenizer.create(tokenizer_at(tokenizer.config, train.mup_base_width), train.seed)
+    base = Tokenizer.create(tokenizer.config.with_width(train.mup_base_width), train.seed)
     if alignment is not None and isinstance(base.decoder, FlowDecoder):
         base.decoder.begin_alignment(alignment.settings, alignment.teacher.width, train.seed)
     return scale_to_width(tokenizer, base, train.optimizer)
@@ -51,21 +49,11 @@ def scale_prior(prior: Prior, train: PriorTrainConfig) -> dict[str, float]:
     return scale_to_width(prior, base, train.optimizer)
 
 
-def tokenizer_at(config: TokenizerConfig, width: int) -> TokenizerConfig:
-    """The tokenizer of `config` with trunks of that width; a decoder without one stays as it is."""
-    decoder = config.decoder
-    if (trunk := getattr(decoder, "trunk", None)) is not None:
-        decoder = decoder.model_copy(update={"trunk": _at(trunk, width)})
-    return config.model_copy(update={"encoder": _at(config.encoder, width), "decoder": decoder})
-
-
 def prior_at(config: PriorConfig, width: int) -> PriorConfig:
     """The prior of `config` with a trunk of that width; a kind without one stays as it is."""
-    return config.model_copy(update={"model": _at(config.model, width)}) if hasattr(config.model, "width") else config
-
-
-def _at(settings: ConfigT, width: int) -> ConfigT:
-    return settings.model_copy(update={"width": width})
+    if not hasattr(config.model, "width"):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"width": width})})
 
 
 @torch.no_grad()

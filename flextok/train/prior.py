@@ -25,9 +25,10 @@ from flextok.train.config import PriorRecipe, PriorTrainConfig
 from flextok.train.data import TokenRows
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
-from flextok.train.loop import Batch, Objective
 from flextok.train.losses import NamedLosses
 from flextok.train.mup import scale_prior
+from flextok.train.objective import Batch, Objective
+from flextok.train.optimizer import ALIKE
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import Weights
 
@@ -110,8 +111,7 @@ class PriorJob:
         prior.set_dropout(train.dropout)
         if train.z_loss:
             prior.add_z_loss()
-        objective = PriorObjective(prior, store, train, part_weights(weights, parts), captions)
-        objective.lr_factors = lr_factors
+        objective = PriorObjective(prior, store, train, part_weights(weights, parts), captions, lr_factors)
         if held_out is None or train.validate_every is None:
             return objective, None
         held_out_captions = self._captions({self.inputs()[len(self.stores)]: held_out})
@@ -210,9 +210,10 @@ class PriorObjective(Objective):
         train: PriorTrainConfig,
         weights: Weights | None = None,
         captions: StoredCaptions | None = None,
+        lr_factors: Mapping[str, float] = ALIKE,
     ):
         has_texts = prior.config.condition == "text" and captions is None
-        super().__init__(prior, TokenRows(store, weights, has_texts))
+        super().__init__(prior, TokenRows(store, weights, has_texts), lr_factors)
         self._has_texts = has_texts
         self.condition_dropout = train.condition_dropout
         self._losses = NamedLosses({"z": train.z_loss} if train.z_loss else {})

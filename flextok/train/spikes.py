@@ -23,6 +23,10 @@ class SpikeGuard:
         self.state = torch.full((WINDOW + 1,), math.nan, device=device)
         self.state[-1] = 0
 
+    def forget(self) -> None:
+        """What norms were before says nothing of those to come."""
+        self.state[:-1].fill_(math.nan)
+
     @torch.no_grad()
     def refuses(self, norm: Tensor) -> bool:
         """Whether to leave a step with this gradient norm out; waits for the device.
@@ -43,7 +47,7 @@ class SpikeGuard:
                     f"expected a finite gradient, found none in {MOST_IN_A_ROW} steps in a row; lower "
                     "train.optimizer.lr, or take precision float32"
                 )
-            norms.fill_(math.nan)
+            self.forget()
         return True
 
     def _limit(self, seen: Tensor) -> float:

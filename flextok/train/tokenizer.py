@@ -1,6 +1,7 @@
 """Training the tokenizer on an autoencoder's latents, with nested dropout of the tokens."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flextok import storage
 from flextok.data.corpus.reader import Corpus
+from flextok.errors import UsageError
 from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.config import TokenizerConfig
 from flextok.model.load import load_autoencoder, load_tokenizer
@@ -23,21 +25,22 @@ from flextok.runtime.storage_errors import storage_errors
 from flextok.train.alignment import Alignment, begun_alignment
 from flextok.train.augmentation import augmented
 from flextok.train.buckets import LossParts
+from flextok.train.codebook import MOST_COUNTED_IDS, IdsByPosition
 from flextok.train.config import AugmentationConfig, DecoderOnlyConfig, TokenizerRecipe, TokenizerTrainConfig
 from flextok.train.data import CACHE_BYTES, CachedLatents, CorpusImages, computed_once, model_images
+from flextok.train.held_out import HeldOutDistance, HeldOutPictures
 from flextok.train.init_from import freeze, take_over
 from flextok.train.job import TrainResult, config_or_usage_error, fingerprint_of
 from flextok.train.launch import run_training
-from flextok.train.loop import Batch, Objective, Source
 from flextok.train.losses import NamedLosses
 from flextok.train.mup import scale_tokenizer
+from flextok.train.objective import Batch, Objective, Source
+from flextok.train.optimizer import ALIKE
 from flextok.train.origin import origin_of, pinned
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
 
 FLOAT_BYTES = 4
-MOST_COUNTED_IDS = 1 << 22
-"""Largest vocabulary whose usage is measured: a run sees no fair part of more ids, and each takes a number here."""
 
 
 @storage_errors("train the tokenizer on {train_url} into {parent_url}", keeps="it resumes from its last state")
@@ -110,11 +113,16 @@ class TokenizerJob:
         if self.val_url is not None and self.recipe.train.validate_every is not None:
             held_out = _latent_source(tokenizer, self.val_url, self.image_size, world)
             validation = TokenizerObjective(tokenizer, held_out, self.recipe.train, frozen=frozen)
+            if (distance := self.recipe.train.validate_fd) is not None:
+                validation.distance = HeldOutDistance(tokenizer, self.val_url, distance, world)
         source = _latent_source(
             tokenizer, self.train_url, self.image_size, world, self.recipe.train.augmentation, alignment
         )
-        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment, frozen)
-        objective.lr_factors = lr_factors
+        objective = TokenizerObjective(tokenizer, source, self.recipe.train, alignment, frozen, lr_factors)
+        if (pictures := self.recipe.train.pictures) is not None:
+            if self.val_url is None:
+                raise UsageError("expected held-out images for tokenizer.train.pictures, found none; leave it out")
+            objective.pictures = HeldOutPictures(tokenizer, self.val_url, pictures)
         return objective, validation
 
     def _begin_from_another(self, tokenizer: Tokenizer) -> frozenset[str]:
@@ -149,19 +157,29 @@ class TokenizerObjective(Objective):
         config: TokenizerTrainConfig,
         alignment: Alignment | None = None,
         frozen: frozenset[str] = frozenset(),
+        lr_factors: Mapping[str, float] = ALIKE,
     ):
-        super().__init__(tokenizer, source)
+        super().__init__(tokenizer, source, lr_factors)
         self.config, self._alignment, self._frozen = config, alignment, frozen
+        self.distance: HeldOutDistance | None = None
         self._losses = NamedLosses(config.loss_weights)
         is_counted = 0 < tokenizer.vocab_size <= MOST_COUNTED_IDS
         counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=tokenizer.device)
         self._seen = counts if is_counted else None  # how often each id occurred
+        self._by_position = IdsByPosition(
+            tokenizer.num_tokens, tokenizer.codebooks, tokenizer.vocab_size, tokenizer.device
+        )
         self._parts = LossParts(tokenizer.num_tokens, tokenizer.device)
         self._tokens: Tensor | None = None  # of all samples, once they stay as they are
 
     def fetch(self, indices: np.ndarray, rng: SampleRng) -> Batch:
         """Latents or images at `indices`, flipped and cropped as the settings say."""
         return augmented(self.source, indices, rng, self.config.augmentation)
+
+    def turns(self) -> set[int]:
+        """The decoder's, and where only that learns."""
+        end = self.config.decoder_only
+        return self.config.decoder.turns() | ({end.from_step} if end is not None else set())
 
     def frozen(self, step: int) -> set[str]:
         """Encoder and quantizer, where only the decoder learns."""
@@ -219,6 +237,8 @@ class TokenizerObjective(Objective):
         if self._seen is not None:
             ids = quantized.ids.flatten()
             self._seen.index_add_(0, ids, torch.ones_like(ids))
+            if self.training:
+                self._by_position.add(quantized.ids)
         return self._losses.total(
             losses | quantized.losses, counted=self.training, complete=self.training and not tokens_stay
         )
@@ -251,8 +271,8 @@ class TokenizerObjective(Objective):
         return end if end is not None and step >= end.from_step else None
 
     def interval_metrics(self, world: DistContext) -> dict[str, float]:
-        """`train/loss/<name>` where there are several, `train/codebook_usage` and `train/codebook_perplexity`, all since the
-        last call.
+        """`train/loss/<name>` where there are several, `train/codebook_usage`, `train/codebook_perplexity` and
+        `train/entropy_by_position/<position>`, all since the last call.
 
         The usage is the part of the ids that occurred, the perplexity the exponential of their entropy: as many ids as
         would be equally often in use. There are none of a continuous or a huge codebook.
@@ -264,7 +284,12 @@ class TokenizerObjective(Objective):
             shares /= shares.sum().clamp(min=1)
             metrics["train/codebook_perplexity"] = torch.special.entr(shares).sum().exp().item()
             self._seen.zero_()
+            metrics |= self._by_position.entropies(world)
         return metrics
+
+    def held_out_numbers(self) -> dict[str, float]:
+        """The distance of decoded images from the originals, where it is asked for."""
+        return self.distance.numbers() if self.distance is not None else {}
 
     def loss_parts(self, world: DistContext) -> dict[str, float]:
         """By noise level and by tokens kept."""

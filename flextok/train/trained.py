@@ -1,7 +1,7 @@
 """What a training changes: parameters, learned buffers, the average of both, and the optimizer's moments."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flextok.train.buffers import LearnedBuffers
 from flextok.train.config import TrainConfig
-from flextok.train.optimizer import ALIKE, Optimizer, learning_rate
+from flextok.train.objective import Objective
+from flextok.train.optimizer import Optimizer, learning_rate
 from flextok.train.parallel import DistContext
 from flextok.train.probe import Probe
 from flextok.train.saver import StateSaver
@@ -19,19 +20,10 @@ from flextok.train.state import SavedState
 
 
 class Trained:
-    """The tensors of a training on one member of a group, whole or in shards.
+    """The tensors of a training on one member of a group, whole or in shards."""
 
-    `named` are the parameters of `model` that are trained, `lr_factors` as in `Optimizer`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        named: dict[str, nn.Parameter],
-        config: TrainConfig,
-        world: DistContext,
-        lr_factors: Mapping[str, float] = ALIKE,
-    ):
+    def __init__(self, objective: Objective, config: TrainConfig, world: DistContext):
+        model, named = objective.model, objective.trained()
         self._model, self._named, self._config, self._world = model, named, config, world
         self._guard = SpikeGuard(config.skip_spikes, world.device) if config.skip_spikes is not None else None
         self.buffers = LearnedBuffers(model, world, config.gradient_accumulation_steps, self._guard is not None)
@@ -41,7 +33,10 @@ class Trained:
         )
         # Averaged weights of the best validation, where those are to be published.
         self._best = {name: tensor.clone() for name, tensor in self._average.items()} if config.keep_best else {}
-        self._optimizer = Optimizer(named, config.optimizer, lr_factors)
+        self._optimizer = Optimizer(named, config.optimizer, objective.lr_factors)
+        self._companion = objective.companion
+        if self._companion is not None:
+            self._companion.begin()
 
     @property
     def is_sharded(self) -> bool:
@@ -56,13 +51,19 @@ class Trained:
         if probe is not None:
             probe.before(self._named)
         norm = _clip(list(self._named.values()), config.optimizer.grad_clip)
+        if self._companion is not None:
+            norm = torch.where(self._companion.is_sound(), norm, torch.nan)  # its next judgements would spoil the model
         if self._guard is not None and self._guard.refuses(norm):
             self.buffers.undo()
+            if self._companion is not None:
+                self._companion.drop()
             for parameter in self._named.values():
                 parameter.grad = None
             return norm, False
         self.buffers.synchronise()
         self._optimizer.step(learning_rate(config.optimizer, step, config.steps))
+        if self._companion is not None:
+            self._companion.step(step)
         if probe is not None:
             probe.after(self._named)
         decays = (config.ema_decay, *config.further_ema_decays)
@@ -75,6 +76,11 @@ class Trained:
         averages, weights = ([local(tensor) for tensor in tensors.values()] for tensors in (average, self._weights()))
         # A long average forgets the random start of a short run only with a warm-up.
         get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, step)
+
+    def turn(self) -> None:
+        """From here on the loss is another one."""
+        if self._guard is not None:
+            self._guard.forget()
 
     @torch.no_grad()
     def freeze(self, names: set[str]) -> None:
@@ -122,6 +128,8 @@ class Trained:
     def take_over(self, state: SavedState, saver: StateSaver) -> None:
         """Take over a state; all members call it."""
         self._optimizer.begin_at(self._model, state.record.step)
+        if self._companion is not None:
+            self._companion.begin_at(state.record.step)
         stored = state.record.tensors
         saver.load(state, {name: t for name, t in self.tensors().items() if name in stored or not self._may_lack(name)})
         self.buffers.accept()
@@ -148,6 +156,7 @@ class Trained:
             },
             **self._optimizer.state(self._model),
             **{f"best.{name}": tensor for name, tensor in self._best.items()},
+            **(self._companion.tensors() if self._companion is not None else {}),
             **({"guard.norms": self._guard.state} if self._guard is not None else {}),
         }
 

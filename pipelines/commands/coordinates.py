@@ -59,8 +59,7 @@ def coordinate_check(
 
 
 def _check_widths(recipe: Recipe, part: Part, widths: list[int]) -> None:
-    model = recipe.tokenizer.model
-    trunks = (model.encoder, getattr(model.decoder, "trunk", None)) if part is Part.tokenizer else (recipe.prior.model,)
+    trunks = recipe.tokenizer.model.trunks().values() if part is Part.tokenizer else (recipe.prior.model,)
     for trunk in trunks:
         head_dim = getattr(trunk, "head_dim", 1)
         for width in widths:

@@ -46,6 +46,8 @@ def train_the_tokenizer(run: StageRun) -> Made:
     from flextok.train.tokenizer import train_tokenizer
 
     recipe = run.recipe
+    train = recipe.tokenizer.train
+    looks_at_val = train.validate_every is not None or train.pictures is not None
     made = train_tokenizer(
         recipe.tokenizer,
         run.latest("latents"),
@@ -53,6 +55,6 @@ def train_the_tokenizer(run: StageRun) -> Made:
         recipe.image_size,
         run.workspace.checkpoints("tokenizer"),
         recipe.compute,
-        run.latest("image_shards", "val") if recipe.tokenizer.train.validate_every is not None else None,
+        run.latest("image_shards", "val") if looks_at_val else None,
     )
     return Made(made.digest, made.url, made.metrics)

@@ -43,6 +43,8 @@ TRAINING = (
     "tokenizer.train.optimizer.schedule={kind: wsd}",
     "latents.train.augmentation.crop=[0.5, 0.9]",
     "latents.train.perceptual={}",
+    "latents.train.discriminator={}",
+    "tokenizer.train.validate_every=5",
     f"tokenizer.init_from={{checkpoint: x, digest: '{'0' * 64}', freeze: [encoder]}}",
 )
 CASES = [
@@ -58,6 +60,7 @@ OPERATIONAL = {
     *(f"{part}.train.{name}" for part in ("latents", "tokenizer", "prior")
       for name in ("log_every", "checkpoint_every", "keep_states", "validate_every", "validation_samples",
                    "gradient_accumulation_steps", "sinks")),
+    "tokenizer.train.pictures", "tokenizer.train.validate_fd",
 }  # fmt: skip
 
 
@@ -80,9 +83,22 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from (choice for choice in get_args(annotation) if choice != value)
     elif get_origin(annotation) in (types.UnionType, None) and value is None:
-        yield from (1, 64, 0.5, "x", [2, 2], [0.5, 1], {"steps": 1}, {"from_step": 1}, ALIGNMENT, "0 3 * * *", "15m")
+        yield from (
+            1,
+            64,
+            0.5,
+            "x",
+            "0" * 64,
+            [2, 2],
+            [0.5, 1],
+            {"steps": 1},
+            {"from_step": 1},
+            ALIGNMENT,
+            "0 3 * * *",
+            "15m",
+        )
         yield from ({"shares": [0.5], "ranks": [2]}, {"metric": "mae", "threshold": 0.1})
-        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2})
+        yield from ({"patience": 1}, {"metric": "val/loss"}, {"scales": 2}, {"layers": 2}, {"every": 1}, {"images": 2})
         yield from ({"guidance": [1.5]}, {"path": "x", "sha256": "0" * 64}, {"checkpoint": "x"})
     elif isinstance(value, bool):
         yield not value
@@ -195,7 +211,8 @@ def test_what_decides_moves_a_stage_and_what_does_not_moves_nothing(profile: str
         else:
             assert versions(other) != before, dotted
     # What goes with one choice of the rest only is tried in another profile.
-    assert all(name.endswith(".kind") or name in ("latents.train", "latents.pretrained") for name in untried), untried
+    elsewhere = ("latents.train", "latents.pretrained", "latents.pretrained_sha256", "tokenizer.train.validate_fd")
+    assert all(name.endswith(".kind") or name in elsewhere for name in untried), untried
 
 
 @pytest.mark.parametrize("stage", ["reconstructions", "samples", "fid"])

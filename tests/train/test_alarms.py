@@ -1,7 +1,7 @@
 """Alarms of a training and steps that are left out, with faults that really happen."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,26 @@ import numpy as np
 import pytest
 import torch
 from saved_states import load_latest_state
+from test_parallel import Crops
 from torch import nn
-from train_toy import ToyConfig, make_objective
+from train_toy import ToyConfig, ToyObjective, ToySource, make_objective
 
+from flextok.config import parse_config
 from flextok.errors import FlextokError
+from flextok.model.rng import SampleRng
+from flextok.model.tokenizer import Tokenizer
 from flextok.train.alarms import Alarms
+from flextok.train.autoencoder import AutoencoderObjective
 from flextok.train.buffers import LearnedBuffers
-from flextok.train.config import OptimizerConfig, TrainConfig
+from flextok.train.config import DecoderOnlyConfig, OptimizerConfig, TrainConfig
 from flextok.train.history import History
 from flextok.train.loop import StopTraining, train
+from flextok.train.objective import Batch
 from flextok.train.parallel import DistContext
 from flextok.train.sinks.base import HistoryRow
 from flextok.train.spikes import FEWEST, MOST_IN_A_ROW, WINDOW, SpikeGuard
+from flextok.train.tokenizer import TokenizerObjective
+from pipelines.recipe import load_recipe
 
 CONFIG = TrainConfig(
     steps=80, batch_size=8, optimizer=OptimizerConfig(lr=0.01, warmup_steps=3), precision="float32",
@@ -142,9 +150,14 @@ def test_learned_buffers_of_a_step_left_out_are_as_before_it() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in buffers.averaged().items())
 
 
-def told(values: dict[str, Sequence[float]], caplog: pytest.LogCaptureFixture, seconds: float = 20.0) -> list[str]:
+def told(
+    values: dict[str, Sequence[float]],
+    caplog: pytest.LogCaptureFixture,
+    seconds: float = 20.0,
+    turns: Collection[int] = (),
+) -> list[str]:
     history = History()
-    alarms = Alarms(history, tells=True)
+    alarms = Alarms(history, turns, tells=True)
     for step, row in enumerate(zip(*values.values(), strict=True), 1):
         history.add(step, dict(zip(values, row, strict=True)))
         alarms.look(step, seconds)
@@ -160,6 +173,55 @@ def test_a_spike_of_the_loss_is_told_once_while_it_lasts(caplog: pytest.LogCaptu
     lines = told({"train/loss": [*falling, 2.5, 2.4, 1.05, 1.04, 2.6]}, caplog)
     assert [line.split(":")[0] for line in lines] == ["step 30", "step 34"]
     assert "train/loss is 2.5, 1.0" in lines[0] and "lower train.optimizer.lr or set train.skip_spikes" in lines[0]
+
+
+def test_a_loss_that_the_recipe_makes_another_one_is_no_spike(caplog: pytest.LogCaptureFixture) -> None:
+    falling = [1 + 1 / step + 0.02 * (step % 3) for step in range(1, 30)]
+    larger = [2 * loss for loss in falling]
+    (line,) = told({"train/loss": [*falling, *larger]}, caplog)
+    assert line.startswith("step 30: train/loss is 4.0")
+    caplog.clear()
+    assert told({"train/loss": [*falling, *larger]}, caplog, turns=(29,)) == []
+    (line,) = told({"train/loss": [*falling, *larger, 6.0]}, caplog, turns=(29,))
+    assert line.startswith("step 59: train/loss is 6, 2.")
+
+
+def test_turns_are_where_the_recipes_say_so() -> None:
+    recipe = load_recipe("smoke", ["latents.train.discriminator={start_step: 300}"])
+    tokenizer = recipe.tokenizer.train.model_copy(update={"decoder_only": DecoderOnlyConfig(from_step=1000)})
+    flow = parse_config(
+        type(tokenizer.decoder),
+        {**tokenizer.decoder.model_dump(), "alignment": {"teacher": {"kind": "efficientnet_lite0"}, "until_step": 700}},
+        "test",
+    )
+    made = Tokenizer.create(recipe.tokenizer_config(), 0)
+    objective = TokenizerObjective(made, Crops(4), tokenizer.model_copy(update={"decoder": flow}))
+    assert objective.turns() == {600, 700, 1000}
+    assert recipe.latents.train is not None
+    stage0 = AutoencoderObjective(recipe.latents.model.build(), Crops(4), recipe.latents.train)  # pyright: ignore[reportArgumentType]
+    assert stage0.turns() == {300}
+
+
+class Turning(ToyObjective):
+    """Its loss is a hundred times as large from step 60 on."""
+
+    def turns(self) -> set[int]:
+        return {60}
+
+    def forward(self, batch: Batch, rng: SampleRng) -> torch.Tensor:
+        return super().forward(batch, rng) * (100 if rng.places[0] >= 8 * 60 else 1)
+
+
+def test_a_guard_takes_what_the_recipe_makes_larger(tmp_path: Path) -> None:
+    config = GUARDED.model_copy(update={"log_every": 5})
+    plain = make_objective()
+    turning = Turning(plain.model, ToySource(ToyConfig()))
+    rows = train(turning, config, DistContext(), str(tmp_path / "turning"))
+    assert alarms_in(rows) == {}
+    turning = Turning(make_objective().model, ToySource(ToyConfig()))
+    turning.turns = set  # as if it did not say so
+    rows = train(turning, config, DistContext(), str(tmp_path / "untold"))
+    assert alarms_in(rows)["skipped_step"][0] == 61
 
 
 @pytest.mark.parametrize(

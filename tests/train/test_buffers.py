@@ -16,7 +16,8 @@ from flextok.model.rng import SampleRng
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.buffers import learned_buffers
 from flextok.train.config import OptimizerConfig, TrainConfig
-from flextok.train.loop import DEFAULT_COMPUTE, Batch, Objective, train
+from flextok.train.loop import DEFAULT_COMPUTE, train
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import DistContext
 from flextok.train.sharding import is_sharded
 

@@ -26,8 +26,9 @@ from flextok.model.rng import SampleRng
 from flextok.model.tokenizer import Tokenizer
 from flextok.train.buckets import LossParts, keep_ends
 from flextok.train.config import OptimizerConfig, TokenizerTrainConfig, TrainConfig
-from flextok.train.loop import Batch, train
+from flextok.train.loop import train
 from flextok.train.machine import Machine
+from flextok.train.objective import Batch
 from flextok.train.parallel import DistContext
 from flextok.train.probe import Probe, module_of
 from flextok.train.tokenizer import TokenizerObjective

@@ -20,7 +20,8 @@ from flextok.errors import FlextokError, UsageError
 from flextok.model.rng import SampleRng
 from flextok.train.config import OptimizerConfig, TrainConfig
 from flextok.train.history import headlines
-from flextok.train.loop import Batch, train
+from flextok.train.loop import train
+from flextok.train.objective import Batch
 from flextok.train.optimizer import Float32Muon, Optimizer, is_hidden_matrix, learning_rate
 from flextok.train.parallel import DistContext
 from flextok.train.sample_order import SampleOrder

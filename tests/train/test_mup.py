@@ -17,7 +17,7 @@ from flextok.model.quantizers.config import FSQConfig
 from flextok.model.tokenizer import Tokenizer
 from flextok.train.config import OptimizerConfig, PriorRecipe, PriorTrainConfig, TokenizerTrainConfig
 from flextok.train.coordinates import Begin, coordinate_check, priors, tokenizers
-from flextok.train.mup import prior_at, scale_prior, scale_tokenizer, tokenizer_at
+from flextok.train.mup import prior_at, scale_prior, scale_tokenizer
 from flextok.train.optimizer import Optimizer
 from pipelines import cli
 
@@ -75,8 +75,8 @@ def test_factors_by_kind_of_parameter() -> None:
     factors = {}
     for kind in ("adamw", "muon"):
         train = TokenizerTrainConfig(steps=9, optimizer=optimizer(kind), mup_base_width=32)
-        tokenizer = Tokenizer.create(tokenizer_at(TOKENIZER, 128), 0)
-        before, narrow = tokenizer_at(TOKENIZER, 128), dict(Tokenizer.create(TOKENIZER, 0).named_parameters())
+        tokenizer = Tokenizer.create(TOKENIZER.with_width(128), 0)
+        before, narrow = TOKENIZER.with_width(128), dict(Tokenizer.create(TOKENIZER, 0).named_parameters())
         plain = dict(Tokenizer.create(before, 0).named_parameters())
         factors[kind] = scale_tokenizer(tokenizer, train)
         wide = dict(tokenizer.named_parameters())

@@ -18,6 +18,7 @@ from flextok.model.autoencoders.config import ConvAutoencoderConfig
 from flextok.model.config import TokenizerConfig
 from flextok.model.decoders.config import AlignmentConfig, FlowDecoderConfig, FlowTraining
 from flextok.model.nn.config import TrunkConfig
+from flextok.model.nn.dropout import BatchRows, Dropout
 from flextok.model.priors.base import Prior
 from flextok.model.priors.config import AutoregressiveConfig
 from flextok.model.quantizers.config import FSQConfig
@@ -34,7 +35,8 @@ from flextok.train.config import (
     TokenizerTrainConfig,
 )
 from flextok.train.data import CachedLatents
-from flextok.train.loop import Batch, Objective, StopTraining, train
+from flextok.train.loop import StopTraining, train
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import CPU, DistContext
 from flextok.train.prior import PriorObjective, prior_config
 from flextok.train.state import HistoryRow, latest_step
@@ -99,11 +101,12 @@ def tokenizer_objectives(decoder_only: bool = False, aligned: bool = False) -> t
 
 
 def prior_objectives(tokens: str) -> tuple[Objective, Objective]:
-    """A prior conditioned on captions, trained by AdamW."""
+    """A prior conditioned on captions, trained by AdamW, with dropout."""
     model = AutoregressiveConfig(width=16, depth=2, head_dim=8, condition="text")
     settings = PriorTrainConfig(**SETTINGS, optimizer=OptimizerConfig(lr=3e-3, warmup_steps=3))
     store = TokenStore.open(tokens)
     prior = Prior.create(prior_config(PriorRecipe(model=model, train=settings), store), seed=0)
+    prior.set_dropout(0.1)
     return PriorObjective(prior, store, settings), PriorObjective(prior, store, settings)
 
 
@@ -309,3 +312,16 @@ def test_a_tokenizer_aligned_at_first_is_the_same_in_slices_and_after_a_stop(
     with pytest.raises(Stopped):
         trained(ALIGNED, Case(), DistContext(), root, "aligned-stopped", stop_at(5, Stopped))
     assert trained(ALIGNED, Case(), DistContext(), root, "aligned-stopped")[0] == history
+
+
+def test_masks_of_dropout_are_the_batchs_in_any_parts() -> None:
+    """Those of nn.Dropout where all rows go through at once, as they were before there were parts."""
+    x, ours, theirs = torch.randn(7, 5, 3), Dropout(0.3), torch.nn.Dropout(0.3)
+    with BatchRows.of_step(0, 7, seed=5):
+        whole = [ours(x), ours(x)]
+    torch.manual_seed(5)
+    assert all(torch.equal(found, theirs(x)) for found in whole) and not torch.equal(*whole)
+    for start, stop in ((0, 3), (3, 4), (4, 7)):
+        with BatchRows.of_step(start, 7, seed=5):
+            assert all(torch.equal(ours(x[start:stop]), found[start:stop]) for found in whole)
+    assert torch.equal(ours.eval()(x), x)

@@ -16,7 +16,8 @@ from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.train.config import TrainConfig
 from flextok.train.launch import run_training
-from flextok.train.loop import Objective, StopTraining, train
+from flextok.train.loop import StopTraining, train
+from flextok.train.objective import Objective
 from flextok.train.parallel import DistContext
 from flextok.train.sinks.base import HistoryRow
 

@@ -8,6 +8,8 @@ import torch
 from altered_weights import altered_weights
 from test_alignment import HERE, SIZE, corpus_url  # noqa: F401 - fixture
 
+from flextok import storage
+from flextok.config import parse_config
 from flextok.data.corpus.reader import Corpus
 from flextok.errors import UsageError
 from flextok.metrics.perceptual import perceptual
@@ -152,3 +154,30 @@ def mean_error(autoencoder: Autoencoder, settings: AutoencoderTraining, power: i
     images = model_images(pictures(3, SIZE, 0))
     found = autoencoder.training_step(images, settings, SampleRng(0, range(3))).images_B3HW
     return (found - images).abs().pow(power).mean(dim=(1, 2, 3))
+
+
+def test_weights_taken_over_must_have_the_hash_that_the_recipe_names(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    torch.manual_seed(0)
+    given = KL.build()
+    given.get_submodule("vae").save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    found = storage.sha256_file(str(folder / "diffusion_pytorch_model.safetensors"))
+
+    def taken_over(source: str, sha256: str | None) -> str:
+        values = {"model": KL.model_dump(), "pretrained": source, "pretrained_sha256": sha256}
+        chosen = parse_config(AutoencoderRecipe, values, "test")
+        return train_autoencoder(chosen, "", SIZE, str(tmp_path / "out"), HERE).url
+
+    state = load_autoencoder(taken_over(str(folder), found)).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in given.state_dict().items())
+    with pytest.raises(
+        UsageError, match=rf"with sha256 {'0' * 64}, found {found} at .*; set latents.pretrained"
+    ) as error:
+        taken_over(str(folder), "0" * 64)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match=r"expected the autoencoder nobody/nothing on the Hub, found: .*; set latents"):
+        taken_over("nobody/nothing", "0" * 64)
+    with pytest.raises(UsageError, match="pretrained_sha256: expected it with 'pretrained', found no 'pretrained'"):
+        parse_config(AutoencoderRecipe, {**recipe(KL).model_dump(), "pretrained_sha256": "0" * 64}, "test")
+    plain = AutoencoderRecipe(model=KL, pretrained="x").content()
+    assert "pretrained_sha256" not in plain

@@ -17,7 +17,7 @@ from flextok.model.checkpoint import SavedCheckpoint, save_checkpoint
 from flextok.model.rng import SampleRng
 from flextok.train.config import TrainConfig
 from flextok.train.job import fingerprint_of
-from flextok.train.loop import Batch, Objective
+from flextok.train.objective import Batch, Objective
 from flextok.train.parallel import DistContext
 
 

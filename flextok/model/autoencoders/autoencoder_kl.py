@@ -1,6 +1,7 @@
 """diffusers' AutoencoderKL, as published with FlexTok."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,9 @@ from flextok.model.autoencoders.base import Autoencoder, Reconstructed, pixel_er
 from flextok.model.autoencoders.config import AutoencoderKLConfig, KLTraining
 from flextok.model.rng import SampleRng
 from flextok.runtime import torchvision_compat  # noqa: F401  (diffusers imports torchvision)
+from flextok.weights import check_weights, from_hub
+
+WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
 
 class KLAutoencoder(Autoencoder):
@@ -63,6 +67,10 @@ class KLAutoencoder(Autoencoder):
         error = pixel_error(reconstructions, images_B3HW, settings.pixel_loss, settings.gradient_weight)
         return Reconstructed(reconstructions, {"reconstruction": error, "kl": settings.kl_weight * posterior.kl()})
 
+    def last_layer(self) -> Tensor:
+        """The last convolution's."""
+        return self.vae.decoder.conv_out.weight
+
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> AutoencoderKLConfig:
         """The settings with the scaling factor that gives the latents of `batches` unit deviation."""
@@ -70,10 +78,12 @@ class KLAutoencoder(Autoencoder):
         self.scaling_factor = 1 / unscaled.double().std().item()
         return self.config.model_copy(update={"scaling_factor": self.scaling_factor})
 
-    def load_pretrained(self, source: str) -> None:
-        """The diffusers weights at `source`, whose architecture must be this one."""
+    def load_pretrained(self, source: str, sha256: str | None = None) -> None:
+        """The diffusers weights at `source`, whose architecture must be this one; `sha256` is that of their one file."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+        if sha256 is not None:
+            source = str(_checked(source, sha256))
         try:
             pretrained = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
             self.vae.load_state_dict(pretrained.state_dict())
@@ -87,3 +97,11 @@ class KLAutoencoder(Autoencoder):
         """The autoencoder. On a CPU it takes one image at a time: activations of 32 MiB an image leave its caches."""
         self.vae.use_slicing = device.type == "cpu"
         return self.vae
+
+
+def _checked(source: str, sha256: str) -> Path:
+    """The folder of diffusers weights with this hash; UsageError where they are others."""
+    whose, remedy = "the autoencoder", "set latents.pretrained to a folder with the weights of that hash"
+    folder = Path(source) if Path(source).is_dir() else from_hub(source, (CONFIG, WEIGHTS), whose, remedy)
+    check_weights(str(folder / WEIGHTS), sha256, whose, f"{remedy}, or leave latents.pretrained_sha256 out")
+    return folder

@@ -72,6 +72,12 @@ class Autoencoder(nn.Module):
         """
         raise NotImplementedError
 
+    def last_layer(self) -> Tensor:
+        """The weights of the last layer that makes images, where an adversarial loss is weighed against the others."""
+        raise UsageError(
+            f"expected an autoencoder with a last layer for train.discriminator, found kind {self.config.kind}"
+        )
+
     def measure(self, batches: Iterable[Tensor]) -> AutoencoderSettings:
         """Scale the latents to unit size over `batches` of training images, once after the training.
 
@@ -79,8 +85,11 @@ class Autoencoder(nn.Module):
         """
         return self.config
 
-    def load_pretrained(self, source: str) -> None:
-        """Take over weights made elsewhere, from a folder or Hub id; raises UsageError where they do not fit."""
+    def load_pretrained(self, source: str, sha256: str | None = None) -> None:
+        """Take over weights made elsewhere, from a folder or Hub id.
+
+        Raises UsageError where they do not fit, and where their file has another hash than `sha256`.
+        """
         raise UsageError(
             f"expected an autoencoder to train, found pretrained weights {source}; kind {self.config.kind} takes none"
         )

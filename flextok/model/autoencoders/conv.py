@@ -75,6 +75,12 @@ class ConvAutoencoder(Autoencoder):
         size_penalty = 1e-4 * raw.square().flatten(1).mean(dim=1)
         return Reconstructed(reconstructions, {"reconstruction": error + size_penalty})
 
+    def last_layer(self) -> Tensor:
+        """The last convolution's."""
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last.weight
+
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> AutoencoderSettings:
         """Set `mean` and `std` from batches of training images."""

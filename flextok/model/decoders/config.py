@@ -54,6 +54,10 @@ class DecoderTraining(Config):
 
     kind: str = Field(description="The decoder's kind.")
 
+    def turns(self) -> set[int]:
+        """Steps from which its losses are others by design."""
+        return set()
+
 
 class DecoderSettings(Config):
     """What decides a decoder; the base of each kind's settings."""
@@ -113,6 +117,11 @@ class FlowTraining(DecoderTraining):
         default=0.0, ge=0, le=1, description="Share of the images with noise level 1 in the steps after those."
     )
     alignment: Added[AlignmentConfig | None] = Field(default=None, description="REPA; null: none.")
+
+    def turns(self) -> set[int]:
+        """Where noise levels below 1 come in, and where the alignment ends."""
+        until_step = self.alignment.until_step if self.alignment is not None else None
+        return {self.pure_noise_steps, *([until_step] if until_step is not None else [])}
 
 
 @DECODERS.register

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flextok.model.nn.attention import attend
+from flextok.model.nn.dropout import Dropout
 from flextok.model.nn.flops import block_flops, causal_pairs, linear_flops
 from flextok.model.priors.base import Prior, Sampling
 from flextok.model.priors.config import AutoregressiveConfig, PriorConfig
@@ -71,7 +72,7 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 if self.cross is None else 3)])
-        self.dropout = nn.Dropout(0.0)  # as much as the training says, see `Prior.set_dropout`
+        self.dropout = Dropout(0.0)  # as much as the training says, see `Prior.set_dropout`
 
     def memory(self, context_BTD: Tensor) -> tuple[Tensor, Tensor]:
         assert self.cross is not None  # only a text-conditional prior has a context

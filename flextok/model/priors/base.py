@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flextok.config import parse_config
 from flextok.errors import FlextokError, UsageError
+from flextok.model.nn.dropout import Dropout
 from flextok.model.priors.config import PriorConfig
 from flextok.model.rng import SampleRng, Seed
 from flextok.model.sampling.config import ConstantGuidance, DrawConfig, GuidanceScheduleConfig
@@ -116,9 +117,9 @@ class Prior(nn.Module):
         return None
 
     def set_dropout(self, probability: float) -> None:
-        """Drop activations with `probability` in training, where the kind has dropout."""
+        """Drop activations with `probability` in training, where the kind has `flextok.model.nn.dropout.Dropout`."""
         for module in self.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, Dropout):
                 module.p = probability
 
     def prepare(self, rows: int, dtype: torch.dtype = torch.float32) -> "Prior":

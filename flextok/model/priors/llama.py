@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flextok.model.nn.attention import attend
+from flextok.model.nn.dropout import Dropout
 from flextok.model.priors.autoregressive import AutoregressivePrior, check_labels
 from flextok.model.priors.config import AutoregressiveConfig, LlamaConfig, PriorConfig
 from flextok.model.sampling.trunk import Memory
@@ -53,7 +54,7 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.norms = nn.ModuleList([nn.RMSNorm(width, eps=NORM_EPS) for _ in range(2)])
-        self.dropout = nn.Dropout(0.0)  # as much as the training says, see `Prior.set_dropout`
+        self.dropout = Dropout(0.0)  # as much as the training says, see `Prior.set_dropout`
 
     def forward(self, x: Tensor, turns_2Nd: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.norms[0](x), turns_2Nd))

@@ -12,7 +12,7 @@ from flextok.errors import UsageError
 from flextok.model.teachers.base import Teacher
 from flextok.model.teachers.config import DinoV2Config
 from flextok.model.transformers_package import import_transformers
-from flextok.weights import check_weights
+from flextok.weights import check_weights, from_hub
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
@@ -25,7 +25,8 @@ class DinoV2(Teacher):
     def __init__(self, config: DinoV2Config, device: torch.device):
         remedy = "run `pip install transformers`, or take the teacher efficientnet_lite0"
         transformers = import_transformers("the teacher dinov2", remedy)
-        folder = Path(config.folder) if config.folder is not None else _fetched(str(config.hub_id))
+        hub = (str(config.hub_id), (CONFIG, WEIGHTS), "the teacher", "or set teacher.folder")
+        folder = Path(config.folder) if config.folder is not None else from_hub(*hub)
         remedy = "set teacher.folder and teacher.sha256 to the same weights"
         check_weights(str(folder / WEIGHTS), config.sha256, "the teacher dinov2", remedy)
         try:
@@ -51,16 +52,3 @@ class DinoV2(Teacher):
         hidden_BND = self._model(pixel_values=(resized - self._mean) / self._std).last_hidden_state
         patches_BPD = hidden_BND[:, -self._patches :]  # class and register tokens stand before them
         return patches_BPD.transpose(1, 2).unflatten(2, (math.isqrt(self._patches), -1))
-
-
-def _fetched(hub_id: str) -> Path:
-    """The folder of a model of the Hub on this machine."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS]))
-    except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"expected the teacher {hub_id} on the Hub, found: {first_line}; or set teacher.folder"
-        ) from None

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from flextok import storage
 from flextok.config import Config
 from flextok.errors import UsageError
 from flextok.registry import ConfigRegister
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HistoryRow = tuple[int, str, float]
 """Steps done, name, value."""
@@ -45,6 +48,15 @@ class Sink(Protocol):
 
     def close(self, is_finished: bool) -> None:
         """No more rows come; `is_finished` says whether the training came to its end."""
+        ...
+
+
+@runtime_checkable
+class PictureSink(Sink, Protocol):
+    """A sink that takes pictures, too."""
+
+    def show(self, step: int, picture_HWC: "np.ndarray") -> None:
+        """Take the picture of held-out samples after `step` steps, uint8."""
         ...
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from flextok.train.sinks.base import SINKS, HistoryRow, RunInfo, Sink, SinkSettings, local_folder
@@ -58,6 +59,9 @@ class _Mlflow:
         metrics = [Metric(name, value, now, step) for step, name, value in rows]
         for start in range(0, len(metrics), MOST_METRICS):
             self._client.log_batch(self._run_id, metrics[start : start + MOST_METRICS])
+
+    def show(self, step: int, picture_HWC: np.ndarray) -> None:
+        self._client.log_image(self._run_id, picture_HWC, f"pictures/step_{step:09d}.png")
 
     def close(self, is_finished: bool) -> None:
         self._client.set_terminated(self._run_id, "FINISHED" if is_finished else "FAILED")

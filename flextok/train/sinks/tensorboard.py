@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from flextok.train.sinks.base import SINKS, HistoryRow, RunInfo, Sink, SinkSettings, local_folder
@@ -34,6 +35,10 @@ class _TensorBoard:
         for step, name, value in rows:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # raises what its own thread met
+
+    def show(self, step: int, picture_HWC: np.ndarray) -> None:
+        self._writer.add_image("pictures", picture_HWC, step, dataformats="HWC")
+        self._writer.flush()
 
     def close(self, is_finished: bool) -> None:
         self._writer.close()

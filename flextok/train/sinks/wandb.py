@@ -3,6 +3,7 @@
 import importlib
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from flextok.train.sinks.base import SINKS, HistoryRow, RunInfo, Sink, SinkSettings, by_step, local_folder
@@ -43,6 +44,10 @@ class _Wandb:
     def write(self, rows: list[HistoryRow]) -> None:
         for step, values in by_step(rows):
             self._run.log(values, step=step)
+
+    def show(self, step: int, picture_HWC: np.ndarray) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        self._run.log({"pictures": wandb.Image(picture_HWC)}, step=step)
 
     def close(self, is_finished: bool) -> None:
         self._run.finish(exit_code=0 if is_finished else 1)
