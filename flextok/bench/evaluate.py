@@ -55,7 +55,7 @@ def measure_gathering(image_px: int, input_px: int, pictures: int, rounds: int, 
     config = ReferenceConfig(extractor=EXTRACTOR, extractor_input_px=input_px, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         corpus_url, made = f"{scratch}/corpus", Path(scratch) / "reference"
-        drawn = ScenesConfig(train_samples=1, val_samples=pictures, image_px=image_px)
+        drawn = ScenesConfig(train_samples=1, val_samples=pictures, image_px=image_px, seed=0)
         shard_corpus(CorpusConfig(source="scenes", scenes=drawn), "val", corpus_url, workers=1, progress=False)
         corpus = Corpus.open(corpus_url)
         keys = corpus.index("key")["key"].to_list()

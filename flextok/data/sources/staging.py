@@ -11,7 +11,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from flextok import storage
 from flextok.data.sources.containers import Container
@@ -20,12 +20,12 @@ from flextok.digests import digest_of
 LARGEST_EXPANSION = 100
 SLACK_BYTES = 64 * 2**20
 BLOCK = 1 << 16
-OPENERS: Mapping[bytes, Callable[..., IO[bytes]]] = {
+OPENERS: Mapping[bytes, Any] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-"""By the first bytes of a file; its name may tell nothing."""
+"""What opens a file, by its first bytes; its name may tell nothing."""
 
 
 @dataclass(frozen=True)
