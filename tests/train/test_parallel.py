@@ -159,8 +159,11 @@ def trained(
     compute = ComputeConfig(parallel=case.parallel, activation_checkpointing=case.checkpointing)  # pyright: ignore[reportArgumentType]
     rows = train(objective, config, world, f"{root}/{run}", validation, on_progress, compute)
     state = objective.model.state_dict() if world.is_first else {}
-    # Rounding may change a single id, which the perplexity and the small gradients of single modules show.
-    others = ("train/images_per_s", "machine/", "train/codebook_perplexity", "train/grad_norm/", "train/update_ratio/")
+    # Rounding may change a single id, which perplexity, entropy and the small gradients of single modules show.
+    others = (
+        "train/images_per_s", "machine/", "train/codebook_perplexity", "train/entropy_by_position/", "train/grad_norm/",
+        "train/update_ratio/",
+    )  # fmt: skip
     recorded = [row for row in rows if not row[1].startswith(others)]
     return recorded, {key: t.numpy() for key, t in state.items()}
 
