@@ -27,6 +27,8 @@ NO_CAPTURE = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
 SETTINGS = "dagster.yaml"
+# SQLite takes 504 bytes for a file with its journals (tried); `/history/runs/<run's id>.db` lies below.
+LONGEST_HOME_BYTES = 450
 PACKAGE = Path(__file__).resolve().parent
 # Where the project's configs/ and infra/dagster/ lie: inside an installed package, beside the code of a checkout.
 SHIPPED = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
@@ -199,7 +201,13 @@ def _check_url(root: str) -> None:
 
 
 def _check_dagster_can_use(home: Path) -> None:
-    """Raises UsageError for a path that means another one in the URLs by which Dagster opens its SQLite files."""
+    """Raises UsageError for a path that means another one in the URLs by which Dagster opens its SQLite files, or that is
+    too long for SQLite."""
+    if (length := len(os.fsencode(home))) > LONGEST_HOME_BYTES:
+        raise UsageError(
+            f"expected a path of at most {LONGEST_HOME_BYTES} bytes for Dagster's records (SQLite opens no longer ones), "
+            f"found {length}: {str(home)[:40]}...; give another --workspace"
+        )
     if found := re.search(r"%[0-9A-Fa-f]{2}|\?", str(home)):
         raise UsageError(
             f"expected a path without '{found[0]}' for Dagster's records (they are opened by a URL, where it means "

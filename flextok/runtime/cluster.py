@@ -159,13 +159,17 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
+def hush_ray() -> None:
+    """Before its actors or itself are ended: threads of Ray Data at work would tell of that in a hundred lines."""
+    for name in RAY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
 def stop_ray() -> None:
     """Leave Ray, and end it with all its processes if `ensure_ray` started it here."""
     import ray
 
-    # Threads of Ray Data that are still at work would tell in many lines that Ray is gone.
-    for name in RAY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    hush_ray()
     family = _started_here()
     while _head_watches:
         _head_watches.pop().end()

@@ -17,6 +17,7 @@ from typing import Any
 
 from flextok import storage
 from flextok.errors import TransientError, UsageError
+from flextok.runtime.cluster import hush_ray
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.memory import ONE_HEAP
 from flextok.runtime.nodes import Beside, ClusterNodes, beside_options
@@ -207,6 +208,7 @@ def _end(rows: "_Rows", monitor: Any, patience_s: float) -> None:
     with contextlib.suppress(RayError):  # where Ray is gone, so are its actors
         handles: Any = ray.get(monitor.close.remote())
         if not rows.ended(patience_s):
+            hush_ray()
             for handle in handles:
                 ray.kill(loads(handle))
             rows.ended(ENDING_S)

@@ -9,7 +9,7 @@ import pytest
 
 from flextok import storage
 from pipelines import cli
-from pipelines.workspace import Workspace
+from pipelines.workspace import LONGEST_HOME_BYTES, Workspace
 
 SMALL = [
     "--select", "corpus,image_shards",
@@ -66,6 +66,7 @@ def test_a_prefix_by_any_name(prefix: str, bucket: str, tmp_path: Path, monkeypa
         ("below?q/w", "'?'"),
         (os.fsdecode(b"w\xff"), "UTF-8"),
         ("w" * 300, "too long"),
+        ("/".join(["w" * 200] * 3), "at most 450 bytes"),
         ("link/w", "link"),
         (" ", "nothing"),
         ("s3://", "bucket"),
@@ -103,3 +104,10 @@ def test_a_percent_sign_alone_is_no_reason_to_refuse(name: str, tmp_path: Path):
         assert instance.get_run_records() == []
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "dagster" / "history" / "runs" / "index.db").is_file()
+
+
+def test_the_longest_path_that_is_taken_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    room = LONGEST_HOME_BYTES - len(f"{tmp_path}/a//dagster")
+    workspace = f"{tmp_path}/{'a' * (room // 2)}/{'b' * (room - room // 2 + 1)}"
+    assert len(str(Workspace(workspace).dagster_home)) == LONGEST_HOME_BYTES
+    run_and_look(workspace, f"{workspace}/corpora/scenes/train", capsys)

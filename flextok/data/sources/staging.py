@@ -11,7 +11,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from flextok import storage
 from flextok.data.sources.containers import Container
@@ -20,12 +20,12 @@ from flextok.digests import digest_of
 LARGEST_EXPANSION = 100
 SLACK_BYTES = 64 * 2**20
 BLOCK = 1 << 16
-OPENERS: Mapping[bytes, Any] = {
+OPENERS: Mapping[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-"""What opens a file, by its first bytes; its name may tell nothing."""
+"""By the first bytes of a file; its name may tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def readable_at_random(container: Container, staging: Staging) -> str:
     return goal
 
 
-def opener_of(url: str) -> Callable[..., IO[bytes]] | None:
+def opener_of(url: str) -> Callable[..., Any] | None:
     """What opens a compressed file, told by its first bytes; None for any other. Raises OSError."""
     with storage.open_read(url) as file:
         start = file.read(max(map(len, OPENERS)))
     return next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
 
 
-def decompressed(container: Container, opener: Callable[..., IO[bytes]], goal: str) -> str:
+def decompressed(container: Container, opener: Callable[..., Any], goal: str) -> str:
     """A decompressed copy of `container` at `goal`, written in a stream and once.
 
     Of a damaged file everything before the damage is kept. Raises OSError, or ValueError when nothing could be
