@@ -41,7 +41,7 @@ def rate_rows(result: EvaluationResult, metric: str) -> Iterator[list[str]]:
 def _cell(value: float | None, ends: tuple[float, float] | None = None) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if ends is None else f"{value:.3g} ± {(ends[1] - ends[0]) / 2:.1g}"
+    return f"{value:.3g}" if ends is None else f"{value:.3g} ± {(ends[1] - ends[0]) / 2:.2g}"
 
 
 def _table(rows: Iterator[Sequence[str]]) -> str:

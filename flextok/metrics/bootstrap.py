@@ -65,7 +65,7 @@ def bootstrap(
     edges = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     low, high = np.quantile(drawn, edges) + value - drawn.mean()
     if metric.unit == "fraction":
-        low, high = max(low, 0), min(high, 1)
+        low, high = np.clip((low, high), 0, 1)
     resampled = "images" if not isinstance(reference, np.ndarray) else "pairs" if in_pairs else "images and reference"
     return Interval(float(low), float(high), float(drawn.std(ddof=1)), resamples, resampled)
 
