@@ -107,7 +107,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         if isinstance(value, int):
             yield from (value // 2, value - 1)
     elif isinstance(value, str):
-        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m", "f" * 64)
+        yield from (value + "x", "folder", "mse", TOY_METRIC, "Europe/Berlin", "15m", "f" * 64, "uniform")
     elif isinstance(value, dict):
         yield {**value, "flow": 2.0}
         yield {**value, "report": "7d"}
