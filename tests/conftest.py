@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -13,27 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 # A shell that starts the tests with `&`, nohup or a supervisor has them ignore signals, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
-
-
-LONGEST_FIRST = (
-    "pipelines/test_deployment.py",
-    "pipelines/test_node_lost.py",
-    "pipelines/test_daemon_on_s3.py",
-    "pipelines/test_head_lost.py",
-    "pipelines/test_edited_profile.py",
-)
-"""Files of minutes, of which a late one would run on alone beside processes without work."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -65,29 +48,6 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
-
-
-@pytest.fixture(scope="session")
-def made_once(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, Callable[[Path], None]], Path]:
-    """A folder by its name, filled by the function beside it: once for all processes that share the tests, so that none of
-    them may change what lies there."""
-    base = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):  # one process of several, whose folder lies in that of all
-        base = base.parent
-
-    def made(name: str, make: Callable[[Path], None]) -> Path:
-        folder = base / name
-        with FileLock(f"{folder}.lock"):
-            if not (base / f"{name}.made").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                make(folder)
-                (base / f"{name}.made").touch()
-        return folder
-
-    return made
 
 
 S3Fault = Callable[[dict[str, Any]], str | None]

@@ -1,7 +1,6 @@
 """A shrunk smoke profile, built once through Dagster and Ray for all tests that look at its results."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from urllib.request import Request, urlopen
 
 import pytest
@@ -11,18 +10,13 @@ from shrunk_smoke import Built, shrunk_profile
 from pipelines import cli
 
 
-@pytest.fixture(scope="session")
-def built(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Built:
-    """The shrunk smoke profile after its first `flextok run`; to be read only, or `copied`."""
-
-    def built_in(folder: Path) -> Built:
-        return Built(folder / "smoke.yaml", folder / "work*space #1 [é] 'x'")
-
-    def build(folder: Path) -> None:
-        shrunk_profile(folder / "smoke.yaml")
-        assert cli.run(["run", *built_in(folder).arguments()]) == 0
-
-    return built_in(made_once("smoke", build))
+@pytest.fixture(scope="package")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The shrunk smoke profile after its first `flextok run`."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = Built(shrunk_profile(folder / "smoke.yaml"), folder / "work*space #1 [é] 'x'")
+    assert cli.run(["run", *done.arguments()]) == 0
+    return done
 
 
 @pytest.fixture

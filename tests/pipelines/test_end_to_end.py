@@ -13,12 +13,6 @@ from pipelines import cli
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def built(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A copy, which these tests change."""
-    return built.copied(tmp_path_factory.mktemp("copy") / "work*space #2 [é] 'x'")
-
-
 def must_run(states: dict[str, dict]) -> set[str]:
     return {name for name, item in states.items() if item["reasons"]}
 
