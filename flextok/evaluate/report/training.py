@@ -10,6 +10,7 @@ from flextok.evaluate.report.histories import TrainingHistory
 TITLES = {"latents": "Stage 0", "tokenizer": "Tokenizer", "prior": "Prior"}
 LOSSES = {**TITLES, "latents": "Stage 0 (latents)", "prior": "Prior, nats a token"}
 SKIPPED, STALLED = "skipped_step", "data_stalled"
+VALIDATION_DISTANCE = "fd_efficientnet_lite0"
 WIDE = 10
 """From this ratio of its largest to its least value a chart is on a logarithmic scale first."""
 DETAIL_POINTS = 80
@@ -40,8 +41,13 @@ def training_groups(histories: Sequence[TrainingHistory]) -> list[Group]:
     groups = [
         Group("Loss", each(loss_chart)),
         Group("Loss by tokens kept and by noise", each(_by("train", "keep"), _by("train", "noise")), ORDER),
-        Group("Codebook", each(_usage, _perplexity), "Of the ids since the row before."),
-        Group("By tokens kept and by noise, held out", each(_by("val", "keep"), _by("val", "noise")), ORDER, False),
+        Group("Codebook", each(_usage, _perplexity, _entropy), "Of the ids since the row before."),
+        Group(
+            "By tokens kept and by noise, held out",
+            each(_by("val", "keep"), _by("val", "noise"), _distance),
+            ORDER,
+            False,
+        ),
         Group("Parts of the losses", each(_parts), "Each without its weight.", False),
         Group(
             "Optimizer: learning rates, gradients, updates",
@@ -85,14 +91,24 @@ def _by(split: str, kind: str) -> Make:
     """Makes the chart of the loss by groups of samples, in their order."""
     by = {"keep": "tokens kept", "noise": "noise"}[kind]
 
-    def make(history: TrainingHistory) -> Chart | None:
-        curves = history.below(f"{split}/loss_by_{kind}")
-        names = sorted(curves, key=lambda name: float(name.partition("-")[0]))
-        step = (SHADES - 1) / max(len(names) - 1, 1)
-        lines = [_line(name, curves[name], shade=round(step * index)) for index, name in enumerate(names)]
-        return _chart(f"By {by}", lines, history)
+    return lambda history: _in_order(f"{split}/loss_by_{kind}", f"By {by}", history)
 
-    return make
+
+def _entropy(history: TrainingHistory) -> Chart | None:
+    return _in_order("train/entropy_by_position", "Entropy by position, bits", history)
+
+
+def _distance(history: TrainingHistory) -> Chart | None:
+    return _in_order(f"val/{VALIDATION_DISTANCE}", f"{VALIDATION_DISTANCE} by tokens kept", history)
+
+
+def _in_order(name: str, title: str, history: TrainingHistory) -> Chart | None:
+    """The curves below `name`, by the numbers that they are called by, in shades from the first to the last."""
+    curves = history.below(name)
+    names = sorted(curves, key=lambda each: float(each.partition("-")[0]))
+    step = (SHADES - 1) / max(len(names) - 1, 1)
+    lines = [_line(each, curves[each], shade=round(step * index)) for index, each in enumerate(names)]
+    return _chart(title, lines, history)
 
 
 def _usage(history: TrainingHistory) -> Chart | None:
