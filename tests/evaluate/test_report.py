@@ -220,7 +220,7 @@ def test_pictures_are_lossless_where_that_is_small_enough():
     for image in noise:
         many.add(to_png(image))
     numbers = [few.add(to_png(image)) for image in noise[[0, 1, 0]]]
-    assert numbers == [0, 1, 0]  # a picture is on the page once
+    assert numbers == [0, 1, 0]
     encoding, uris = few.written()
     assert encoding == ENCODINGS[0] and len(uris) == 2
     for uri, image in zip(uris, noise, strict=False):
@@ -228,6 +228,10 @@ def test_pictures_are_lossless_where_that_is_small_enough():
     chosen, uris = many.written()
     assert chosen == next(each for each in ENCODINGS if each.quality is not None)
     assert sum(map(len, uris)) < 4_000_000
+    for number in [0, 1] * 40:
+        assert few.add(to_png(noise[number])) == number
+    encoding, uris = few.written()
+    assert encoding != ENCODINGS[0] and len(uris) == 2  # on the page they stand each time that they are shown
 
 
 def test_evaluations_without_pictures_have_a_page(pipeline: TinyPipeline, tmp_path: Path):
