@@ -249,4 +249,4 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
                           env=environment, text=True, stdout=subprocess.PIPE, check=True)  # fmt: skip
     _, (small, first), (large, second) = (map(float, line.split()) for line in done.stdout.splitlines())
     assert large == 16 * small == 512 * 4096
-    assert second - first < 16
+    assert second - first < 32  # of 240 MiB more; the allocator keeps up to 18
