@@ -24,13 +24,12 @@ from flextok.evaluate.samples.job import (
     draw,
     plan_samples,
 )
-from flextok.evaluate.samples.layout import image_url
+from flextok.evaluate.samples.layout import FILE_THREADS, image_url
 from flextok.provenance import read_provenance
 from flextok.runtime.compute import ComputeConfig
 from flextok.runtime.lock import locked
 from flextok.runtime.storage_errors import storage_errors
 
-FILE_THREADS = 8
 KEEPS = "finished shards are kept"
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from flextok.evaluate.report.charts import COLOURS, SHADES, Chart, Line, Mark
 from flextok.evaluate.report.histories import TrainingHistory
+from flextok.metrics.frechet import distance_name
 
 TITLES = {"latents": "Stage 0", "tokenizer": "Tokenizer", "prior": "Prior"}
 LOSSES = {**TITLES, "latents": "Stage 0 (latents)", "prior": "Prior, nats a token"}
 SKIPPED, STALLED = "skipped_step", "data_stalled"
-VALIDATION_DISTANCE = "fd_efficientnet_lite0"
+VALIDATION_DISTANCE = distance_name("efficientnet_lite0")
 WIDE = 10
 """From this ratio of its largest to its least value a chart is on a logarithmic scale first."""
 DETAIL_POINTS = 80

@@ -10,7 +10,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,15 +29,13 @@ from flextok.evaluate.decoding import decode_ids
 from flextok.evaluate.gathered import Gathered
 from flextok.evaluate.measure import ImageSets
 from flextok.evaluate.samples.drawing import batch_ranges
-from flextok.evaluate.samples.layout import features_url, image_url
+from flextok.evaluate.samples.layout import FILE_THREADS, features_url, image_url
 from flextok.model.load import load_tokenizer
 from flextok.model.tokenizer import Tokenizer
 from flextok.runtime.storage_errors import telling_storage_errors
 from flextok.tokenize.fitness import Proof
 from flextok.tokenize.tasks import Finished, Task
 from flextok.tokenize.worker import ShardWorker
-
-FILE_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,17 @@ class Decoded:
     """By K: bytes of the picture of each sample that has one."""
     features: dict[str, str]
     """By K: sha256 of the file of features, where there is one."""
+
+    def lost_features(self, folder: str, shard: str) -> list[str]:
+        """The K whose features are missing or not as they were written."""
+        return [
+            keep for keep, sha256 in self.features.items() if not _has(features_url(folder, int(keep), shard), sha256)
+        ]
+
+    def lost_pictures(self, keep: str, keys: Iterable[str], sizes: Mapping[str, int]) -> list[str]:
+        """Which of the samples `keys` of the shard have no picture at `keep` tokens, or one of another size than it had;
+        `sizes` are the bytes of all files in the pictures' folder."""
+        return [key for key, size in zip(keys, self.pictures[keep], strict=False) if sizes.get(f"{key}.png") != size]
 
 
 class SampleDecoder(ShardWorker[DecodeTask, "Decoding"]):
@@ -164,13 +173,7 @@ def finished_decoding(task: DecodeTask) -> Finished | None:
     `lacks_pictures`.
     """
     made = read_decoded(task)
-    if made is None:
-        return None
-    try:
-        for keep, sha256 in made.features.items():
-            if storage.sha256_file(features_url(task.corpus, int(keep), task.name)) != sha256:
-                return None
-    except FileNotFoundError:
+    if made is None or made.lost_features(task.corpus, task.name):
         return None
     return _record(task), []
 
@@ -179,13 +182,7 @@ def lacks_pictures(task: DecodeTask, keys: Sequence[str], sizes: Mapping[int, Ma
     """Whether a picture of a task is not there, or has another size than it had. `keys` are those of its samples, `sizes`
     the bytes of all files in the folder of each K."""
     made = read_decoded(task)
-    if made is None:
-        return True
-    return any(
-        sizes[keep].get(f"{key}.png") != size
-        for keep in task.keeps
-        for key, size in zip(keys, made.pictures[str(keep)], strict=False)
-    )
+    return made is None or any(made.lost_pictures(str(keep), keys, sizes[keep]) for keep in task.keeps)
 
 
 def read_decoded(task: DecodeTask) -> Decoded | None:
@@ -195,6 +192,13 @@ def read_decoded(task: DecodeTask) -> Decoded | None:
     except (FileNotFoundError, FlextokError, TypeError, UnicodeDecodeError):
         return None
     return made if made.fingerprint == task.fingerprint else None
+
+
+def _has(url: str, sha256: str) -> bool:
+    try:
+        return storage.sha256_file(url) == sha256
+    except FileNotFoundError:
+        return False
 
 
 def _record(task: DecodeTask) -> ShardRecord:

@@ -4,6 +4,8 @@ from flextok import storage
 
 DECODED = "decoded"
 IMAGES, FEATURES = "images", "features"
+FILE_THREADS = 8
+"""Pictures that are read or written at once."""
 
 
 def image_folder(url: str, keep: int) -> str:

@@ -4,7 +4,7 @@ from flextok import storage
 from flextok.data.tokens import verify_tokens
 from flextok.evaluate.samples.decoding import Decoded
 from flextok.evaluate.samples.drawing import sample_key
-from flextok.evaluate.samples.layout import DECODED, features_url, image_folder
+from flextok.evaluate.samples.layout import DECODED, image_folder
 
 
 def verify_samples(url: str) -> list[str]:
@@ -20,15 +20,12 @@ def verify_samples(url: str) -> list[str]:
     for shard, count in rows.items():
         if f"{shard}.json" in made:
             decoded = Decoded(**storage.read_json(storage.join(url, DECODED, f"{shard}.json")))
-            for keep, sha256 in decoded.features.items():
-                place = features_url(url, int(keep), shard)
-                if not storage.exists(place) or storage.sha256_file(place) != sha256:
-                    problems.append(f"features of shard {shard} at K={keep}: missing, or not as they were written")
+            for keep in decoded.lost_features(url, shard):
+                problems.append(f"features of shard {shard} at K={keep}: missing, or not as they were written")
             for keep, bytes_of in decoded.pictures.items():
                 found = sizes.setdefault(keep, storage.sizes(image_folder(url, int(keep))))
                 keys = [sample_key(first + place) for place in range(len(bytes_of))]
-                lost = [key for key, size in zip(keys, bytes_of, strict=True) if found.get(f"{key}.png") != size]
-                if lost:
+                if lost := decoded.lost_pictures(keep, keys, found):
                     problems.append(
                         f"pictures of shard {shard} at K={keep}: {len(lost)} missing or of another size, the first {lost[0]}"
                     )
